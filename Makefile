@@ -1,0 +1,59 @@
+# make book | test | lab | help. What to run, and when, is decided by workflow/Snakefile.
+PROFILE ?= demo
+DATASET ?= procedural
+DATA_ROOT ?=
+SETTINGS ?=
+JOBS ?= 2
+ARGS ?=
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+GPU ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo 0)
+FAISS := $(if $(filter 1,$(GPU)),gpu,cpu)
+PY := .venv/bin/python
+STAMP := .venv/installed-$(FAISS)
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+
+.PHONY: help book test lab clean readme lock environment
+help:
+	@echo "make book   fit, score, and build the book: _build/html/index.html"
+	@echo "            PROFILE=demo|smoke|paper  DATASET=procedural|mvtec3d  DATA_ROOT=folder of"
+	@echo "            the data set  JOBS=cores (2)  GPU=1|0 (1 where there is an NVIDIA driver)"
+	@echo "            SETTINGS='{alpha: 2.0}' single settings  ARGS='-n' more for Snakemake"
+	@echo "make test   style, tests, the smoke profile of the whole road, its book in a browser"
+	@echo "make lab    JupyterLab on the notebooks"
+	@echo "make readme write the committed results into README.md"
+	@echo "make lock   write requirements.lock from what is installed"
+	@echo "make clean  remove what was computed and built (not .venv, not real data)"
+
+environment: $(STAMP)
+$(STAMP): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "g2sf-book: Python 3.11 or newer is needed and none was found;" \
+		"install it, or say where it is: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) workflow/bootstrap.py --faiss $(FAISS)
+
+book: $(STAMP)
+	@$(PY) workflow/run.py --profile $(PROFILE) --dataset $(DATASET) --jobs $(JOBS) \
+		--html _build/html --data-root "$(DATA_ROOT)" --settings "$(SETTINGS)" $(ARGS)
+
+test: $(STAMP)
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m pytest --ignore tests/test_book.py
+	$(PY) workflow/run.py --profile smoke --jobs $(JOBS) --html _build/smoke/html
+	$(PY) workflow/bootstrap.py --browser
+	G2SF_BOOK=_build/smoke/html $(PY) -m pytest tests/test_book.py
+
+# Kernels start in the repository root, as under papermill, though only notebooks/ is listed.
+lab: $(STAMP)
+	$(PY) -m jupyterlab --ServerApp.root_dir="$(CURDIR)/notebooks" \
+		--MappingKernelManager.root_dir="$(CURDIR)"
+
+readme: $(STAMP)
+	$(PY) -m g2sf_lib.results readme --profile $(PROFILE) --dataset $(DATASET)
+
+lock: $(STAMP)
+	$(PY) workflow/bootstrap.py --lock
+
+clean:
+	rm -rf _build book/executed data/runs data/raw/procedural-* .snakemake

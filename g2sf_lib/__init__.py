@@ -1,0 +1,1 @@
+"""G2SF: geometry-guided score fusion for multimodal industrial anomaly detection."""

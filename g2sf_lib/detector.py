@@ -1,0 +1,378 @@
+"""G2SF as one detector: fit on normal scans, predict a score map and an image score."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.ndimage import binary_erosion, gaussian_filter
+from torch import Tensor
+
+from g2sf_lib.config import MODALITIES, BankConfig, Config, ScoringConfig, leaf_fields, make_config
+from g2sf_lib.datasets import Sample
+from g2sf_lib.features import FeatureExtractor, Patches, cell_labels
+from g2sf_lib.fusion import LSPN, GlobalScale, aggregate
+from g2sf_lib.memory import MemoryBank, Standardiser
+from g2sf_lib.storage import read_described, write_described
+from g2sf_lib.synthesis import synthesise_set
+from g2sf_lib.training import Cells, Metric, train_metric
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a detector says of one scan.
+
+    Attributes:
+        score_map: (map_size, map_size) float32, not negative; larger is more anomalous;
+            0 on background.
+        image_score: the largest cell score.
+    """
+
+    score_map: np.ndarray
+    image_score: float
+
+
+@dataclass(frozen=True)
+class CellScores:
+    """What G2SF computes of n cells, from distances to scores.
+
+    Attributes:
+        s: (n, k + 1, M) distances divided by the normal mean.
+        w: (n, k + 1, M) scale factors.
+        ell: (n, k + 1) metrics.
+        cell_score: (n,) aggregated over neighbourhoods.
+    """
+
+    s: Tensor
+    w: Tensor
+    ell: Tensor
+    cell_score: Tensor
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device that "auto", "cpu" or "cuda" means here.
+
+    Raises:
+        ValueError: for "cuda" where torch sees none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "device is 'cuda', but torch sees no CUDA device; expected 'auto' or 'cpu'"
+        )
+    use_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+def counted_cells(patches: Patches, silhouette: str) -> Tensor:
+    """Return the cells whose scores count, by one rule for every method.
+
+    Args:
+        patches: one scan.
+        silhouette: "exclude" leaves out foreground cells with a background cell among
+            their eight neighbours, or at the edge of the image: there the support of
+            a point feature is cut. "count" leaves none out.
+
+    Returns:
+        (cells,) bool, all foreground where nothing would be left.
+    """
+    if silhouette == "count":
+        return patches.foreground
+    inner = binary_erosion(patches.foreground.cpu().numpy().reshape(patches.grid), np.ones((3, 3)))
+    inner = torch.from_numpy(inner.reshape(-1)).to(patches.foreground.device)
+    return inner if inner.any() else patches.foreground
+
+
+def to_prediction(cell_score: Tensor, patches: Patches, scoring: ScoringConfig) -> Prediction:
+    """Return map and image score from the scores of one scan's foreground cells.
+
+    The map is upsampled bilinearly and smoothed with a Gaussian; the image score is the
+    largest cell score before smoothing (Section 3.6).
+
+    Args:
+        cell_score: (n,) scores of ``patches.foreground``, in row-major order.
+        patches: the scan's cells.
+        scoring: silhouette rule, map size, blur, quantisation.
+    """
+    cells = torch.zeros(len(patches.foreground))
+    cells[patches.foreground.cpu()] = cell_score.detach().float().cpu()
+    cells[~counted_cells(patches, scoring.silhouette).cpu()] = 0.0
+    size = (scoring.map_size, scoring.map_size)
+    score_map = torch.nn.functional.interpolate(
+        cells.view(1, 1, *patches.grid), size, mode="bilinear", align_corners=False
+    )[0, 0].numpy()
+    if scoring.quantise and score_map.max() > 0:
+        top = score_map.max()
+        score_map = np.floor(score_map / top * 255).astype(np.float32) / 255 * top
+    if scoring.blur_sigma_px:
+        score_map = gaussian_filter(score_map, scoring.blur_sigma_px)
+    return Prediction(score_map.astype(np.float32), float(cells.max()))
+
+
+def foreground_features(patches: Iterable[Patches]) -> dict[str, Tensor]:
+    """Return mod -> (N, D_mod): the foreground cells of several scans, one after another."""
+    parts = [{mod: p.feat[mod][p.foreground] for mod in MODALITIES} for p in patches]
+    return {mod: torch.cat([part[mod] for part in parts]) for mod in MODALITIES}
+
+
+def fit_banks(
+    feat: dict[str, Tensor], bank: BankConfig, progress: bool = False
+) -> dict[str, MemoryBank]:
+    """Return a bank a modality from standardised features of normal foreground cells."""
+    return {
+        mod: MemoryBank.fit(
+            feat[mod], bank.bank_fraction, bank.coreset, bank.projection_eps, progress=progress
+        )
+        for mod in MODALITIES
+    }
+
+
+def query_banks(
+    banks: dict[str, MemoryBank], feat: dict[str, Tensor], num: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return mod -> (N, num) prototype rows, and distances (N, num, M), nearest first."""
+    found = {mod: banks[mod].query(feat[mod], num) for mod in MODALITIES}
+    return {mod: found[mod][0] for mod in MODALITIES}, torch.stack(
+        [found[mod][1] for mod in MODALITIES], dim=-1
+    )
+
+
+def labelled_cells(
+    patches: Sequence[Patches],
+    labels: Sequence[Tensor],
+    standardiser: Standardiser,
+    banks: dict[str, MemoryBank],
+    k: int,
+) -> Cells:
+    """Return the foreground cells of synthetic scans with their 2k + 1 neighbourhoods.
+
+    Args:
+        patches: one entry a synthetic scan.
+        labels: (cells,) bool each, True on pasted cells.
+        standardiser: from normal training cells.
+        banks: mod -> bank, from normal training cells.
+        k: proximal neighbourhoods.
+    """
+    feat = standardiser(foreground_features(patches))
+    index, s = query_banks(banks, feat, 2 * k + 1)
+    is_anomalous = torch.cat([lab[p.foreground] for p, lab in zip(patches, labels, strict=True)])
+    sizes = torch.tensor([int(p.foreground.sum()) for p in patches])
+    image = torch.repeat_interleave(torch.arange(len(patches)), sizes)
+    return Cells(feat, index, s, is_anomalous, image)
+
+
+class G2SF:
+    """Geometry-guided score fusion behind `fit` and `predict`.
+
+    Args:
+        config: settings; the sections data and preprocess are not read here, because
+            samples come in preprocessed.
+    """
+
+    def __init__(self, config: Config | None = None):
+        self.config = config if config is not None else make_config()
+        self.standardiser: Standardiser | None = None
+        self.banks: dict[str, MemoryBank] = {}
+        self.metric: Metric | None = None
+        self.history: list[dict[str, float]] = []
+
+    @property
+    def device(self) -> torch.device:
+        """Where features are computed and the metric is trained."""
+        return pick_device(self.config.device)
+
+    @cached_property
+    def extract(self) -> FeatureExtractor:
+        """What turns a sample into patches; its networks are loaded once."""
+        return FeatureExtractor(self.config.features, self.device)
+
+    def fit(self, samples: Sequence[Sample], progress: bool = False) -> G2SF:
+        """Fit bank and metric to normal scans; return the detector itself.
+
+        Synthetic anomalies are made from the same scans (Section 3.7); their points come
+        from the same scans too, since a detector sees no other category.
+
+        Args:
+            samples: preprocessed scans without defects, at least two.
+            progress: whether progress bars are shown.
+
+        Raises:
+            ValueError: for fewer than two scans, or one with a defect.
+        """
+        if len(samples) < 2:
+            raise ValueError(f"G2SF.fit: {len(samples)} scans; expected at least 2")
+        for sample in samples:
+            if sample.is_anomalous or sample.mask.any():
+                raise ValueError(
+                    f"G2SF.fit: scan {sample.name} is {sample.label!r}; expected 'good'"
+                )
+        extract = self.extract
+        self.fit_bank([extract(sample) for sample in samples], progress)
+        synthetic = synthesise_set(
+            samples,
+            samples,
+            samples,
+            self.config.synthesis.num_synthetic,
+            self.config.category,
+            self.config.synthesis,
+            self.config.seed,
+        )
+        patches, labels = [], []
+        for sample in synthetic:
+            patches.append(extract(sample))
+            labels.append(cell_labels(sample.mask, patches[-1].grid))
+        return self.fit_metric(patches, labels, progress=progress)
+
+    def fit_bank(self, patches: Iterable[Patches], progress: bool = False) -> G2SF:
+        """Fit standardiser and banks (Section 3.2) to cells of normal scans."""
+        feat = foreground_features(patches)
+        self.standardiser = Standardiser.fit(feat, self.config.features.standardise)
+        self.banks = fit_banks(self.standardiser(feat), self.config.bank, progress)
+        return self
+
+    def fit_metric(
+        self,
+        patches: Sequence[Patches],
+        labels: Sequence[Tensor],
+        checkpoint: Path | None = None,
+        progress: bool = False,
+    ) -> G2SF:
+        """Train LSPN and sigma (Sections 3.4 and 3.5) on cells of synthetic scans.
+
+        Args:
+            patches: one entry a synthetic scan.
+            labels: (cells,) bool each, True on pasted cells.
+            checkpoint: where an interrupted training goes on from.
+            progress: whether a progress bar is shown.
+        """
+        config = self.config
+        cells = labelled_cells(patches, labels, self.standardiser, self.banks, config.model.k)
+        self.metric, self.history = train_metric(
+            cells.to(self.device),
+            self.prototypes(),
+            config.model,
+            config.loss,
+            config.training,
+            config.seed,
+            checkpoint,
+            progress,
+        )
+        return self
+
+    def prototypes(self) -> dict[str, Tensor]:
+        """Return mod -> (B_mod, D_mod) standardised prototypes, on the detector's device."""
+        return {mod: self.banks[mod].prototypes.to(self.device) for mod in MODALITIES}
+
+    def score_cells(self, feat: dict[str, Tensor]) -> CellScores:
+        """Return distances, scale factors, metrics and scores of cells.
+
+        Args:
+            feat: mod -> (n, D_mod), features as extracted, not standardised.
+        """
+        if self.metric is None:
+            raise ValueError("G2SF: the detector is not fitted; call fit or load first")
+        feat = {mod: value.to(self.device) for mod, value in self.standardiser(feat).items()}
+        index, s = query_banks(self.banks, feat, self.config.model.k + 1)
+        w = self.metric.scale_factors(feat, self.prototypes(), index, s)
+        with torch.no_grad():
+            ell = self.metric.ell(w, s)
+        scores = aggregate(ell, self.config.scoring.aggregate)
+        return CellScores(s / self.metric.s_mean, w, ell, scores)
+
+    def predict(self, sample: Sample) -> Prediction:
+        """Return score map and image score of one preprocessed scan."""
+        return self.predict_patches(self.extract(sample))
+
+    def predict_patches(self, patches: Patches) -> Prediction:
+        """Return score map and image score of one scan whose features are at hand."""
+        scores = self.score_cells({m: patches.feat[m][patches.foreground] for m in MODALITIES})
+        return to_prediction(scores.cell_score, patches, self.config.scoring)
+
+    def save(self, directory: Path | str) -> None:
+        """Write a fitted detector: ``detector.safetensors`` and ``detector.json``.
+
+        Raises:
+            ValueError: when the detector is not fitted.
+        """
+        if self.metric is None:
+            raise ValueError("G2SF.save: the detector is not fitted; call fit first")
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        tensors = {f"lspn.{n}": p for n, p in self.metric.lspn.state_dict().items()}
+        tensors |= {f"sigma.{n}": p for n, p in self.metric.sigma.state_dict().items()}
+        tensors["s_mean"] = self.metric.s_mean
+        tensors |= bank_tensors(self.banks)
+        describe = {
+            "config": flat_settings(self.config),
+            "standardiser": dataclasses.asdict(self.standardiser),
+            "direction_form": self.metric.direction_form,
+            "dims": self.metric.lspn.dims,
+            "history": self.history,
+        }
+        write_described(directory / "detector.json", describe, tensors)
+
+    @classmethod
+    def load(cls, directory: Path | str, device: str = "auto") -> G2SF:
+        """Return a saved detector.
+
+        Args:
+            directory: what `save` wrote.
+            device: "auto", "cpu" or "cuda"; need not be where it was trained.
+
+        Raises:
+            StoredFileError: naming the file that is missing, truncated or changed, or
+                whose format version is another.
+        """
+        directory = Path(directory)
+        known, tensors = read_described(directory / "detector.json")
+        detector = cls(make_config(**(known["config"] | {"device": device})))
+        model = detector.config.model
+        lspn = LSPN(known["dims"], model.hidden, model.embed, model.dropout)
+        lspn.load_state_dict(_under(tensors, "lspn."))
+        sigma = GlobalScale()
+        sigma.load_state_dict(_under(tensors, "sigma."))
+        where = detector.device
+        detector.metric = Metric(
+            lspn.to(where).eval(),
+            sigma.to(where),
+            tensors["s_mean"].to(where),
+            known["direction_form"],
+        )
+        detector.banks = banks_from(tensors)
+        detector.standardiser = Standardiser(**known["standardiser"])
+        detector.history = known["history"]
+        return detector
+
+
+def flat_settings(config: Config) -> dict:
+    """Return leaf name -> value, which `make_config` turns into the same config again."""
+    return {
+        name: getattr(config if section is None else getattr(config, section), name)
+        for name, (section, _, _) in leaf_fields().items()
+    }
+
+
+def bank_tensors(banks: dict[str, MemoryBank]) -> dict[str, Tensor]:
+    """Return the tensors of several banks under their names."""
+    return {
+        f"bank.{name}.{field.name}": getattr(bank, field.name)
+        for name, bank in banks.items()
+        for field in dataclasses.fields(bank)
+    }
+
+
+def banks_from(tensors: dict[str, Tensor]) -> dict[str, MemoryBank]:
+    """Return the banks that `bank_tensors` took apart."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, value in _under(tensors, "bank.").items():
+        bank, attribute = name.split(".")
+        parts.setdefault(bank, {})[attribute] = value
+    return {name: MemoryBank(**attributes) for name, attributes in parts.items()}
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

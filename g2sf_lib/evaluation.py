@@ -1,0 +1,304 @@
+"""How well scores separate good from anomalous: AUROC of images and pixels, and AUPRO.
+
+All functions take scores of which a larger one means more anomalous, and truth in which
+anything but zero means anomalous. Maps may differ in size from image to image; a map and its
+mask may not. Arrays and tensors, whole stacks (N, H, W) and lists of (H, W), are the same to
+them.
+
+AUPRO comes in two protocols, which differ most at small limits:
+
+- every threshold (``num_thresholds=None``), the exact area under the curve;
+- the published one (``num_thresholds=100``), which draws the curve through that many points.
+
+Report which one a number belongs to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+from sklearn.metrics import roc_auc_score
+
+LIMITS = (0.3, 0.1, 0.05, 0.01)
+_EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
+_RIGHT_LEFT = ("right", "left")
+
+
+def image_auroc(scores: Any, labels: Any) -> float:
+    """Return the chance that an anomalous image scores above a good one; a tie counts half.
+
+    Args:
+        scores: (N,) image scores.
+        labels: (N,) bool or integers, not zero where the image is anomalous.
+
+    Returns:
+        The area under the ROC curve, in [0, 1].
+
+    Raises:
+        ValueError: if lengths differ, a score is not finite, or only one class is there.
+
+    Source: Section 4.1, I-AUROC.
+    """
+    scores, truth = _scores_and_truth(scores, labels)
+    if scores.ndim != 1:
+        raise ValueError(f"scores have shape {scores.shape}; expected (N,)")
+    return float(roc_auc_score(truth, scores))
+
+
+def bootstrap_auroc(
+    scores: Any, labels: Any, num: int = 1000, generator: np.random.Generator | None = None
+) -> np.ndarray:
+    """Return the AUROC of `num` resamples of the images, good and anomalous drawn apart.
+
+    The standard deviation over the resamples is the standard error of the AUROC. Each
+    resample serves all methods, so the standard deviation of a difference of two rows is
+    that of the paired difference.
+
+    An AUROC is the mean, over pairs (good, anomalous), of 1, 1/2 or 0. A resample only changes
+    how often a pair counts, so all resamples are two matrix products over one table of pairs.
+
+    Args:
+        scores: (N,) image scores, or (M, N) those of M methods for the same images.
+        labels: (N,) bool or integers, not zero where the image is anomalous.
+        num: how many resamples.
+        generator: where the resamples come from; None draws fresh entropy.
+
+    Returns:
+        (num,) or (M, num) areas in [0, 1].
+
+    Raises:
+        ValueError: if lengths differ, a score is not finite, or only one class is there.
+    """
+    scores, truth = _scores_and_truth(scores, labels)
+    if scores.ndim > 2:
+        raise ValueError(f"scores have shape {scores.shape}; expected (N,) or (M, N)")
+    generator = np.random.default_rng() if generator is None else generator
+    num_bad, num_good = int(truth.sum()), int((~truth).sum())
+    times_bad = generator.multinomial(num_bad, np.full(num_bad, 1 / num_bad), size=num)
+    times_good = generator.multinomial(num_good, np.full(num_good, 1 / num_good), size=num)
+    areas = np.empty((len(np.atleast_2d(scores)), num))
+    for row, of_method in enumerate(np.atleast_2d(scores)):
+        bad, good = of_method[truth, None], of_method[None, ~truth]
+        wins = (bad > good) + 0.5 * (bad == good)  # (num_bad, num_good)
+        areas[row] = ((times_bad @ wins) * times_good).sum(axis=1) / (num_bad * num_good)
+    return areas[0] if scores.ndim == 1 else areas
+
+
+def pixel_auroc(score_maps: Any, masks: Any) -> float:
+    """Return the area under the ROC curve over all pixels of all images, background included.
+
+    As `image_auroc`, but counted: to sort the many good scores and to look up the few anomalous
+    ones is cheaper than a curve through millions of points.
+
+    Args:
+        score_maps: N maps (H, W).
+        masks: N masks (H, W), not zero on anomalous pixels.
+
+    Returns:
+        The area, in [0, 1].
+
+    Raises:
+        ValueError: as `aupro`.
+
+    Source: Section 4.1, P-AUROC.
+    """
+    maps, truths = _maps_and_truths(score_maps, masks)
+    scores, truth = _flat(maps), _flat(truths)
+    good, anomalous = np.sort(scores[~truth]), np.sort(scores[truth])
+    lower = sum(np.searchsorted(good, anomalous, side).mean() for side in _RIGHT_LEFT) / 2
+    return float(lower / len(good))
+
+
+def aupro(
+    score_maps: Any,
+    masks: Any,
+    limits: Sequence[float] = LIMITS,
+    num_thresholds: int | None = None,
+) -> dict[float, float]:
+    """Return the area under the per-region overlap up to each false positive rate.
+
+    The curve (see `pro_curve`) is interpolated linearly at the limit, integrated by
+    trapezoids from 0 to it, and divided by it, so that a perfect map scores 1.
+
+    Args:
+        score_maps: N maps (H, W).
+        masks: N masks (H, W), not zero on anomalous pixels.
+        limits: false positive rates in (0, 1].
+        num_thresholds: None for every threshold; 100 for the published protocol.
+
+    Returns:
+        limit -> area in [0, 1].
+
+    Raises:
+        ValueError: if maps and masks differ in number or shape, a score is not finite, only
+            one class is there, or a limit or the number of thresholds is out of range.
+
+    Source: Section 4.1, AUPRO@30% and AUPRO@1%.
+    """
+    for limit in limits:
+        if not 0 < limit <= 1:
+            raise ValueError(f"limit is {limit}; expected a false positive rate in (0, 1]")
+    fpr, pro = pro_curve(score_maps, masks, num_thresholds)
+    return {limit: _area_up_to(fpr, pro, limit) for limit in limits}
+
+
+def pro_curve(
+    score_maps: Any, masks: Any, num_thresholds: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the false positive rate and the per-region overlap at falling thresholds.
+
+    A region is an 8-connected set of anomalous pixels of one mask. The per-region overlap
+    (PRO) of a threshold is the share of a region that scores above it, averaged over all
+    regions of all images; the false positive rate is the share of good pixels (mask False,
+    whatever the image) above it.
+
+    With every threshold, PRO is the true positive rate of a ROC curve in which an anomalous
+    pixel weighs 1 / (regions * pixels of its region): one sort of good and one of anomalous
+    scores give all of it. Pixels of equal score pass together.
+
+    The published protocol sorts the T scores of good pixels, takes the thresholds at
+    `num_thresholds` equidistant places of that order, first and last included, counts as
+    detected what lies strictly above, and calls 1 - (place + 1) / T the false positive rate
+    (which is that of distinct scores; equal scores are not looked for). Below the rate of the
+    second-highest threshold, 1 % for 100 of them, its curve is a straight line.
+
+    Args:
+        score_maps: N maps (H, W).
+        masks: N masks (H, W), not zero on anomalous pixels.
+        num_thresholds: None for every threshold; 100 for the published protocol.
+
+    Returns:
+        fpr, pro: (points,) each, the corners of the curve, both rising, from a rate of 0 to (1, 1).
+
+    Raises:
+        ValueError: as `aupro`.
+    """
+    if num_thresholds is not None and num_thresholds < 2:
+        raise ValueError(f"num_thresholds is {num_thresholds}; expected None or at least 2")
+    maps, truths = _maps_and_truths(score_maps, masks)
+    scores = _flat(maps)
+    weights = _flat(_region_weights(truths))  # (P,), zero on good pixels
+    if num_thresholds is None:
+        return _curve_at_every_threshold(scores, weights)
+    return _published_curve(scores, weights, num_thresholds)
+
+
+def _curve_at_every_threshold(
+    scores: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the corners of the exact curve; between two anomalous scores it is level."""
+    good = np.sort(scores[weights == 0])
+    rising, covered = _covered(scores, weights)
+    values, starts = np.unique(rising, return_index=True)
+    ends = np.append(starts[1:], len(rising))
+    falling = slice(None, None, -1)
+    # Two corners a score v, from above: what lies above v, and what lies at or above v.
+    false_positives = [len(good) - np.searchsorted(good, values, side) for side in _RIGHT_LEFT]
+    overlap = [covered[-1] - covered[ends], covered[-1] - covered[starts]]
+    fpr = np.stack(false_positives, axis=-1)[falling].ravel() / len(good)
+    pro = np.stack(overlap, axis=-1)[falling].ravel() / covered[-1]
+    return np.concatenate([[0.0], fpr, [1.0]]), np.concatenate([[0.0], pro, [1.0]])
+
+
+def _published_curve(
+    scores: np.ndarray, weights: np.ndarray, num_thresholds: int
+) -> tuple[np.ndarray, np.ndarray]:
+    good = np.sort(scores[weights == 0])
+    places = np.linspace(0, len(good) - 1, num=num_thresholds, dtype=int)[::-1]
+    rising, covered = _covered(scores, weights)
+    below = covered[np.searchsorted(rising, good[places], side="right")]
+    fpr = np.append(1 - (places + 1) / len(good), 1.0)
+    pro = np.append(1 - below / covered[-1], 1.0)
+    return fpr, pro
+
+
+def _covered(scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the A anomalous scores, rising, and the (A + 1,) weight of the first 0, 1, ... A."""
+    anomalous = weights > 0
+    order = np.argsort(scores[anomalous])
+    covered = np.concatenate([[0.0], np.cumsum(weights[anomalous][order])])
+    return scores[anomalous][order], covered
+
+
+def _area_up_to(fpr: np.ndarray, pro: np.ndarray, limit: float) -> float:
+    """Return the trapezoid area under a rising curve from 0 to `limit`, divided by it."""
+    inside = int(np.searchsorted(fpr, limit, side="right"))  # points at or left of the limit
+    x, y = fpr[:inside], pro[:inside]
+    if inside < len(fpr) and x[-1] < limit:
+        step = (limit - x[-1]) / (fpr[inside] - x[-1])
+        x = np.append(x, limit)
+        y = np.append(y, y[-1] + step * (pro[inside] - y[-1]))
+    return float(np.trapezoid(y, x) / limit)
+
+
+def _region_weights(truths: list[np.ndarray]) -> list[np.ndarray]:
+    """Return maps (H, W) of 1 / (regions * pixels of its region), zero on good pixels."""
+    weights = []
+    for truth in truths:
+        regions, num_regions = ndimage.label(truth, structure=_EIGHT_CONNECTED)
+        sizes = np.bincount(regions.ravel(), minlength=num_regions + 1)
+        per_pixel = 1.0 / np.maximum(sizes, 1)
+        per_pixel[0] = 0.0
+        weights.append(per_pixel[regions])
+    # Each region sums to 1, so the sum over everything is the number of regions.
+    num_all = round(sum(float(weight.sum()) for weight in weights))
+    return [weight / num_all for weight in weights]
+
+
+def _scores_and_truth(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return (..., N) scores and (N,) bool truth, checked."""
+    scores, truth = _floating(scores), _array(labels) != 0
+    if truth.ndim != 1 or scores.ndim == 0 or scores.shape[-1] != truth.shape[0]:
+        raise ValueError(
+            f"scores have shape {scores.shape} and labels {truth.shape}; expected one label a score"
+        )
+    if not np.isfinite(scores).all():
+        raise ValueError("scores hold NaN or infinity; expected finite numbers")
+    _need_both_classes([truth], "images")
+    return scores, truth
+
+
+def _maps_and_truths(score_maps: Any, masks: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return lists of (H, W) scores and (H, W) bool truth, checked."""
+    if len(score_maps) != len(masks):
+        raise ValueError(
+            f"{len(score_maps)} score maps but {len(masks)} masks; expected one mask a map"
+        )
+    maps = [_floating(score_map) for score_map in score_maps]
+    truths = [_array(mask) != 0 for mask in masks]
+    for index, (score_map, truth) in enumerate(zip(maps, truths, strict=True)):
+        if score_map.ndim != 2 or score_map.shape != truth.shape:
+            raise ValueError(
+                f"score map {index} has shape {score_map.shape} and its mask {truth.shape}; "
+                "expected the same (H, W)"
+            )
+        if not np.isfinite(score_map).all():
+            raise ValueError(f"score map {index} holds NaN or infinity; expected finite numbers")
+    _need_both_classes(truths, "pixels")
+    return maps, truths
+
+
+def _need_both_classes(truths: list[np.ndarray], what: str) -> None:
+    num_all = sum(truth.size for truth in truths)
+    num_bad = sum(int(truth.sum()) for truth in truths)
+    if num_bad in (0, num_all):
+        raise ValueError(
+            f"{num_bad} of {num_all} {what} are anomalous; expected both good and anomalous ones"
+        )
+
+
+def _array(values: Any) -> np.ndarray:
+    return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
+
+
+def _floating(values: Any) -> np.ndarray:
+    """Return scores in their own precision: float32 sorts faster, float64 keeps its order."""
+    array = _array(values)
+    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
+
+
+def _flat(maps: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([one.ravel() for one in maps])

@@ -1,0 +1,489 @@
+"""The stages of a run, each a function of one config: what the notebooks call.
+
+Every stage reads what the one before it wrote, writes below `stage_dir`, goes on where it
+was interrupted, and leaves a JSON record of how its result came about.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+import resource
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from g2sf_lib import evaluation
+from g2sf_lib.baselines import Calibration, concatenate, fit_concat_bank, fuse
+from g2sf_lib.config import (
+    MODALITIES,
+    Config,
+    dataset_dir,
+    make_config,
+    raw_dir,
+    scans_dir,
+    stage_dir,
+)
+from g2sf_lib.datasets import Sample
+from g2sf_lib.datasets.preprocess import list_prepared, load_prepared, prepare
+from g2sf_lib.detector import (
+    G2SF,
+    Prediction,
+    bank_tensors,
+    banks_from,
+    counted_cells,
+    flat_settings,
+    foreground_features,
+    pick_device,
+    query_banks,
+    to_prediction,
+)
+from g2sf_lib.features import FeatureExtractor, Patches, cell_labels, load_patches, save_patches
+from g2sf_lib.fusion import aggregate
+from g2sf_lib.memory import MemoryBank, Standardiser
+from g2sf_lib.storage import read_described, write_described, write_json
+from g2sf_lib.synthesis import synthesise_set
+
+PACKAGES = ("torch", "timm", "open3d", "faiss-cpu", "scikit-learn", "numpy", "scipy")
+SYNTHETIC_SEED = 0  # all training seeds share their synthetic anomalies
+METHODS = ("g2sf", "w1", "rgb", "pcd", "sum", "max", "concat")
+WEIGHT_CANDIDATES = (
+    {"alpha": 0.0, "beta": 0.0, "gamma": 0.0, "mu": 0.0},
+    {"alpha": 1.0, "beta": 1.0, "gamma": 1.0, "mu": 0.0},
+    {"alpha": 1.0, "beta": 1.0, "gamma": 1.0, "mu": 0.3},
+    {"alpha": 1.0, "beta": 1.0, "gamma": 0.3, "mu": 0.1},
+    {"alpha": 3.0, "beta": 3.0, "gamma": 1.0, "mu": 0.3},
+    {"alpha": 10.0, "beta": 40.0, "gamma": 3.0, "mu": 20.0},
+)
+
+
+def categories_of(config: Config) -> tuple[str, ...]:
+    """Return the categories that a data set has in a profile, in the order of its tables."""
+    if config.dataset == "mvtec3d":
+        from g2sf_lib.datasets import mvtec3d
+
+        return mvtec3d.CATEGORIES
+    if config.profile == "smoke":
+        return ("cookie", "gland")
+    from g2sf_lib.datasets import procedural
+
+    return procedural.CATEGORIES
+
+
+def done_file(config: Config, stage: str) -> Path:
+    """Return the record of a stage, which the workflow waits for."""
+    if stage == "data":
+        return dataset_dir(config) / "scans" / "data.json"
+    if stage == "loss_weights":
+        return dataset_dir(config) / "loss_weights.json"
+    folder = dataset_dir(config) / config.category
+    return (
+        folder / f"seed{config.seed}" / "lspn.json" if stage == "lspn" else folder / f"{stage}.json"
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or None
+
+
+@contextmanager
+def recorded(config: Config, stage: str, hash_of: str | None = None) -> Iterator[dict]:
+    """Write the record of a stage when it has succeeded.
+
+    Args:
+        config: of the run.
+        stage: its name, as in `done_file`.
+        hash_of: the config stage whose hash is recorded, where it has another name.
+
+    Yields:
+        A dict; what is put into it is written too.
+    """
+    result: dict = {}
+    started = time.perf_counter()
+    yield result
+    write_json(
+        done_file(config, stage),
+        {
+            "stage": stage,
+            "config_hash": config.stage_hash(hash_of or stage),
+            "config": flat_settings(config),
+            "git_commit": _git_commit(),
+            "packages": {name: _version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+            "seed": config.seed,
+            "device": str(pick_device(config.device)),
+            "wall_s": round(time.perf_counter() - started, 2),
+            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "result": result,
+        },
+    )
+
+
+def run_data(config: Config, categories: Sequence[str], workers: int = 1) -> dict[str, int]:
+    """Render (procedural) and preprocess the scans of all categories.
+
+    Args:
+        config: its category is not read.
+        categories: whose scans are made.
+        workers: processes.
+
+    Returns:
+        category -> number of preprocessed scans.
+    """
+    with recorded(config, "data") as result:
+        if config.dataset == "procedural":
+            from g2sf_lib.datasets.procedural import generate
+
+            generate(raw_dir(config), config.data, categories, workers=workers)
+        prepare(raw_dir(config), scans_dir(config), categories, config.preprocess, workers=workers)
+        for category in categories:
+            splits = ("train", "validation", "test")
+            result[category] = sum(
+                len(list_prepared(scans_dir(config), category, split)) for split in splits
+            )
+    return result
+
+
+def load_scans(config: Config, split: str) -> list[Sample]:
+    """Return the preprocessed scans of a split of the config's category."""
+    return [
+        load_prepared(path) for path in list_prepared(scans_dir(config), config.category, split)
+    ]
+
+
+def point_sources(config: Config, categories: Sequence[str]) -> list[Path]:
+    """Return training scans of every category whose points are pasted (Section 3.7)."""
+    draw = np.random.default_rng([SYNTHETIC_SEED, 1])
+    chosen = []
+    for category in categories:
+        paths = list_prepared(scans_dir(config), category, "train")
+        num = min(config.synthesis.sources_per_category, len(paths))
+        chosen += [paths[i] for i in sorted(draw.choice(len(paths), num, replace=False))]
+    return chosen
+
+
+def synthetic_scans(config: Config, split: str, categories: Sequence[str]) -> Iterator[Sample]:
+    """Yield the synthetic anomalies on scans of a split, the same ones on every call.
+
+    Args:
+        config: of the run.
+        split: "train", or "validation" for those that choose the loss weights.
+        categories: where pasted points come from.
+    """
+    settings = config.synthesis
+    num = settings.num_synthetic if split == "train" else settings.num_synthetic_validation
+    seed = SYNTHETIC_SEED if split == "train" else SYNTHETIC_SEED + 1
+    targets = list_prepared(scans_dir(config), config.category, split)
+    points = point_sources(config, categories)
+    return synthesise_set(targets, targets, points, num, config.category, settings, seed)
+
+
+def patch_file(config: Config, split: str, name: str) -> Path:
+    """Return where the patches of a scan are kept; the split is the folder."""
+    flat = name.removeprefix(f"{split}/").replace("/", "_")
+    return stage_dir(config, "features") / split / f"{flat}.safetensors"
+
+
+def run_features(config: Config, categories: Sequence[str]) -> dict[str, int]:
+    """Extract and store the patches of all splits and of the synthetic anomalies.
+
+    Args:
+        config: of the run.
+        categories: where pasted points come from.
+
+    Returns:
+        split -> number of scans.
+    """
+    splits = ("train", "validation", "test")
+    synthetic = {"synthetic": "train", "synthetic_validation": "validation"}
+    with recorded(config, "features") as result:
+        extract = FeatureExtractor(config.features, pick_device(config.device))
+        for split in (*splits, *synthetic):
+            if split in splits:
+                paths = list_prepared(scans_dir(config), config.category, split)
+                samples, total = map(load_prepared, paths), len(paths)
+            else:
+                samples = synthetic_scans(config, synthetic[split], categories)
+                total = getattr(config.synthesis, f"num_{split}")
+            for number, sample in enumerate(tqdm(samples, desc=split, total=total, mininterval=1)):
+                name = f"{number:04d}" if split in synthetic else sample.name
+                path = patch_file(config, split, name)
+                if path.exists():
+                    continue
+                path.parent.mkdir(parents=True, exist_ok=True)
+                labels = cell_labels(sample.mask, config.features.grid_size)
+                save_patches(path, extract(sample), labels)
+            result[split] = total
+    return result
+
+
+def load_features(config: Config, split: str) -> tuple[list[Patches], list[Tensor]]:
+    """Return patches and cell labels of a split, in the order of the scans.
+
+    Raises:
+        FileNotFoundError: when the stage that writes them has not run.
+    """
+    folder = stage_dir(config, "features") / split
+    if split.startswith("synthetic"):
+        num = getattr(config.synthesis, f"num_{split}")
+        files = [patch_file(config, split, f"{number:04d}") for number in range(num)]
+    else:
+        paths = list_prepared(scans_dir(config), config.category, split)
+        files = [patch_file(config, split, f"{p.parent.name}/{p.stem}") for p in paths]
+    if not all(file.exists() for file in files):
+        raise FileNotFoundError(
+            f"{folder}: features are missing; expected them from 01_feature_extraction with the "
+            f"same parameters (profile {config.profile}, category {config.category})"
+        )
+    loaded = [load_patches(file) for file in files]
+    return [patches for patches, _ in loaded], [labels for _, labels in loaded]
+
+
+@dataclasses.dataclass(frozen=True)
+class Banks:
+    """What the bank stage stores: prototypes, their scaling, and held-out calibration.
+
+    Attributes:
+        standardiser: of both modalities.
+        banks: "pcd", "rgb", and "concat" for the concatenated features.
+        calibration: distances of validation cells.
+    """
+
+    standardiser: Standardiser
+    banks: dict[str, MemoryBank]
+    calibration: Calibration
+
+
+def run_bank(config: Config) -> Banks:
+    """Build the banks of both modalities and of their concatenation, and calibrate them."""
+    path = stage_dir(config, "bank") / "banks.json"
+    with recorded(config, "bank") as result:
+        if not path.exists():
+            feat = foreground_features(load_features(config, "train")[0])
+            normal = foreground_features(load_features(config, "validation")[0])
+            detector = G2SF(config)
+            standardiser = Standardiser.fit(feat, config.features.standardise)
+            detector.fit_bank(load_features(config, "train")[0], progress=True)
+            concat = fit_concat_bank(standardiser(feat), config.bank, progress=True)
+            s = query_banks(detector.banks, standardiser(normal), 1)[1][:, 0]
+            calibration = Calibration.fit(s)
+            tensors = bank_tensors(detector.banks | {"concat": concat})
+            tensors |= {"calibration.mean": calibration.mean, "calibration.std": calibration.std}
+            write_described(path, {"standardiser": dataclasses.asdict(standardiser)}, tensors)
+        banks = load_banks(config)
+        result |= {name: len(bank.prototypes) for name, bank in banks.banks.items()}
+    return banks
+
+
+def load_banks(config: Config) -> Banks:
+    """Return what `run_bank` stored.
+
+    Raises:
+        StoredFileError: when it has not run, or a file was changed.
+    """
+    content, tensors = read_described(stage_dir(config, "bank") / "banks.json")
+    return Banks(
+        Standardiser(**content["standardiser"]),
+        banks_from(tensors),
+        Calibration(tensors["calibration.mean"], tensors["calibration.std"]),
+    )
+
+
+def _detector(config: Config) -> G2SF:
+    """Return an untrained detector with the stored banks."""
+    stored = load_banks(config)
+    detector = G2SF(config)
+    detector.standardiser = stored.standardiser
+    detector.banks = {mod: stored.banks[mod] for mod in MODALITIES}
+    return detector
+
+
+def run_lspn(config: Config) -> G2SF:
+    """Train LSPN and sigma on the synthetic anomalies, or return the stored detector."""
+    folder = stage_dir(config, "lspn")
+    with recorded(config, "lspn") as result:
+        if not (folder / "detector.json").exists():
+            patches, labels = load_features(config, "synthetic")
+            detector = _detector(config)
+            detector.fit_metric(patches, labels, folder / "checkpoint.safetensors", progress=True)
+            detector.save(folder)
+        detector = G2SF.load(folder, config.device)
+        result["detector"] = str(folder)
+        result["best_epoch"] = best_epoch(detector)
+    return detector
+
+
+def best_epoch(detector: G2SF) -> int:
+    """Return the epoch that was kept."""
+    return min(detector.history[1:], key=lambda row: row["heldout"])["epoch"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Scores of the test scans by every method.
+
+    Attributes:
+        names, labels: of the scans; a label is "good" or a kind of defect.
+        masks: (N, map_size, map_size) bool.
+        maps: (method, seed) -> (N, map_size, map_size) float32.
+        image: (method, seed, silhouette) -> (N,) image scores.
+    """
+
+    names: list[str]
+    labels: list[str]
+    masks: np.ndarray
+    maps: dict[tuple[str, int], np.ndarray]
+    image: dict[tuple[str, int, str], np.ndarray]
+
+
+def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
+    """Return a (size, size) mask by nearest neighbour."""
+    rows, columns = (((np.arange(size) + 0.5) * side / size).astype(int) for side in mask.shape)
+    return mask[np.ix_(rows, columns)]
+
+
+def score_methods(config: Config, seeds: Sequence[int], split: str = "test") -> Scores:
+    """Score a split's scans by G2SF (every seed), w = 1, and the simple fusions.
+
+    All methods share cells, banks, silhouette rule and post-processing.
+    """
+    scans = load_scans(config, split)
+    patches, _ = load_features(config, split)
+    stored = load_banks(config)
+    feat = foreground_features(patches)
+    standard = stored.standardiser(feat)
+    sizes = [int(p.foreground.sum()) for p in patches]
+    s0 = query_banks(stored.banks, standard, 1)[1][:, 0]
+    cells: dict[tuple[str, int], Tensor] = {
+        (method, 0): fuse(method, s0, stored.calibration) for method in ("rgb", "pcd", "sum", "max")
+    }
+    cells["concat", 0] = stored.banks["concat"].query(concatenate(standard), 1)[1][:, 0]
+    for seed in seeds:
+        detector = G2SF.load(
+            stage_dir(dataclasses.replace(config, seed=seed), "lspn"), config.device
+        )
+        scores = detector.score_cells(feat)
+        cells["g2sf", seed] = scores.cell_score.cpu()
+        with torch.no_grad():
+            plain = (scores.s * detector.metric.sigma()).sum(-1)
+        cells["w1", seed] = aggregate(plain, config.scoring.aggregate).cpu()
+    maps, image = {}, {}
+    for (method, seed), values in tqdm(cells.items(), desc="score maps"):
+        for silhouette in ("exclude", "count"):
+            scoring = dataclasses.replace(config.scoring, silhouette=silhouette)
+            made = [
+                to_prediction(part, p, scoring)
+                for part, p in zip(values.split(sizes), patches, strict=True)
+            ]
+            image[method, seed, silhouette] = np.array([m.image_score for m in made])
+            if silhouette == config.scoring.silhouette:
+                maps[method, seed] = np.stack([m.score_map for m in made])
+    masks = np.stack([resize_mask(scan.mask, config.scoring.map_size) for scan in scans])
+    return Scores([s.name for s in scans], [s.label for s in scans], masks, maps, image)
+
+
+def measure(config: Config, scores: Scores) -> pd.DataFrame:
+    """Return one row a method, seed and silhouette rule with every metric.
+
+    Columns ``i_auroc``, ``i_auroc_se`` (bootstrap over images) and ``i_auroc_<defect>``
+    stand for both silhouette rules; pixel metrics (``p_auroc``, ``aupro_30`` ...,
+    ``aupro_30_published`` ...) only for the configured one.
+    """
+    labels = np.array([label != "good" for label in scores.labels])
+    kinds = sorted(set(scores.labels) - {"good"})
+    rows = []
+    for (method, seed, silhouette), image in tqdm(scores.image.items(), desc="metrics"):
+        draw = np.random.default_rng([0, len(labels)])
+        row = {"method": method, "seed": seed, "silhouette": silhouette}
+        row["i_auroc"] = evaluation.image_auroc(image, labels)
+        row["i_auroc_se"] = float(evaluation.bootstrap_auroc(image, labels, generator=draw).std())
+        for kind in kinds:
+            chosen = np.array([label in ("good", kind) for label in scores.labels])
+            row[f"i_auroc_{kind}"] = evaluation.image_auroc(image[chosen], labels[chosen])
+        if silhouette == config.scoring.silhouette:
+            maps = scores.maps[method, seed]
+            row["p_auroc"] = evaluation.pixel_auroc(maps, scores.masks)
+            for suffix, num in (("", None), ("_published", 100)):
+                areas = evaluation.aupro(maps, scores.masks, num_thresholds=num)
+                row |= {f"aupro_{round(100 * at)}{suffix}": area for at, area in areas.items()}
+        rows.append({"category": config.category} | row)
+    return pd.DataFrame(rows)
+
+
+def run_scores(config: Config, seeds: Sequence[int]) -> tuple[Scores, pd.DataFrame]:
+    """Score and measure the test scans; store image scores and metrics in the record."""
+    with recorded(config, "scores") as result:
+        scores = score_methods(config, seeds)
+        table = measure(config, scores)
+        result["seeds"] = list(seeds)
+        result["labels"] = scores.labels
+        result["image_scores"] = [
+            {"method": m, "seed": s, "silhouette": rule, "scores": [round(float(v), 6) for v in x]}
+            for (m, s, rule), x in scores.image.items()
+        ]
+        result["metrics"] = table.astype(object).where(table.notna(), None).to_dict("records")
+    return scores, table
+
+
+def select_loss_weights(config: Config, categories: Sequence[str]) -> pd.DataFrame:
+    """Train with every candidate of loss weights; judge it on synthetic validation scans.
+
+    No test scan and no real defect takes part. The candidates differ in nothing but the
+    weights of Eq. 10.
+
+    Returns:
+        One row a category and candidate: ``alpha`` ... ``mu``, ``cell_ap`` and
+        ``cell_auroc`` of counted cells, ``w_std`` (spread of w over held-out cells, the
+        smaller modality), ``best_epoch``.
+    """
+    rows = []
+    with recorded(config, "loss_weights", hash_of="lspn") as result:
+        pairs = [(c, weights) for c in categories for weights in WEIGHT_CANDIDATES]
+        for category, weights in tqdm(pairs, desc="loss weights"):
+            settings = flat_settings(config) | weights | {"category": category}
+            trial = make_config(**settings)
+            detector = _detector(trial)
+            detector.fit_metric(*load_features(trial, "synthetic"))
+            rows.append({"category": category} | weights | _judge(detector, trial))
+        result["rows"] = rows
+    return pd.DataFrame(rows)
+
+
+def _judge(detector: G2SF, config: Config) -> dict[str, float]:
+    """Return how well a detector tells pasted validation cells from the others."""
+    patches, labels = load_features(config, "synthetic_validation")
+    scores = detector.score_cells(foreground_features(patches)).cell_score.cpu()
+    counts = torch.cat([counted_cells(p, config.scoring.silhouette)[p.foreground] for p in patches])
+    truth = torch.cat([lab[p.foreground] for lab, p in zip(labels, patches, strict=True)])
+    best = detector.history[best_epoch(detector)]
+    return {
+        "cell_ap": float(average_precision_score(truth[counts], scores[counts])),
+        "cell_auroc": float(roc_auc_score(truth[counts], scores[counts])),
+        "w_std": min(best[f"w_std_{mod}"] for mod in MODALITIES),
+        "best_epoch": best["epoch"],
+    }
+
+
+def predictions(scores: Scores, method: str, seed: int, silhouette: str) -> list[Prediction]:
+    """Return the predictions of one method, in the order of the scans."""
+    image = scores.image[method, seed, silhouette]
+    return [Prediction(m, float(v)) for m, v in zip(scores.maps[method, seed], image, strict=True)]

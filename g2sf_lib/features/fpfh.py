@@ -1,0 +1,103 @@
+"""Fast point feature histograms (Rusu et al., 2009) on the common grid; needs no weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import open3d as o3d
+import torch
+
+from g2sf_lib.config import FeatureConfig
+from g2sf_lib.datasets import ScanError
+
+NUM_HISTOGRAMS, NUM_BINS = 3, 11
+
+
+def fpfh_patches(
+    xyz: np.ndarray, config: FeatureConfig, name: str = "scan"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the mean root histogram of every cell, and which cells have one.
+
+    Points are averaged over the blocks of a ``fpfh_grid`` x ``fpfh_grid`` grid (this
+    divides the sensor noise by 2 at 2 x 2 px, and the cost by 4), described, and averaged
+    again over the common grid. Of each histogram, scaled to sum 1, the square root is
+    taken: Euclidean distances between roots (Hellinger) are not ruled by the one tall bin
+    that every flat neighbourhood has.
+
+    Args:
+        xyz: (H, W, 3), metres, camera at the origin; (0, 0, 0) where there is no point.
+        config: grid, radii and numbers of neighbours.
+        name: what the scan is called in messages.
+
+    Returns:
+        feat: (grid_size * grid_size, 33) float32 in [0, 1], zero on background; each third
+            of a point's feature has unit norm, a mean over points at most that.
+        foreground: (grid_size * grid_size,) bool; a cell is foreground where it holds a
+            point with a neighbour within ``fpfh_radius_m``. A point without one has no
+            histogram, and after preprocessing there is none such.
+
+    Raises:
+        ScanError: a point is not finite, or there are fewer averaged points than
+            ``fpfh_normal_neighbours``.
+
+    Source: BTF's choice of FPFH for scans (facts.md, section 7); the paper has Point-MAE.
+    """
+    points, block = _block_means(xyz, config.fpfh_grid, name)
+    if len(points) < config.fpfh_normal_neighbours:
+        raise ScanError(
+            f"{name}: {len(points)} points on the {config.fpfh_grid} x {config.fpfh_grid} grid; "
+            f"FPFH needs at least fpfh_normal_neighbours = {config.fpfh_normal_neighbours}"
+        )
+    # A point that coincides with another adds nothing to the shape but a zero distance,
+    # for which no angle is defined: describe each place once.
+    places, place = np.unique(points, axis=0, return_inverse=True)
+    root = _root_histograms(places, config)[place.reshape(-1)]  # (P, 33)
+    cell = _cell_of_block(block, config.fpfh_grid, config.grid_size)
+
+    described = root.any(axis=1)
+    cell, root = torch.from_numpy(cell[described]), torch.from_numpy(root[described])
+    num_cells = config.grid_size**2
+    count = torch.bincount(cell, minlength=num_cells)
+    total = torch.zeros(num_cells, root.shape[1], dtype=root.dtype).index_add_(0, cell, root)
+    feat = total / count.clamp(min=1)[:, None]
+    return feat.float(), count > 0
+
+
+def _block_means(xyz: np.ndarray, num_blocks: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean point of every block that holds one: (P, 3) float64, block index (P,)."""
+    height, width = xyz.shape[:2]
+    row, column = np.nonzero(np.any(xyz != 0, axis=-1))
+    points = xyz[row, column].astype(np.float64)
+    if not np.isfinite(points).all():
+        raise ScanError(f"{name}: points with NaN or infinite coordinates; expected finite metres")
+    block = (row * num_blocks // height) * num_blocks + column * num_blocks // width
+    occupied, slot, count = np.unique(block, return_inverse=True, return_counts=True)
+    total = np.stack([np.bincount(slot, weights=values) for values in points.T], axis=1)
+    return total / count[:, None], occupied
+
+
+def _root_histograms(places: np.ndarray, config: FeatureConfig) -> np.ndarray:
+    """Return (P, 33) float64 roots of FPFH; all zero for a point without neighbours."""
+    cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(places))
+    cloud.estimate_normals(
+        o3d.geometry.KDTreeSearchParamHybrid(
+            radius=config.fpfh_normal_radius_m, max_nn=config.fpfh_normal_neighbours
+        )
+    )
+    # Angles between normals mean something only where all normals leave the same side.
+    cloud.orient_normals_towards_camera_location(np.zeros(3))
+    fpfh = o3d.pipelines.registration.compute_fpfh_feature(
+        cloud,
+        o3d.geometry.KDTreeSearchParamHybrid(
+            radius=config.fpfh_radius_m, max_nn=config.fpfh_neighbours
+        ),
+    )
+    histograms = np.asarray(fpfh.data).T.reshape(-1, NUM_HISTOGRAMS, NUM_BINS)
+    mass = histograms.sum(axis=2, keepdims=True)
+    share = np.divide(histograms, mass, out=np.zeros_like(histograms), where=mass > 0)
+    return np.sqrt(share).reshape(-1, NUM_HISTOGRAMS * NUM_BINS)
+
+
+def _cell_of_block(block: np.ndarray, num_blocks: int, grid: int) -> np.ndarray:
+    """Return the cell in which the centre of each block lies, both row-major."""
+    row, column = ((2 * part + 1) * grid // (2 * num_blocks) for part in divmod(block, num_blocks))
+    return row * grid + column

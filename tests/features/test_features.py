@@ -1,0 +1,201 @@
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import g2sf_lib.features as features
+from g2sf_lib.config import make_config
+from g2sf_lib.datasets import Sample, ScanError
+from g2sf_lib.features import (
+    FeatureExtractor,
+    Patches,
+    WeightsError,
+    cell_labels,
+    load_patches,
+    nearest_index,
+    save_patches,
+)
+from g2sf_lib.features.pointmae import PointMAE
+
+CONFIG = make_config().features
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def make_sample(scan_xyz, scan_rgb):
+    def make(bump=None, blot=None):
+        xyz, rgb = scan_xyz(bump=bump), scan_rgb()
+        if blot is not None:
+            rgb[blot[0] - 5 : blot[0] + 5, blot[1] - 5 : blot[1] + 5] = (200, 30, 30)
+        rgb[~(xyz != 0).any(-1)] = 0
+        return Sample(rgb, xyz, np.zeros(xyz.shape[:2], bool), "good", "train/good/000")
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return FeatureExtractor(CONFIG, CPU)
+
+
+@pytest.fixture
+def patches():
+    generator = torch.Generator().manual_seed(0)
+    foreground = torch.rand(12, generator=generator) > 0.3
+    feat = {
+        mod: torch.randn(12, dim, generator=generator) * foreground[:, None]
+        for mod, dim in (("pcd", 33), ("rgb", 152))
+    }
+    return Patches(feat, (3, 4), foreground)
+
+
+def test_reading_patches_does_not_load_the_networks():
+    code = "import sys, g2sf_lib.features; print({'timm', 'open3d', 'fpsample'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
+
+
+# --- both modalities ---
+
+
+def test_both_modalities_on_one_grid(extractor, make_sample):
+    patches = extractor(make_sample())
+    assert patches.grid == (28, 28)
+    assert list(patches.feat) == ["pcd", "rgb"]
+    assert patches.feat["pcd"].shape == (784, 33) and patches.feat["rgb"].shape == (784, 152)
+    background = ~patches.foreground
+    assert 200 < int(background.sum()) < 600
+    for feat in patches.feat.values():
+        assert feat.dtype == torch.float32
+        assert not feat[background].any()
+        assert feat[patches.foreground].any(dim=1).all()
+
+
+def test_a_defect_of_one_modality_is_seen_there_and_at_its_place(extractor, make_sample):
+    plain = extractor(make_sample())
+    row, column = 9, 19
+    centre = [round((part + 0.5) * 256 / 28) for part in (row, column)]
+    dented = extractor(make_sample(bump=(*centre, -0.0015, 4)))
+    stained = extractor(make_sample(blot=centre))
+    for mod, other, defect in (("pcd", "rgb", dented), ("rgb", "pcd", stained)):
+        change = (defect.feat[mod] - plain.feat[mod]).norm(dim=1)
+        assert divmod(int(change.argmax()), 28) == (row, column)
+        assert torch.equal(defect.feat[other], plain.feat[other])
+
+
+def test_the_same_scan_gives_the_same_bytes(extractor, make_sample):
+    first, second = (extractor(make_sample()) for _ in range(2))
+    for mod in ("pcd", "rgb"):
+        assert first.feat[mod].numpy().tobytes() == second.feat[mod].numpy().tobytes()
+    assert torch.equal(first.foreground, second.foreground)
+
+
+def test_a_scan_without_points_is_refused_by_name(extractor, make_sample):
+    empty = replace(make_sample(), xyz=np.zeros((256, 256, 3), np.float32), name="test/hole/012")
+    with pytest.raises(ScanError, match="test/hole/012: 0 points"):
+        extractor(empty)
+
+
+def test_point_mae_stands_behind_the_same_call(tmp_path, make_sample, pointmae_checkpoint):
+    torch.manual_seed(0)
+    path = pointmae_checkpoint(tmp_path / "pretrain.pth", PointMAE(32, 16))
+    config = replace(
+        CONFIG, pcd_features="pointmae", pcd_weights=str(path), num_groups=32, group_size=16
+    )
+    patches = FeatureExtractor(config, CPU)(make_sample())
+    assert patches.feat["pcd"].shape == (784, 1152) and patches.feat["rgb"].shape == (784, 152)
+    assert not patches.feat["rgb"][~patches.foreground].any()
+    with pytest.raises(WeightsError, match="pcd_weights is not set"):
+        FeatureExtractor(replace(config, pcd_weights=None), CPU)
+
+
+# --- labels of cells ---
+
+
+def test_nearest_index_is_the_pixel_at_the_centre():
+    assert nearest_index(8, 4).tolist() == [1, 3, 5, 7]
+    assert nearest_index(9, 3).tolist() == [1, 4, 7]
+    assert nearest_index(2, 4).tolist() == [0, 0, 1, 1]
+    assert nearest_index(256, 28).tolist() == [int((i + 0.5) * 256 / 28) for i in range(28)]
+
+
+def test_cell_labels_by_hand():
+    mask = np.zeros((8, 8), bool)  # centres of the 4 x 4 cells: pixels 1, 3, 5, 7
+    mask[2, 5] = True  # dilated: rows 1-3, columns 4-6
+    labels = cell_labels(mask, 4).reshape(4, 4)
+    assert labels.nonzero().tolist() == [[0, 2], [1, 2]]
+    mask[:] = False
+    mask[7, 0] = True  # dilated: rows 6-7, columns 0-1
+    assert cell_labels(mask, 4).reshape(4, 4).nonzero().tolist() == [[3, 0]]
+
+
+def test_cell_labels_of_a_mask_that_is_not_square():
+    mask = np.zeros((6, 12), bool)
+    mask[:3] = True
+    labels = cell_labels(mask, 3).reshape(3, 3)  # centres at rows 1, 3, 5: the dilation adds row 3
+    assert labels.tolist() == [[True] * 3, [True] * 3, [False] * 3]
+    assert not cell_labels(np.zeros((6, 12), bool), 3).any()
+
+
+# --- files ---
+
+
+@pytest.mark.parametrize("cell_mask", [None, torch.arange(12) % 5 == 0])
+def test_saved_patches_come_back_in_half_precision(tmp_path, patches, cell_mask):
+    path = tmp_path / "000.safetensors"
+    save_patches(path, patches, cell_mask)
+    loaded, loaded_mask = load_patches(path)
+    assert loaded.grid == (3, 4) and torch.equal(loaded.foreground, patches.foreground)
+    for mod in ("pcd", "rgb"):
+        assert loaded.feat[mod].dtype == torch.float32
+        assert torch.equal(loaded.feat[mod], patches.feat[mod].half().float())
+    assert (loaded_mask is None) == (cell_mask is None)
+    if cell_mask is not None:
+        assert loaded_mask.dtype == torch.bool and torch.equal(loaded_mask, cell_mask)
+    assert [file.name for file in tmp_path.iterdir()] == ["000.safetensors"]
+    again = tmp_path / "again.safetensors"
+    save_patches(again, loaded, loaded_mask)
+    assert again.read_bytes() == path.read_bytes()
+    assert path.stat().st_size < 2 * 12 * 185 + 1000
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, patches, monkeypatch):
+    path = tmp_path / "000.safetensors"
+    save_patches(path, patches)
+    before = path.read_bytes()
+
+    def half_way(tensors, draft, metadata):
+        draft.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(features, "save_file", half_way)
+    with pytest.raises(OSError, match="No space left"):
+        save_patches(path, patches)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["000.safetensors"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
+def test_what_half_precision_cannot_hold_is_refused(tmp_path, patches, value):
+    patches.feat["rgb"][3, 7] = value
+    with pytest.raises(ValueError, match="bad.safetensors: rgb features are not finite"):
+        save_patches(tmp_path / "bad.safetensors", patches)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_or_foreign_file_is_named(tmp_path, patches):
+    path = tmp_path / "000.safetensors"
+    save_patches(path, patches)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="000.safetensors: not a readable patch file"):
+        load_patches(path)
+    save_file({"pcd": torch.ones(3)}, path)
+    with pytest.raises(ValueError, match="000.safetensors: not a readable patch file"):
+        load_patches(path)
+    with pytest.raises(FileNotFoundError, match="001.safetensors"):
+        load_patches(tmp_path / "001.safetensors")

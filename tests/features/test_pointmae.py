@@ -1,0 +1,309 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import Block as TimmBlock
+
+from g2sf_lib.config import make_config
+from g2sf_lib.datasets import ScanError
+from g2sf_lib.features import WeightsError
+from g2sf_lib.features.pointmae import PointMAE, interpolate, pointmae_patches
+
+CONFIG = make_config("paper").features
+
+
+def make_net(seed=0, num_groups=32, group_size=16):
+    """Random weights, batch norms with statistics that are not 0 and 1."""
+    torch.manual_seed(seed)
+    net = PointMAE(num_groups, group_size)
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 2)
+    return net
+
+
+@pytest.fixture(scope="module")
+def net():
+    return make_net()
+
+
+@pytest.fixture(scope="module")
+def cloud():
+    return torch.rand(400, 3, generator=torch.Generator().manual_seed(1)) * 0.1
+
+
+class Coordinates:
+    """Stands in for the network: every point is a centre, its feature its coordinates."""
+
+    def __call__(self, points):
+        return points.clone(), torch.arange(len(points))
+
+
+# --- the network ---
+
+
+def test_shapes_and_frozen(net, cloud):
+    feat, centre = net(cloud)
+    assert feat.shape == (32, 1152) and feat.dtype == torch.float32
+    assert centre.shape == (32,) and centre.dtype == torch.int64
+    assert not net.training and not feat.requires_grad
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+
+
+def test_centres_are_farthest_points_from_point_0(net, cloud):
+    _, centre = net(cloud)
+    expected, distance = [0], (cloud - cloud[0]).square().sum(1)
+    for _ in range(31):
+        expected.append(int(distance.argmax()))
+        distance = torch.minimum(distance, (cloud - cloud[expected[-1]]).square().sum(1))
+    assert centre.tolist() == expected
+
+
+def test_forward_agrees_with_another_assembly(net, cloud):
+    # Groups by sorting all distances, layers of timm, weights by the checkpoint's names.
+    feat, centre = net(cloud)
+    state = net.state_dict()
+
+    def linear(x, name):
+        return F.linear(x, state[f"{name}.weight"].squeeze(-1), state[f"{name}.bias"])
+
+    def normed(x, name):
+        keys = ("running_mean", "running_var", "weight", "bias")
+        values = (state[f"{name}.{key}"] for key in keys)
+        return F.batch_norm(x.flatten(0, 1), *values).reshape(x.shape)
+
+    order = torch.cdist(cloud[centre].double(), cloud.double()).argsort(dim=1)[:, :16]
+    groups = cloud[order] - cloud[centre][:, None]  # (32, 16, 3)
+    x = linear(groups, "encoder.first_conv.0")
+    x = linear(normed(x, "encoder.first_conv.1").relu(), "encoder.first_conv.3")
+    x = torch.cat([x.max(1, keepdim=True).values.expand(-1, 16, -1), x], dim=2)
+    x = linear(normed(linear(x, "encoder.second_conv.0"), "encoder.second_conv.1").relu(),
+               "encoder.second_conv.3")
+    x = x.max(1).values[None]  # (1, 32, 384)
+    position = linear(F.gelu(linear(cloud[centre], "pos_embed.0")), "pos_embed.2")
+    outputs = []
+    for number in range(12):
+        # timm's own norm adds 1e-6 to the variance, the official network 1e-5.
+        block = TimmBlock(384, 6, mlp_ratio=4, qkv_bias=False, norm_layer=torch.nn.LayerNorm)
+        block.eval()
+        prefix = f"blocks.blocks.{number}."
+        block.load_state_dict({k.removeprefix(prefix): v for k, v in state.items()
+                               if k.startswith(prefix)})
+        with torch.no_grad():
+            x = block(x + position)
+        if number in (3, 7, 11):
+            outputs.append(F.layer_norm(x, (384,), state["norm.weight"], state["norm.bias"]))
+    torch.testing.assert_close(feat, torch.cat(outputs, dim=2)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_the_order_of_other_points_does_not_matter(net, cloud):
+    order = torch.randperm(399, generator=torch.Generator().manual_seed(2)) + 1
+    order = torch.cat([torch.tensor([0]), order])
+    feat, centre = net(cloud)
+    other_feat, other_centre = net(cloud[order])
+    assert torch.equal(cloud[order][other_centre], cloud[centre])
+    torch.testing.assert_close(other_feat, feat, atol=1e-5, rtol=1e-5)
+
+
+def test_a_group_is_known_by_its_shape_and_a_token_by_its_place(net, cloud):
+    # Groups are centred, so the token before the position embedding ignores translation;
+    # the output does not.
+    seen = []
+    hook = net.encoder.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    feat, centre = net(cloud)
+    moved_feat, moved_centre = net(cloud + torch.tensor([0.25, -0.5, 0.5]))
+    hook.remove()
+    assert torch.equal(centre, moved_centre)
+    torch.testing.assert_close(seen[0], seen[1], atol=1e-4, rtol=1e-4)
+    assert (feat - moved_feat).norm(dim=1).min() > 0.1
+
+
+def test_many_groups_are_encoded_in_parts_with_the_same_result():
+    net = make_net(num_groups=150, group_size=8)
+    cloud = torch.rand(300, 3, generator=torch.Generator().manual_seed(3))
+    parts = []
+    hook = net.encoder.register_forward_hook(lambda _, inp, out: parts.append((inp[0], out)))
+    net(cloud)
+    hook.remove()
+    assert len(parts) > 1
+    whole = net.encoder(torch.cat([groups for groups, _ in parts]))
+    joined = torch.cat([tokens for _, tokens in parts])
+    torch.testing.assert_close(joined, whole, atol=1e-5, rtol=1e-5)
+
+
+def test_groups_of_one_point(cloud):
+    feat, _ = make_net(num_groups=4, group_size=1)(cloud)
+    assert feat.shape == (4, 1152) and torch.isfinite(feat).all()
+
+
+@pytest.mark.parametrize(("num_groups", "group_size"), [(4, 128), (128, 4)])
+def test_a_cloud_smaller_than_a_group_is_refused(num_groups, group_size):
+    net = make_net(num_groups=num_groups, group_size=group_size)
+    with pytest.raises(ScanError, match="a cloud of 127 points; .* needs at least 128"):
+        net(torch.rand(127, 3))
+    net(torch.rand(128, 3))
+
+
+# --- interpolation ---
+
+
+def test_interpolate_agrees_with_a_loop():
+    generator = torch.Generator().manual_seed(4)
+    points, centres = (torch.rand(n, 3, generator=generator) for n in (50, 12))
+    feat = torch.randn(12, 7, generator=generator)
+    out = interpolate(points, centres, feat)
+    for i in range(50):
+        squared = [float((points[i] - centre).square().sum()) for centre in centres]
+        near = sorted(range(12), key=squared.__getitem__)[:3]
+        weights = [1 / (squared[j] + 1e-8) for j in near]
+        expected = sum(w * feat[j] for w, j in zip(weights, near, strict=True)) / sum(weights)
+        torch.testing.assert_close(out[i], expected)
+
+
+def test_interpolate_by_hand():
+    centres = torch.tensor([[0.0, 0, 0], [3, 0, 0], [0, 9, 0], [0, 0, 100]])
+    feat = torch.tensor([[1.0], [2], [4], [1000]])
+    # Squared distances of (1, 0, 0): 1, 4, 82.
+    expected = (1 + 2 / 4 + 4 / 82) / (1 + 1 / 4 + 1 / 82)
+    out = interpolate(torch.tensor([[1.0, 0, 0], [3, 0, 0]]), centres, feat)
+    torch.testing.assert_close(out, torch.tensor([[expected], [2]]))
+
+
+@pytest.mark.parametrize("num", [1, 2])
+def test_interpolate_with_fewer_than_three_centres(num):
+    out = interpolate(torch.rand(5, 3), torch.rand(num, 3), torch.ones(num, 2))
+    torch.testing.assert_close(out, torch.ones(5, 2))
+
+
+# --- the checkpoint ---
+
+
+def test_an_official_checkpoint_is_read(tmp_path, net, cloud, pointmae_checkpoint):
+    other = make_net(seed=5)
+    assert (other(cloud)[0] - net(cloud)[0]).abs().max() > 0.1
+    other.load_checkpoint(pointmae_checkpoint(tmp_path / "pretrain.pth", net))
+    assert torch.equal(other(cloud)[0], net(cloud)[0])
+
+
+def test_names_missing_and_unexpected_are_listed(tmp_path, net, pointmae_checkpoint):
+    encoder = "module.MAE_encoder."
+    path = pointmae_checkpoint(
+        tmp_path / "bad.pth",
+        net,
+        drop=[f"{encoder}norm.bias", f"{encoder}blocks.blocks.3.attn.proj.weight"],
+        add={f"{encoder}cls_token": torch.ones(1), "module.cls_head.0.weight": torch.ones(1)},
+    )
+    with pytest.raises(WeightsError) as caught:
+        make_net().load_checkpoint(path)
+    assert str(caught.value) == (
+        f"{path}: not Point-MAE's encoder; missing: blocks.blocks.3.attn.proj.weight, norm.bias; "
+        f"unexpected: cls_head.0.weight, cls_token"
+    )
+
+
+def test_another_shape_is_refused(tmp_path, net, pointmae_checkpoint):
+    add = {"module.MAE_encoder.norm.bias": torch.ones(256)}
+    path = pointmae_checkpoint(tmp_path / "bad.pth", net, add=add)
+    with pytest.raises(WeightsError, match=r"shape: norm.bias \(256,\), expected \(384,\)"):
+        make_net().load_checkpoint(path)
+
+
+@pytest.mark.parametrize("path", [None, "/no/such/pretrain.pth"])
+def test_a_missing_checkpoint_says_which_from_where_and_where_to(path):
+    with pytest.raises(WeightsError) as caught:
+        make_net().load_checkpoint(path)
+    text = str(caught.value)
+    assert ("not set" if path is None else path) in text
+    assert "https://github.com/Pang-Yatian/Point-MAE/releases/download/main/pretrain.pth" in text
+    assert "set pcd_weights to its path" in text
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+def test_files_that_are_no_checkpoint_are_refused(tmp_path, net):
+    trace = tmp_path / "trace"
+    torch.save({"base_model": Malicious(str(trace))}, tmp_path / "evil.pth")
+    torch.save(net.state_dict(), tmp_path / "bare.pth")
+    (tmp_path / "text.pth").write_bytes(b"<html>not found</html>")
+    torch.save([1], tmp_path / "list.pth")
+    for name, message in [
+        ("evil.pth", "evil.pth: not a readable checkpoint"),
+        ("text.pth", "text.pth: not a readable checkpoint"),
+        ("bare.pth", "bare.pth: found the keys .*; expected 'base_model'"),
+        ("list.pth", "list.pth: found .*; expected 'base_model'"),
+    ]:
+        with pytest.raises(WeightsError, match=message):
+            make_net().load_checkpoint(tmp_path / name)
+    assert not trace.exists()
+
+
+# --- patches ---
+
+
+def test_patches_are_pooled_as_published(scan_xyz):
+    xyz = scan_xyz(size=224)
+    feat, foreground = pointmae_patches(xyz, CONFIG, Coordinates())
+    has_point = torch.from_numpy((xyz != 0).any(-1))
+    points = torch.from_numpy(xyz)[has_point]
+    laid = torch.zeros(1, 3, 224, 224)
+    laid[0, :, has_point] = interpolate(points, points, points).T
+    pooled = F.adaptive_avg_pool2d(F.avg_pool2d(laid, 3, stride=1), 56)[0].flatten(1).T
+    assert feat.shape == (3136, 3) and foreground.shape == (3136,)
+    torch.testing.assert_close(feat, pooled, atol=1e-6, rtol=1e-5)
+    assert torch.equal(foreground, (pooled != 0).any(1))
+    assert 0.2 < foreground.float().mean() < 0.8
+
+
+def test_points_land_in_their_row_and_column(scan_xyz):
+    xyz = scan_xyz(size=224)
+    feat, _ = pointmae_patches(xyz, CONFIG, Coordinates())
+    cells = feat.reshape(56, 56, 3)
+    inner = cells[20:34, 22:36]  # wholly inside the disc
+    assert (inner[:, 1:, 0] > inner[:, :-1, 0]).all()  # x grows with the column
+    assert (inner[1:, :, 1] > inner[:-1, :, 1]).all()  # y grows with the row
+
+
+@pytest.mark.parametrize("cell", [(14, 33), (34, 42)])
+def test_a_bump_changes_the_cell_where_it_is(scan_xyz, cell):
+    centre = [4 * part + 1.5 for part in cell]
+    plain, bumpy = (
+        pointmae_patches(scan_xyz(size=224, bump=bump), CONFIG, Coordinates())[0]
+        for bump in (None, (*centre, 0.005, 3))
+    )
+    change = (bumpy - plain)[:, 2].abs().reshape(56, 56)
+    assert divmod(int(change.argmax()), 56) == cell
+    row, column = cell
+    mirrored = [(row, 55 - column), (55 - row, column), (column, row), (55 - column, 55 - row)]
+    assert all(change[other] < 0.01 * change[cell] for other in mirrored)
+
+
+def test_patches_of_the_network(scan_xyz, net):
+    xyz = scan_xyz(size=112, radius=0.15)  # 224 px by repeating pixels: points that coincide
+    config = replace(CONFIG, grid_size=14)
+    feat, foreground = pointmae_patches(xyz, config, net)
+    assert feat.shape == (196, 1152) and feat.dtype == torch.float32
+    assert not feat[~foreground].any() and torch.isfinite(feat).all()
+    again, _ = pointmae_patches(xyz, config, net)
+    assert feat.numpy().tobytes() == again.numpy().tobytes()
+
+
+def test_bad_clouds_are_refused_by_name(scan_xyz, net):
+    few = np.zeros((224, 224, 3), np.float32)
+    few[100, :31] = 0.5
+    with pytest.raises(ScanError, match="test/cut/003: a cloud of 31 points"):
+        pointmae_patches(few, CONFIG, net, name="test/cut/003")
+    with pytest.raises(ScanError, match="empty: a cloud of 0 points"):
+        pointmae_patches(np.zeros((64, 64, 3), np.float32), CONFIG, net, name="empty")
+    xyz = scan_xyz(size=224)
+    xyz[100, 100, 0] = np.nan
+    with pytest.raises(ScanError, match="test/cut/004: points with NaN"):
+        pointmae_patches(xyz, CONFIG, net, name="test/cut/004")

@@ -1,0 +1,194 @@
+"""Every page of the built book, opened in headless Chromium as a reader without network would."""
+
+import functools
+import http.server
+import os
+import re
+import shutil
+import threading
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--enable-unsafe-swiftshader",  # WebGL in software, for the clouds that can be turned
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+PENDING = """() => {
+  const missing = [];
+  const typeset = (e) => e.querySelector("mjx-container") !== null;
+  for (const e of document.querySelectorAll("article .math"))
+    if (!typeset(e)) missing.push("formula: " + e.textContent.trim().slice(0, 80));
+  let figures = 0;
+  for (const script of document.querySelectorAll("article script"))
+    figures += (script.textContent.match(/Plotly\\.newPlot/g) || []).length;
+  const drawn = document.querySelectorAll("article .js-plotly-plot .main-svg").length
+    ? document.querySelectorAll("article .js-plotly-plot").length : 0;
+  if (drawn < figures) missing.push(`plotly: ${drawn} of ${figures} figures`);
+  for (const img of document.querySelectorAll("img"))
+    if (!img.complete || img.naturalWidth === 0) missing.push("image: " + img.src.slice(0, 80));
+  return missing;
+}"""
+FAULTS = """() => {
+  const faults = [];
+  for (const img of document.querySelectorAll("article img")) {
+    const alt = (img.getAttribute("alt") || "").trim();
+    // where an author gave none, Sphinx writes the file's own path
+    if (alt === "" || /\\.(png|jpe?g|svg|gif)$/i.test(alt))
+      faults.push("image without alternative text: " + img.src.slice(0, 80));
+  }
+  for (const figure of document.querySelectorAll("article .js-plotly-plot"))
+    if (!(figure.getAttribute("aria-label") || "").trim())
+      faults.push("plotly figure without aria-label");
+  for (const error of document.querySelectorAll("article mjx-merror, article .merror"))
+    faults.push("MathJax: " + (error.getAttribute("data-mjx-error") || error.textContent));
+  const text = document.createTreeWalker(
+    document.querySelector("article") || document.body, NodeFilter.SHOW_TEXT);
+  while (text.nextNode()) {
+    const node = text.currentNode;
+    if (node.parentElement.closest("pre, code, script, style, mjx-container, .js-plotly-plot"))
+      continue;
+    const raw = node.textContent.match(
+      /\\$\\$|\\\\\\(|\\\\\\[|\\\\(frac|mathcal|sigma|eta|sum)\\b/);
+    if (raw) faults.push("untypeset formula: " + node.textContent.trim().slice(0, 80));
+    if (/WebGL is not supported/.test(node.textContent)) faults.push(node.textContent.trim());
+  }
+  for (const link of document.querySelectorAll("article a.reference.internal[href='#']"))
+    faults.push("reference to nowhere: " + link.textContent);
+  return faults;
+}"""
+
+
+def book_folder() -> Path | None:
+    named = os.environ.get("G2SF_BOOK")
+    folders = [Path(named)] if named else [Path("_build/smoke/html"), Path("_build/html")]
+    found = (ROOT / folder for folder in folders)
+    return next((folder for folder in found if (folder / "index.html").exists()), None)
+
+
+def page_names() -> list[str]:
+    folder = book_folder()
+    if folder is None:
+        return []
+    # index.html only sends the reader on to the first chapter
+    return sorted(path.name for path in folder.glob("*.html") if path.name != "index.html")
+
+
+@pytest.fixture(scope="module")
+def address():
+    """Serve the book on this machine and give the address of its folder."""
+    folder = book_folder()
+    if folder is None:
+        pytest.skip("no book is built: run `make book` or `make test`")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    program = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+    if program is None:
+        pytest.skip("no Chromium on this machine, and none could be installed")
+    with sync_api.sync_playwright() as playwright:
+        instance = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        yield instance
+        instance.close()
+
+
+def inspect(browser, address: str, name: str, timeout_s: float = 60.0) -> list[str]:
+    """Open a page, wait until it is complete, and return all that is wrong with it."""
+    wrong: list[str] = []
+    home = urlsplit(address).netloc
+    page = browser.new_page()
+
+    def check_request(request) -> None:
+        target = urlsplit(request.url)
+        if target.scheme not in ("data", "blob") and target.netloc != home:
+            wrong.append(f"request to another host: {request.url}")
+
+    page.on("request", check_request)
+    page.on("requestfailed", lambda r: wrong.append(f"request failed: {r.url} ({r.failure})"))
+    page.on("pageerror", lambda error: wrong.append(f"script error: {error}"))
+    page.on(
+        "console",
+        lambda message: wrong.append(f"console: {message.text}") if message.type == "error" else 0,
+    )
+    page.on(
+        "response",
+        lambda r: wrong.append(f"status {r.status}: {r.url}") if r.status >= 400 else 0,
+    )
+    try:
+        page.goto(f"{address}/{name}", wait_until="load", timeout=timeout_s * 1000)
+        try:
+            page.wait_for_function(f"({PENDING})().length === 0", timeout=timeout_s * 1000)
+        except Exception as error:
+            if "Timeout" not in type(error).__name__:
+                raise
+            wrong += [f"not drawn in {timeout_s:.0f} s: {what}" for what in page.evaluate(PENDING)]
+        wrong += page.evaluate(FAULTS)
+    finally:
+        page.close()
+    return wrong
+
+
+def pytest_generate_tests(metafunc):
+    if "page_name" in metafunc.fixturenames:
+        metafunc.parametrize("page_name", page_names() or ["none is built"])
+
+
+def test_the_address_of_the_book_leads_to_its_first_chapter(address):
+    text = (book_folder() / "index.html").read_text()
+    target = re.search(r'http-equiv="Refresh" content="0; url=([^"]+)"', text, re.IGNORECASE)
+    assert target and target.group(1) in page_names()
+
+
+def test_page_is_complete_and_asks_no_other_host(browser, address, page_name):
+    assert inspect(browser, address, page_name) == []
+
+
+def test_a_broken_page_is_found(browser, tmp_path):
+    """The checks themselves: each fault planted in a page is reported."""
+    (tmp_path / "page.html").write_text(
+        """<!doctype html><html><head><link rel="icon" href="data:,"></head><body><article>
+        <p>A formula left as it was: $$ x $$</p>
+        <div class="math">\\[ y \\]</div>
+        <img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=" alt="">
+        <script>const draw = () => Plotly.newPlot(); console.error("planted");</script>
+        <script src="missing.js"></script><script src="http://192.0.2.1/x.js"></script>
+        <script>throw new Error("thrown");</script>
+        </article></body></html>"""
+    )
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        found = "\n".join(inspect(browser, address, "page.html", timeout_s=3))
+        server.shutdown()
+    for sign in (
+        "untypeset formula",
+        "formula: ",
+        "without alternative text",
+        "plotly: 0 of 1",
+        "console: planted",
+        "status 404",
+        "request to another host",
+        "thrown",
+    ):
+        assert sign in found, f"{sign!r} was not reported in:\n{found}"

@@ -1,0 +1,308 @@
+"""The tree of settings: what is refused, what None means, which hash changes with what."""
+
+import dataclasses
+import math
+import re
+import typing
+from pathlib import Path
+
+import pytest
+
+from g2sf_lib import config as module
+from g2sf_lib.config import (
+    PROFILES,
+    STAGES,
+    Config,
+    ConfigError,
+    config_from_notebook,
+    dataset_dir,
+    leaf_fields,
+    make_config,
+    raw_dir,
+    scans_dir,
+    settings_table,
+    stage_dir,
+    stage_files,
+)
+from g2sf_lib.detector import flat_settings
+
+LEAVES = leaf_fields()
+
+
+def test_leaf_names_are_unique():
+    hints = typing.get_type_hints(Config)
+    names = []
+    for top in dataclasses.fields(Config):
+        if dataclasses.is_dataclass(hints[top.name]):
+            names += [leaf.name for leaf in dataclasses.fields(hints[top.name])]
+        else:
+            names.append(top.name)
+    assert len(names) == len(set(names)) == len(LEAVES)
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_every_setting_has_a_reason_and_a_default_that_fits(name):
+    _, leaf, kind = LEAVES[name]
+    assert len(leaf.metadata["reason"]) >= 5
+    assert module._fits(leaf.default, kind, leaf.metadata["low"], leaf.metadata["high"])
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_can_be_built_and_gives_reasons(profile):
+    config = make_config(profile)
+    assert config.profile == profile
+    for name, (value, reason) in PROFILES[profile].items():
+        section = LEAVES[name][0]
+        assert getattr(getattr(config, section), name) == value
+        assert len(reason) >= 5
+    rows = {row["name"]: row for row in settings_table(config)}
+    assert rows.keys() == LEAVES.keys() and all(row["reason"] for row in rows.values())
+    for name, (value, reason) in PROFILES[profile].items():
+        assert rows[name]["value"] == value and rows[name]["reason"] == reason
+
+
+def test_the_paper_profile_has_the_published_settings():
+    config = make_config("paper")
+    assert (config.model.hidden, config.model.embed, config.model.dropout) == (512, 128, 0.5)
+    assert (config.training.epochs, config.training.batch_size) == (80, 8192)
+    assert (config.training.learning_rate, config.training.l1) == (1.5e-4, 5e-4)
+    assert (config.model.k, config.loss.eta_0, config.features.grid_size) == (5, 1.2, 56)
+    assert (config.bank.bank_fraction, config.bank.projection_eps) == (0.1, 0.9)
+    assert config.loss.form == "paper"  # the paper is the specification, in every profile
+
+
+def test_the_tree_is_frozen():
+    config = make_config()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.loss.alpha = 1.0
+
+
+def test_leaves_land_in_their_sections():
+    config = make_config("smoke", alpha=10.0, category="rope", aggregate="mean", seed=4)
+    assert config.loss.alpha == 10.0 and config.scoring.aggregate == "mean"
+    assert (config.category, config.seed, config.profile) == ("rope", 4, "smoke")
+    assert config.data.num_train == PROFILES["smoke"]["num_train"][0]
+
+
+@pytest.mark.parametrize("name", ["alpa", "loss", "", "Alpha", "data"])
+def test_an_unknown_name_is_refused_with_the_allowed_ones(name):
+    with pytest.raises(ConfigError, match="unknown parameter") as caught:
+        make_config("demo", **{name: 1})
+    assert repr(name) in str(caught.value)
+    assert all(leaf in str(caught.value) for leaf in LEAVES)
+
+
+def test_an_unknown_profile_is_refused_with_the_allowed_ones():
+    with pytest.raises(ConfigError, match="'quick'; expected one of 'demo', 'smoke', 'paper'"):
+        make_config("quick")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("epochs", 3.0, "int >= 1"),
+        ("epochs", "3", "int >= 1"),
+        ("epochs", True, "int >= 1"),
+        ("epochs", 0, "int >= 1"),
+        ("epochs", None, "int >= 1"),
+        ("alpha", "10", "float >= 0"),
+        ("alpha", True, "float >= 0"),
+        ("alpha", -0.1, "float >= 0"),
+        ("alpha", math.nan, "float >= 0"),
+        ("alpha", math.inf, "float >= 0"),
+        ("alpha", [1.0], "float >= 0"),
+        ("dropout", 1.0, "float >= 0 <= 0.99"),
+        ("quantise", 1, "bool"),
+        ("quantise", "yes", "bool"),
+        ("category", 3, "str"),
+        ("aggregate", "median", "one of 'min', 'max', 'mean', 'nearest'"),
+        ("form", "authors", "one of 'paper', 'official'"),
+        ("sep_form", "authors", "one of 'paper', 'official' or None"),
+        ("projection_eps", 1.5, "float >= 0 <= 1 or None"),
+        ("projection_eps", False, "float >= 0 <= 1 or None"),
+        ("rgb_weights", 0, "str or None"),
+        ("device", "gpu", "one of 'auto', 'cpu', 'cuda'"),
+        ("seed", -1, "int >= 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_does(name, value, expected):
+    with pytest.raises(ConfigError) as caught:
+        make_config("demo", **{name: value})
+    assert str(caught.value) == f"{name} is {value!r}; expected {expected}"
+
+
+def test_none_is_a_value_where_it_is_allowed():
+    config = make_config("paper", projection_eps=None, rgb_weights=None, sep_form=None)
+    assert config.bank.projection_eps is None
+
+
+@pytest.mark.parametrize(("name", "value"), [("alpha", 1), ("projection_eps", 1)])
+def test_an_integer_for_a_float_is_the_same_setting(name, value):
+    one, other = make_config(**{name: value}), make_config(**{name: float(value)})
+    assert one == other and one.stage_hash("lspn") == other.stage_hash("lspn")
+
+
+def test_a_real_data_set_needs_its_folder():
+    with pytest.raises(ConfigError, match="'mvtec3d' needs data_root"):
+        make_config("paper", dataset="mvtec3d")
+    config = make_config("paper", dataset="mvtec3d", data_root="/data")
+    assert raw_dir(config) == Path("/data")
+
+
+def test_flat_settings_give_the_same_config_again():
+    config = make_config("paper", alpha=3.5, category="rope", projection_eps=None, seed=2)
+    assert make_config(**flat_settings(config)) == config
+
+
+def notebook(**parameters):
+    """What `globals()` of a notebook looks like before anything but parameters has run."""
+    around = {"__name__": "__main__", "_i1": "x", "In": ["x"], "Out": {}, "Path": Path, "m": module}
+    return around | {"profile": "smoke", "category": "rope", "seed": 1} | parameters
+
+
+def test_config_from_notebook_reads_parameters_only():
+    config = config_from_notebook(notebook(alpha=2.0, data_root=None, epochs=None))
+    assert config == make_config("smoke", category="rope", seed=1, alpha=2.0)
+
+
+def test_config_from_notebook_takes_none_for_what_the_profile_says():
+    config = config_from_notebook(notebook(epochs=None, profile="paper"))
+    assert config.training.epochs == 80
+
+
+@pytest.mark.parametrize("value", [1, 0.5, "x", None, True, [1], {"a": 1}])
+def test_config_from_notebook_refuses_an_unknown_injected_name(value):
+    with pytest.raises(ConfigError, match="unknown parameter 'alfa'; allowed: .*alpha"):
+        config_from_notebook(notebook(alfa=value))
+
+
+def test_config_from_notebook_leaves_a_notebooks_own_parameters_to_it():
+    names = ("seeds", "workers")
+    config = config_from_notebook(notebook(seeds=[0, 1], workers=2), extra=names)
+    assert config == make_config("smoke", category="rope", seed=1)
+    with pytest.raises(ConfigError, match="'seeds'"):
+        config_from_notebook(notebook(seeds=[0, 1]))
+
+
+def test_config_from_notebook_refuses_an_ill_typed_value():
+    with pytest.raises(ConfigError, match="epochs is '3'; expected int >= 1"):
+        config_from_notebook(notebook(epochs="3"))
+
+
+# leaf -> the first stage whose hash depends on it; None for none
+FIRST_STAGE = {
+    "num_train": "data",
+    "plane_margin_m": "data",
+    "dataset": "data",
+    "data_root": "data",
+    "category": "features",
+    "grid_size": "features",
+    "num_synthetic": "features",
+    "bank_fraction": "bank",
+    "projection_eps": "bank",
+    "hidden": "lspn",
+    "alpha": "lspn",
+    "epochs": "lspn",
+    "seed": "lspn",
+    "blur_sigma_px": "scores",
+    "aggregate": "scores",
+    "device": None,
+    "runs_root": None,
+    "profile": None,
+}
+OTHER_VALUE = {
+    "dataset": "mvtec3d",
+    "data_root": "/elsewhere",
+    "category": "rope",
+    "projection_eps": 0.5,
+    "aggregate": "max",
+    "device": "cpu",
+    "runs_root": "/elsewhere",
+    "profile": "smoke",
+    "bank_fraction": 0.2,
+    "alpha": 7.0,
+    "plane_margin_m": 0.006,
+    "blur_sigma_px": 1.0,
+}
+
+
+@pytest.mark.parametrize("name", FIRST_STAGE)
+def test_hashes_change_with_the_right_stages(name):
+    base = make_config(data_root="/data")
+    section, leaf, _ = LEAVES[name]
+    value = OTHER_VALUE.get(name, 77)
+    if section is None:
+        changed = dataclasses.replace(base, **{name: value})
+    else:
+        part = dataclasses.replace(getattr(base, section), **{name: value})
+        changed = dataclasses.replace(base, **{section: part})
+    differs = [base.stage_hash(stage) != changed.stage_hash(stage) for stage in STAGES]
+    first = FIRST_STAGE[name]
+    assert differs == [first is not None and i >= STAGES.index(first) for i in range(len(STAGES))]
+
+
+def test_every_section_belongs_to_a_stage():
+    in_hash = make_config().stage_settings("scores")
+    sections = {section for section, _, _ in LEAVES.values() if section is not None}
+    assert sections <= in_hash.keys()
+
+
+def test_the_hash_changes_with_the_code_of_a_stage(monkeypatch):
+    config = make_config()
+    before = {stage: config.stage_hash(stage) for stage in STAGES}
+    real = Path.read_bytes
+    monkeypatch.setattr(
+        Path, "read_bytes", lambda p: real(p) + (b"#" if p.name == "losses.py" else b"")
+    )
+    differs = [stage for stage in STAGES if config.stage_hash(stage) != before[stage]]
+    assert differs == ["lspn", "scores"]
+
+
+def test_stage_files_exist_and_grow_from_stage_to_stage():
+    so_far: set[Path] = set()
+    for stage in STAGES:
+        files = stage_files(stage)
+        assert all(file.is_file() for file in files)
+        assert so_far < set(files)
+        so_far = set(files)
+
+
+def test_folders_keep_profiles_data_sets_categories_and_settings_apart():
+    base = make_config("smoke", runs_root="runs")
+    assert dataset_dir(base) == Path("runs/smoke/procedural")
+    assert scans_dir(base).parent == dataset_dir(base)
+    assert stage_dir(base, "lspn").parent == dataset_dir(base) / "foam"
+    folders = {
+        stage_dir(config, "lspn")
+        for config in (
+            base,
+            dataclasses.replace(base, seed=1),
+            dataclasses.replace(base, category="rope"),
+            make_config("demo", runs_root="runs"),
+            make_config("smoke", runs_root="runs", alpha=9.0),
+        )
+    }
+    assert len(folders) == 5
+
+
+def test_raw_data_lie_apart_by_the_code_that_renders_them(monkeypatch):
+    """All of it: the modules of `datasets` that the renderer imports, however many there are."""
+    folder = Path(module.__file__).parent / "datasets"
+    before = raw_dir(make_config())
+    text = "\n".join(p.read_text() for p in (folder / "procedural.py", folder / "defects.py"))
+    rendering = {"procedural"} | set(re.findall(r"from g2sf_lib\.datasets\.(\w+) import", text))
+    real = Path.read_bytes
+    for name in rendering:
+        monkeypatch.setattr(
+            Path, "read_bytes", lambda p, n=name: real(p) + (b"#" if p.stem == n else b"")
+        )
+        assert raw_dir(make_config()) != before, name
+
+
+def test_raw_data_lie_apart_by_how_they_are_rendered():
+    base = make_config("smoke")
+    assert raw_dir(base) != raw_dir(make_config("smoke", num_train=9))
+    assert raw_dir(base) != raw_dir(make_config("smoke", seed_set="development"))
+    assert raw_dir(base) == raw_dir(make_config("smoke", epochs=9, category="rope"))

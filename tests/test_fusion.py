@@ -1,0 +1,231 @@
+"""Eq. 1, 2, 3 and 11: by hand on three points, invariants, and the gathered network as oracle."""
+
+import math
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from g2sf_lib.config import MODALITIES
+from g2sf_lib.fusion import LSPN, GlobalScale, aggregate, encode, joint_direction, local_metric
+from g2sf_lib.memory import MemoryBank
+
+HAND_FEAT = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1.0, 1.0]])
+HAND_PROTO = torch.tensor([[[0.0, 0], [3, 0]], [[0, 0], [0, -2]], [[1, 1], [4, 5]]])
+
+
+def test_encode_by_hand():
+    d, s = encode(HAND_FEAT, HAND_PROTO)
+    torch.testing.assert_close(s, torch.tensor([[5.0, 4.0], [0.0, 2.0], [0.0, 5.0]]))
+    expected = torch.tensor([[[0.6, 0.8], [0, 1]], [[0, 0], [0, 1]], [[0, 0], [-0.6, -0.8]]])
+    torch.testing.assert_close(d, expected)
+
+
+def test_encoding_loses_nothing_and_directions_are_unit():
+    generator = torch.Generator().manual_seed(0)
+    feat = torch.randn(50, 7, generator=generator)
+    proto = torch.randn(50, 4, 7, generator=generator)
+    proto[3, 1] = feat[3]
+    d, s = encode(feat, proto)
+    torch.testing.assert_close(proto + s[..., None] * d, feat[:, None].expand_as(proto))
+    norm = torch.linalg.vector_norm(d, dim=-1)
+    torch.testing.assert_close(norm, (s > 0).float())
+    assert s[3, 1] == 0 and torch.equal(d[3, 1], torch.zeros(7))
+
+
+def test_joint_direction_by_hand():
+    d = {"pcd": torch.tensor([[[1.0, 0.0]]]), "rgb": torch.tensor([[[0.0, 0.6, 0.8]]])}
+    s = {"pcd": torch.tensor([[3.0]]), "rgb": torch.tensor([[4.0]])}
+    joint = joint_direction(d, s)
+    torch.testing.assert_close(joint["pcd"], torch.tensor([[[3.0, 0.0]]]))
+    torch.testing.assert_close(joint["rgb"], torch.tensor([[[0.0, 2.4, 3.2]]]))
+    nowhere = joint_direction({m: 0 * d[m] for m in d}, {m: 0 * s[m] for m in s})
+    assert all(not nowhere[mod].any() for mod in MODALITIES)
+
+
+def test_local_metric_by_hand():
+    w = torch.tensor([[[2.0, 0.5], [1.0, 3.0]]])
+    s = torch.tensor([[[1.0, 4.0], [3.0, 2.0]]])
+    # 2*1/4 + 0.5*4*3/4 = 2 and 1*3/4 + 3*2*3/4 = 5.25
+    ell = local_metric(w, s, torch.tensor([0.25, 0.75]))
+    torch.testing.assert_close(ell, torch.tensor([[2.0, 5.25]]))
+
+
+def test_metric_with_w_one_is_the_plain_sum():
+    s = torch.rand(20, 3, 2, generator=torch.Generator().manual_seed(0))
+    ell = local_metric(torch.ones_like(s), s, torch.tensor([0.5, 0.5]))
+    torch.testing.assert_close(ell, (s[..., 0] + s[..., 1]) / 2)
+    ell = local_metric(torch.ones_like(s), s, torch.ones(2))
+    torch.testing.assert_close(ell, s.sum(-1))
+
+
+def test_aggregate_by_hand():
+    ell = torch.tensor([[2.0, 5.25, 1.0], [4.0, 4.0, 7.0], [0.0, 3.0, 9.0]])
+    assert aggregate(ell).tolist() == [1.0, 4.0, 0.0]
+    assert aggregate(ell, "min").tolist() == [1.0, 4.0, 0.0]
+    assert aggregate(ell, "max").tolist() == [5.25, 7.0, 9.0]
+    assert aggregate(ell, "mean").tolist() == [2.75, 5.0, 4.0]
+    assert aggregate(ell, "nearest").tolist() == [2.0, 4.0, 0.0]
+
+
+def test_min_is_at_most_mean_at_most_max():
+    ell = torch.rand(200, 6, generator=torch.Generator().manual_seed(0))
+    low, mean, high = (aggregate(ell, how) for how in ("min", "mean", "max"))
+    assert (low <= mean).all() and (mean <= high).all()
+    assert (low <= aggregate(ell, "nearest")).all()
+
+
+def test_aggregate_refuses_another_name():
+    with pytest.raises(ValueError, match="'median'; expected 'min', 'max', 'mean' or 'nearest'"):
+        aggregate(torch.ones(1, 2), "median")
+
+
+def test_sigma_starts_at_one_half_and_by_hand():
+    sigma = GlobalScale()
+    assert sigma().tolist() == [0.5, 0.5]
+    with torch.no_grad():
+        sigma.sigma_raw.copy_(torch.tensor([math.atanh(0.5), math.atanh(-0.5)]))
+    # (0.5 + 1) / 2 = 0.75 and (-0.5 + 1) / 2 = 0.25, whose sum is 1 already
+    torch.testing.assert_close(sigma().detach(), torch.tensor([0.75, 0.25]))
+
+
+@pytest.mark.parametrize("raw", [(-9.0, 3.0), (2.0, 2.0), (0.1, -4.0)])
+def test_sigma_is_positive_with_sum_one(raw):
+    sigma = GlobalScale()
+    with torch.no_grad():
+        sigma.sigma_raw.copy_(torch.tensor(raw))
+    assert (sigma() > 0).all() and sigma().sum().item() == pytest.approx(1)
+
+
+def random_lspn(dims, seed=0, dtype=torch.float64):
+    """An LSPN whose head is not zero, so that its output depends on everything."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        lspn = LSPN(dims, hidden=16, embed=8, dropout=0.5)
+        torch.nn.init.normal_(lspn.head.weight, std=0.5)
+        torch.nn.init.normal_(lspn.head.bias, std=0.2)
+    return lspn.to(dtype).eval()
+
+
+def world(dtype=torch.float64, num=30):
+    """Features, banks and neighbours; cell 0 lies on its prototypes, cell 1 on that of pcd."""
+    generator = torch.Generator().manual_seed(1)
+    dims = {"pcd": 5, "rgb": 7}
+    bank = {m: torch.randn(25, d, generator=generator, dtype=dtype) for m, d in dims.items()}
+    feat = {m: torch.randn(num, d, generator=generator, dtype=dtype) for m, d in dims.items()}
+    feat["pcd"][0], feat["rgb"][0] = bank["pcd"][4], bank["rgb"][9]
+    feat["pcd"][1] = bank["pcd"][7]
+    index, d, s = {}, {}, {}
+    for mod in MODALITIES:
+        index[mod] = torch.cdist(feat[mod], bank[mod]).topk(4, largest=False).indices
+        d[mod], s[mod] = encode(feat[mod], bank[mod][index[mod]])
+    assert s["pcd"][0, 0] == 0 and s["rgb"][0, 0] == 0 and s["pcd"][1, 0] == 0
+    return dims, feat, bank, index, d, s
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["dict", "stack"])
+@pytest.mark.parametrize("form", ["paper", "official"])
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_from_bank_is_forward(form, stacked, dtype, atol):
+    dims, feat, bank, index, d, s = world(dtype)
+    lspn = random_lspn(dims, dtype=dtype)
+    directions = joint_direction(d, s) if form == "official" else d
+    expected = lspn({mod: bank[mod][index[mod]] for mod in MODALITIES}, directions)
+    if stacked:
+        index, s = (torch.stack([x[mod] for mod in MODALITIES], dim=-1) for x in (index, s))
+    found = lspn.from_bank(feat, bank, index, s, form)
+    assert found.shape == (30, 4, 2)
+    assert expected.std() > 0.05  # else the comparison says nothing
+    torch.testing.assert_close(found, expected, atol=atol, rtol=0)
+
+
+def test_from_bank_gives_the_gradients_of_forward():
+    dims, feat, bank, index, d, s = world()
+    gradients = []
+    for way in ("forward", "from_bank"):
+        lspn = random_lspn(dims)
+        if way == "forward":
+            w = lspn({mod: bank[mod][index[mod]] for mod in MODALITIES}, d)
+        else:
+            w = lspn.from_bank(feat, bank, index, s)
+        w.square().sum().backward()
+        gradients.append([p.grad for p in lspn.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        assert one.abs().max() > 0
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-8)
+
+
+def test_from_bank_takes_memory_banks():
+    dims, feat, bank, index, _, s = world()
+    lspn = random_lspn(dims)
+    banks = {mod: MemoryBank(bank[mod], torch.arange(25)) for mod in MODALITIES}
+    torch.testing.assert_close(
+        lspn.from_bank(feat, banks, index, s), lspn.from_bank(feat, bank, index, s)
+    )
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remember the number of elements of the largest tensor that any operation makes."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(value, torch.Tensor):
+                self.largest = max(self.largest, value.numel())
+        return result
+
+
+def test_from_bank_never_builds_n_k_d():
+    num, k, dims = 64, 6, {"pcd": 300, "rgb": 200}
+    generator = torch.Generator().manual_seed(0)
+    feat = {mod: torch.randn(num, dim, generator=generator) for mod, dim in dims.items()}
+    bank = {mod: torch.randn(90, dim, generator=generator) for mod, dim in dims.items()}
+    found = {mod: MemoryBank(bank[mod], torch.arange(90)).query(feat[mod], k) for mod in dims}
+    index, s = ({mod: found[mod][i] for mod in dims} for i in (0, 1))
+    lspn = random_lspn(dims, dtype=torch.float32)
+    with LargestTensor() as seen, torch.no_grad():
+        lspn.from_bank(feat, bank, index, s)
+    assert 0 < seen.largest < num * k * min(dims.values()) / 2
+
+
+def test_a_fresh_network_returns_exactly_one():
+    dims, feat, bank, index, d, s = world(torch.float32)
+    for training in (True, False):
+        lspn = LSPN(dims).train(training)
+        assert (lspn({mod: bank[mod][index[mod]] for mod in MODALITIES}, d) == 1).all()
+        assert (lspn.from_bank(feat, bank, index, s) == 1).all()
+
+
+def test_scale_factors_lie_within_their_bounds():
+    dims, feat, bank, index, _, s = world(torch.float32)
+    lspn = random_lspn(dims, dtype=torch.float32)
+    with torch.no_grad():
+        lspn.head.weight.mul_(1000)
+    w = lspn.from_bank(feat, bank, index, s)
+    assert w.min() >= math.exp(-1) - 1e-6 and w.max() <= math.e + 1e-6
+    assert w.min() < 0.4 and w.max() > 2.7  # the bounds are reached
+
+
+def test_default_sizes_are_those_of_the_paper():
+    lspn = LSPN({"pcd": 1152, "rgb": 768})
+    shapes = {n: tuple(p.shape) for n, p in lspn.named_parameters() if n.endswith("weight")}
+    assert sorted(shapes.values()) == sorted(
+        [(512, 1920), (128, 512), (512, 1920), (128, 512), (256, 256), (2, 256)]
+    )
+    assert lspn.dropout.p == 0.5
+
+
+def test_modalities_keep_their_columns():
+    """Changing one modality's features moves w as `forward` says, not as the other's would."""
+    dims, feat, bank, index, _, s = world()
+    lspn = random_lspn(dims)
+    with torch.no_grad():
+        lspn.proto_in.weight[:, dims["pcd"] :] = 0  # deaf to rgb
+        lspn.direction_in.weight[:, dims["pcd"] :] = 0
+    w = lspn.from_bank(feat, bank, index, s)
+    changed = dict(feat, rgb=feat["rgb"] + 1)
+    torch.testing.assert_close(lspn.from_bank(changed, bank, index, s), w, atol=1e-12, rtol=0)
+    changed = dict(feat, pcd=feat["pcd"] + 1)
+    assert not torch.allclose(lspn.from_bank(changed, bank, index, s), w)

@@ -1,0 +1,385 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from g2sf_lib.config import SynthesisConfig
+from g2sf_lib.datasets import Sample, ScanError
+from g2sf_lib.datasets.preprocess import load_prepared, save_prepared
+from g2sf_lib.synthesis import (
+    _CHANGES,
+    MILD_CATEGORIES,
+    anomaly_mask,
+    augment_target,
+    corrupt_rgb,
+    perlin_noise,
+    synthesise,
+    synthesise_set,
+)
+
+CONFIG = SynthesisConfig()
+ARRAYS = ("rgb", "xyz", "mask", "raw_xyz")
+FLOOR = 0.45
+
+
+def make_target(size=128, seed=0, height=0.02, radius=0.4, shape="disc", holes=0.0, name="good/0"):
+    """Return a preprocessed disc or box of `height` m on a floor, with stripes of colour."""
+    generator = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:size, :size]
+    y, x = (rows - size / 2) * 0.12 / size, (columns - size / 2) * 0.12 / size
+    reach = np.hypot(x, y) if shape == "disc" else np.maximum(abs(x), abs(y) * 2)
+    inside = reach < radius * 0.12
+    raw = np.stack([x, y, FLOOR - height * inside], axis=-1).astype(np.float32)
+    raw[generator.random((size, size)) < holes] = 0
+    rgb = 128 + 60 * np.sin((x * 300 + seed)[..., None] + np.arange(3))
+    rgb = rgb + generator.normal(0, 8, rgb.shape)
+    rgb = np.clip(rgb, 1, 255).astype(np.uint8) * inside[..., None]
+    xyz = raw * inside[..., None]
+    return Sample(rgb, xyz, np.zeros((size, size), bool), "good", name, raw_xyz=raw)
+
+
+def disc(size=256, radius=0.4):
+    rows, columns = np.mgrid[:size, :size]
+    return np.hypot(rows - size / 2, columns - size / 2) < radius * size
+
+
+def assert_same(left, right):
+    for key in ARRAYS:
+        assert np.array_equal(getattr(left, key), getattr(right, key)), key
+
+
+def components(mask):
+    labels, num = ndimage.label(mask, np.ones((3, 3)))
+    return [labels == number for number in range(1, num + 1)]
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (2, 8), (16, 16)])
+def test_perlin_noise_is_bounded_smooth_and_of_its_grid(grid):
+    noise = perlin_noise((256, 256), grid, np.random.default_rng(0))
+    assert noise.shape == (256, 256)
+    assert np.abs(noise).max() <= 1 and noise.std() > 0.15
+    for axis in (0, 1):
+        step = np.abs(np.diff(noise, axis=axis)).max()
+        assert step < 5 * grid[axis] / 256
+    # On the lattice lines' crossings the noise is zero; pixel centres lie half a pixel beside.
+    crossings = noise[:: 256 // grid[0], :: 256 // grid[1]]
+    assert np.abs(crossings).max() < 1.5 * max(grid) / 256
+
+
+def test_perlin_noise_is_the_textbook_sum():
+    generator = np.random.default_rng(3)
+    noise = perlin_noise((20, 30), (2, 3), generator)
+    angle = np.random.default_rng(3).uniform(0, 2 * np.pi, (3, 4))
+    for row, column in ((0, 0), (7, 14), (12, 29), (19, 9)):
+        y, x = (row + 0.5) / 10, (column + 0.5) / 10
+        total = 0.0
+        for i in (int(y), int(y) + 1):
+            for j in (int(x), int(x) + 1):
+                v, u = abs(y - i), abs(x - j)
+                fade = [1 - (6 * t**5 - 15 * t**4 + 10 * t**3) for t in (v, u)]
+                gradient = np.sin(angle[i, j]) * (y - i) + np.cos(angle[i, j]) * (x - j)
+                total += fade[0] * fade[1] * gradient
+        assert noise[row, column] == pytest.approx(np.sqrt(2) * total)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_mask_components_have_allowed_sizes_and_lie_on_the_object(seed):
+    foreground = disc(512, 0.3)
+    foreground[200:230] = False
+    mask = anomaly_mask(foreground, CONFIG, np.random.default_rng(seed))
+    parts = components(mask)
+    assert mask.dtype == bool and mask.sum() >= CONFIG.min_paste_px
+    for part in parts:
+        assert CONFIG.min_component_px <= part.sum() <= CONFIG.max_component_px
+        assert (part & foreground).sum() >= 2 / 3 * part.sum()
+
+
+def test_a_component_beside_the_object_is_shifted_onto_it():
+    # Only a corner is foreground: the noise rarely falls there by itself.
+    foreground = np.zeros((512, 512), bool)
+    foreground[-150:, -150:] = True
+    masks = [anomaly_mask(foreground, CONFIG, np.random.default_rng(seed)) for seed in range(10)]
+    everywhere = np.ones_like(foreground)
+    free = [anomaly_mask(everywhere, CONFIG, np.random.default_rng(seed)) for seed in range(10)]
+    assert np.mean([foreground[m].mean() for m in masks]) > 0.8
+    assert np.mean([foreground[m].mean() for m in free]) < 0.3
+
+
+@pytest.mark.parametrize("size", [(100, 100), (256, 200), (800, 800)])
+def test_mask_keeps_the_size_and_the_share_of_any_scan(size):
+    foreground = np.ones(size, bool)
+    small = anomaly_mask(foreground, CONFIG, np.random.default_rng(1))
+    large = anomaly_mask(np.ones((512, 512), bool), CONFIG, np.random.default_rng(1))
+    assert small.shape == size
+    assert small.mean() == pytest.approx(large.mean(), rel=0.15)
+
+
+def test_mask_follows_its_settings():
+    foreground = np.ones((512, 512), bool)
+    config = dataclasses.replace(CONFIG, max_component_px=400, min_paste_px=2000)
+    for seed in range(4):
+        mask = anomaly_mask(foreground, config, np.random.default_rng(seed))
+        assert mask.sum() >= 2000
+        assert max(part.sum() for part in components(mask)) <= 400
+
+
+def test_object_too_small_for_a_mask_is_an_error():
+    foreground = np.zeros((64, 64), bool)
+    with pytest.raises(ScanError, match="0 of 262144 px; expected a larger object"):
+        anomaly_mask(foreground, CONFIG, np.random.default_rng(0))
+    foreground[3, 3] = True
+    with pytest.raises(ScanError, match="expected a larger object"):
+        anomaly_mask(foreground, CONFIG, np.random.default_rng(0))
+
+
+def coded_target(size=96):
+    """Return a disc where point, raw point, mask and colour of a pixel all say which it is."""
+    target = make_target(size)
+    rows, columns = np.mgrid[:size, :size]
+    inside = target.foreground
+    raw = np.stack([columns + 1, rows + 1, np.full_like(rows, 9)], axis=-1).astype(np.float32)
+    rgb = np.stack([columns + 100, rows + 100, np.full_like(rows, 255)], axis=-1).astype(np.uint8)
+    mask = inside & ((columns // 8 + rows // 8) % 2 == 0)
+    return dataclasses.replace(
+        target, rgb=rgb * inside[..., None], xyz=raw * inside[..., None], mask=mask, raw_xyz=raw
+    )
+
+
+@pytest.mark.parametrize("category", ["foam", "cookie"])
+@pytest.mark.parametrize("seed", range(5))
+def test_augmentation_moves_everything_together(category, seed):
+    target = coded_target()
+    moved = augment_target(target, category, np.random.default_rng(seed))
+    inside = moved.foreground
+    assert inside.sum() > 1000
+    rows = moved.xyz[inside][:, 1].astype(int) - 1
+    columns = moved.xyz[inside][:, 0].astype(int) - 1
+    assert np.array_equal(moved.raw_xyz[inside], moved.xyz[inside])
+    assert set(np.unique(moved.raw_xyz[..., 2])) <= {0, 9}
+    assert np.array_equal(moved.mask[inside], target.mask[rows, columns])
+    assert not moved.mask[~inside].any() and not moved.rgb[~inside].any()
+    # Bilinear colours are those of the same place: within a pixel, and the rounding of
+    # colours weighted by alpha at the outline, where a black background would cost 100.
+    error = moved.rgb[inside].astype(int)[:, :2] - np.column_stack([columns, rows]) - 100
+    assert np.abs(error).max() <= 4 and np.abs(error).mean() < 1
+    assert (moved.rgb[inside][:, 2] >= 253).all()
+    assert not np.array_equal(moved.xyz, target.xyz)
+
+
+def fitted_map(moved):
+    """Return the linear part of output -> input pixels, fitted to a coded target."""
+    output = np.argwhere(moved.foreground)
+    design = np.column_stack([output, np.ones(len(output))])
+    source = moved.xyz[moved.foreground][:, [1, 0]]
+    return np.linalg.lstsq(design, source, rcond=None)[0][:2].T
+
+
+@pytest.mark.parametrize("category", sorted(MILD_CATEGORIES) + ["cookie", "bagel"])
+def test_augmentation_stays_in_the_range_of_its_category(category):
+    target = coded_target()
+    angles, scales, mirrored = [], [], []
+    for seed in range(40):
+        matrix = fitted_map(augment_target(target, category, np.random.default_rng(seed)))
+        sign = np.sign(np.linalg.det(matrix))
+        scales.append(abs(np.linalg.det(matrix)) ** -0.5)
+        mirrored.append(sign < 0)
+        # A double mirror is a half turn: fold angles into a quarter turn either way.
+        angle = np.rad2deg(np.arctan2(abs(matrix[0, 1]), abs(matrix[0, 0])))
+        angles.append(angle)
+    if category in MILD_CATEGORIES:
+        assert 6 < max(angles) <= 10.2 and not any(mirrored)
+        assert 0.895 < min(scales) and max(scales) < 1.105
+    else:
+        assert 30 < max(angles) <= 45.3 and 5 < sum(mirrored) < 35
+        assert 0.79 < min(scales) < 0.88 and 1.12 < max(scales) < 1.26
+
+
+def test_augmentation_without_raw_points_and_with_equal_seeds():
+    target = dataclasses.replace(make_target(), raw_xyz=None)
+    first = augment_target(target, "cookie", np.random.default_rng(4))
+    again = augment_target(target, "cookie", np.random.default_rng(4))
+    assert first.raw_xyz is None
+    assert np.array_equal(first.rgb, again.rgb) and np.array_equal(first.xyz, again.xyz)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_corrupted_colours_differ_and_the_background_stays_black(seed):
+    rgb = make_target().rgb
+    before, inside = rgb.copy(), rgb.any(-1)
+    changed = corrupt_rgb(rgb, np.random.default_rng(seed))
+    assert changed.dtype == np.uint8 and changed.shape == rgb.shape
+    assert np.array_equal(rgb, before) and not changed[~inside].any()
+    assert np.abs(changed[inside].astype(int) - rgb[inside]).mean() > 1
+    assert np.array_equal(changed, corrupt_rgb(rgb, np.random.default_rng(seed)))
+
+
+@pytest.mark.parametrize("change", _CHANGES, ids=lambda change: change.__name__)
+def test_an_object_of_one_colour_stays_so_up_to_its_outline(change):
+    inside = disc(96)
+    rgb = np.array([200, 150, 100], np.uint8) * inside[..., None]
+    for seed in range(5):
+        changed = change(rgb, inside, np.random.default_rng(seed))
+        assert np.ptp(changed[inside].astype(int), axis=0).max() <= 5  # rounding
+
+
+@pytest.mark.parametrize("change", _CHANGES, ids=lambda change: change.__name__)
+def test_every_change_is_one(change):
+    rgb = make_target().rgb
+    inside = rgb.any(-1)
+    changed = [change(rgb, inside, np.random.default_rng(seed)) for seed in range(5)]
+    for image in changed:
+        assert image.dtype == np.uint8 and image.shape == rgb.shape
+    distances = [np.abs(c[inside].astype(int) - rgb[inside]).mean() for c in changed]
+    assert np.mean(distances) > 2
+
+
+@pytest.fixture(scope="module")
+def sources():
+    return make_target(seed=1, name="good/1"), make_target(seed=2, shape="box", name="good/2")
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("holes", [0.0, 0.05])
+def test_the_mask_is_exactly_where_something_was_pasted(sources, seed, holes):
+    target = make_target(holes=holes)
+    sample = synthesise(target, *sources, "cookie", CONFIG, np.random.default_rng(seed))
+    before = augment_target(target, "cookie", np.random.default_rng(seed))
+    rgb_changed = (sample.rgb != before.rgb).any(-1)
+    xyz_changed = (sample.xyz != before.xyz).any(-1)
+    raw_changed = (sample.raw_xyz != before.raw_xyz).any(-1)
+    assert sample.label == "synthetic" and sample.is_anomalous and sample.mask.any()
+    assert not (rgb_changed | xyz_changed | raw_changed)[~sample.mask].any()
+    assert (rgb_changed | xyz_changed)[sample.mask].all()
+    has_raw = before.raw_xyz.any(-1)
+    assert xyz_changed[sample.mask & has_raw].all()
+    assert rgb_changed[sample.mask].mean() > 0.95
+    # x and y are those before background removal; nothing is made up where they are unknown.
+    pasted = sample.mask & has_raw
+    assert np.array_equal(sample.xyz[pasted][:, :2], before.raw_xyz[pasted][:, :2])
+    assert np.array_equal(sample.xyz[pasted], sample.raw_xyz[pasted])
+    assert not sample.xyz[~has_raw].any() and not sample.raw_xyz[~has_raw].any()
+    assert np.isfinite(sample.xyz).all()
+
+
+def test_the_scans_given_stay_as_they_are(sources):
+    target = make_target()
+    copies = [
+        dataclasses.replace(s, **{key: getattr(s, key).copy() for key in ARRAYS})
+        for s in (target, *sources)
+    ]
+    synthesise(target, *sources, "cookie", CONFIG, np.random.default_rng(0))
+    for scan, copy in zip((target, *sources), copies, strict=True):
+        assert_same(scan, copy)
+
+
+@pytest.mark.parametrize("limits", [(0.0002, 0.002), (0.001, 0.0015)])
+def test_flat_parts_are_lifted_or_sunk_by_the_offset(sources, limits):
+    config = dataclasses.replace(CONFIG, min_offset_m=limits[0], max_offset_m=limits[1])
+    target, offsets = make_target(size=256), []  # at 128 px components may touch
+    for seed in range(12):
+        sample = synthesise(target, *sources, "cookie", config, np.random.default_rng(seed))
+        before = augment_target(target, "cookie", np.random.default_rng(seed))
+        lift = sample.xyz[..., 2] - before.xyz[..., 2]
+        for part in components(sample.mask):
+            offsets.append(lift[part & before.foreground].mean())
+    size = np.abs(offsets)
+    assert limits[0] - 2e-6 <= size.min() and size.max() <= limits[1] + 2e-6
+    assert np.ptp(size) > 0.6 * (limits[1] - limits[0])
+    assert 0.2 < np.mean(np.array(offsets) > 0) < 0.8
+
+
+def test_a_paste_has_the_relief_of_its_source():
+    # The source rises by 1 mm per pixel; the target is flat: the pasted slope is the source's.
+    target, flat = make_target(), make_target(seed=1)
+    slope = np.arange(128, dtype=np.float32) * 0.001
+    relief = dataclasses.replace(flat, xyz=flat.xyz.copy())
+    relief.xyz[..., 2] += flat.foreground * slope
+    sample = synthesise(target, flat, relief, "cookie", CONFIG, np.random.default_rng(2))
+    both = sample.mask[:, 1:] & sample.mask[:, :-1]
+    assert both.sum() > 20
+    assert np.diff(sample.xyz[..., 2], axis=1)[both] == pytest.approx(0.001, abs=1e-6)
+
+
+def test_a_paste_may_stand_outside_the_object(sources):
+    # With a thin object, a third of a component is often beside it, at the object's height.
+    target = make_target(shape="box", radius=0.2)
+    beside = []
+    for seed in range(10):
+        sample = synthesise(target, *sources, "foam", CONFIG, np.random.default_rng(seed))
+        before = augment_target(target, "foam", np.random.default_rng(seed))
+        beside.append(sample.xyz[sample.mask & ~before.foreground][:, 2])
+        alone = dataclasses.replace(target, raw_xyz=None)
+        kept = synthesise(alone, *sources, "foam", CONFIG, np.random.default_rng(seed))
+        assert not (kept.mask & ~before.foreground).any()
+    depth = np.concatenate(beside)
+    assert len(depth) > 20
+    assert np.abs(depth - (FLOOR - 0.02)).max() < 0.003
+
+
+def test_colours_are_blended_within_the_limits(sources):
+    # Equal seeds paste equal colours; with min_blend = 1 they are seen unmixed.
+    full = dataclasses.replace(CONFIG, min_blend=1.0)
+    target, weights = make_target(size=256), []
+    for seed in range(10):
+        mixed, pure = (
+            synthesise(target, *sources, "foam", config, np.random.default_rng(seed))
+            for config in (CONFIG, full)
+        )
+        assert np.array_equal(mixed.mask, pure.mask)
+        before = augment_target(target, "foam", np.random.default_rng(seed)).rgb.astype(float)
+        for part in components(mixed.mask):
+            way, gone = pure.rgb[part] - before[part], mixed.rgb[part] - before[part]
+            weight = (way * gone).sum() / (way * way).sum()
+            assert np.abs(gone - weight * way).max() <= 2  # one weight a component
+            weights.append(weight)
+    assert 0.49 < min(weights) < 0.6 and 0.9 < max(weights) < 1.01
+
+
+def test_sources_may_have_any_size_and_holes(sources):
+    target = make_target()
+    odd = make_target(size=200, seed=3, shape="box", radius=0.15, holes=0.1)
+    odd = dataclasses.replace(odd, **{key: getattr(odd, key)[:, 20:150] for key in ARRAYS})
+    sample = synthesise(target, sources[0], odd, "cookie", CONFIG, np.random.default_rng(0))
+    before = augment_target(target, "cookie", np.random.default_rng(0))
+    lift = np.abs(sample.xyz[..., 2] - before.raw_xyz[..., 2])[sample.mask & before.foreground]
+    assert lift.max() <= CONFIG.max_offset_m + 1e-6  # flat on flat, and no hole was pasted
+    empty = dataclasses.replace(odd, rgb=odd.rgb * 0, xyz=odd.xyz * 0)
+    with pytest.raises(ScanError, match="no object; expected one to cut from"):
+        synthesise(target, sources[0], empty, "cookie", CONFIG, np.random.default_rng(0))
+
+
+def test_a_set_is_the_same_however_many_are_asked_for():
+    scans = [make_target(size=64, seed=seed, name=f"good/{seed}") for seed in range(3)]
+    arguments = (scans, scans, scans)
+    five = list(synthesise_set(*arguments, 5, "cookie", CONFIG, 7))
+    two = list(synthesise_set(*arguments, 2, "cookie", CONFIG, 7))
+    assert [s.name for s in five] == [f"synthetic/{i:03d}" for i in range(5)]
+    for short, long in zip(two, five, strict=False):
+        assert_same(short, long)
+    other = next(synthesise_set(*arguments, 1, "cookie", CONFIG, 8))
+    assert not np.array_equal(other.mask, five[0].mask)
+    assert not np.array_equal(five[0].mask, five[3].mask)  # same target, other numbers
+    only = list(synthesise_set(scans[:1], scans[:1], scans[:1], 2, "cookie", CONFIG, 0))
+    assert len(only) == 2
+
+
+def test_a_set_is_lazy_reads_prepared_files_and_spares_the_target(tmp_path):
+    scans = [make_target(size=64, seed=seed, height=0.01 * (seed + 1)) for seed in range(2)]
+    paths = [tmp_path / f"{i:03d}.safetensors" for i in range(2)]
+    for scan, path in zip(scans, paths, strict=True):
+        save_prepared(scan, path)
+    from_files = list(synthesise_set(paths, paths, paths, 4, "cookie", CONFIG, 0))
+    from_memory = list(synthesise_set(scans, scans, scans, 4, "cookie", CONFIG, 0))
+    for left, right in zip(from_files, from_memory, strict=True):
+        assert_same(left, right)
+    # With two scans, the source of each is the other one.
+    for i, sample in enumerate(from_files):
+        generator = np.random.default_rng(np.random.SeedSequence(0, spawn_key=(i,)))
+        generator.integers(1), generator.integers(1)
+        target, source = load_prepared(paths[i % 2]), load_prepared(paths[1 - i % 2])
+        assert_same(sample, synthesise(target, source, source, "cookie", CONFIG, generator))
+    missing = [tmp_path / "none.safetensors"]
+    lazy = synthesise_set(missing, missing, missing, 10**9, "cookie", CONFIG, 0)
+    with pytest.raises(ScanError, match="none.safetensors"):
+        next(lazy)

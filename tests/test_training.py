@@ -1,0 +1,395 @@
+"""The loop: every loss falls, a seed gives the same bytes, an interrupted run ends as any other."""
+
+import dataclasses
+import json
+import warnings
+
+import pytest
+import torch
+
+from g2sf_lib import training
+from g2sf_lib.config import MODALITIES, LossConfig, ModelConfig, TrainingConfig
+from g2sf_lib.fusion import LSPN, GlobalScale, encode, joint_direction
+from g2sf_lib.storage import StoredFileError
+from g2sf_lib.training import (
+    TERMS,
+    Cells,
+    CollapseWarning,
+    Metric,
+    heldout_images,
+    loss_terms,
+    train_metric,
+)
+
+MODEL = ModelConfig(hidden=48, embed=16, dropout=0.1, k=2)
+LOSS = LossConfig(mu=0.1)
+TRAINING = TrainingConfig(epochs=6, batch_size=64, learning_rate=1e-2)
+LONGER = dataclasses.replace(TRAINING, epochs=15)
+
+
+def train(world, loss=LOSS, training=TRAINING, seed=0, **more):
+    cells, bank = world
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollapseWarning)
+        return train_metric(cells, bank, MODEL, loss, training, seed, progress=False, **more)
+
+
+def bytes_of(metric):
+    """Every learned number of a metric, as bytes."""
+    values = [*metric.lspn.state_dict().values(), *metric.sigma.state_dict().values()]
+    return b"".join(v.detach().numpy().tobytes() for v in [*values, metric.s_mean])
+
+
+def random_metric(seed=0, direction_form="paper"):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        lspn = LSPN({"pcd": 6, "rgb": 8}, 24, 12)
+        torch.nn.init.normal_(lspn.head.weight, std=0.5)
+    return Metric(lspn.eval(), GlobalScale(), torch.tensor([0.7, 0.9]), direction_form)
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_each_loss_falls_when_it_is_minimised(toy, term):
+    cells, bank = toy()
+    metric = random_metric()
+    parameters = [*metric.lspn.parameters(), *metric.sigma.parameters()]
+    optimiser = torch.optim.Adam(parameters, lr=1e-2)
+    values = []
+    for _ in range(60):
+        draw = torch.Generator().manual_seed(0)
+        value = loss_terms(metric, cells, bank, 8.0, 2, LOSS, draw)[0][term]
+        optimiser.zero_grad()
+        value.backward()
+        optimiser.step()
+        values.append(value.item())
+    assert values[0] > 0.01
+    assert values[-1] < 0.7 * values[0]
+
+
+def test_the_losses_fall_on_held_out_images_and_w_parts_the_classes(toy):
+    _, history = train(toy(), training=LONGER)
+    first, last = history[0], min(history[1:], key=lambda row: row["heldout"])
+    for name in ("heldout", "heldout_sep", "heldout_mar", "heldout_sc"):
+        assert last[name] < first[name], name
+    for name in ("sep", "mar", "sc"):  # and in training
+        assert history[-1][name] < history[1][name], name
+    for mod in MODALITIES:
+        assert first[f"w_normal_{mod}"] == first[f"w_synthetic_{mod}"] == 1
+        assert last[f"w_synthetic_{mod}"] > last[f"w_normal_{mod}"] + 0.1
+
+
+def test_history_says_what_it_promises(toy):
+    _, history = train(toy())
+    assert [row["epoch"] for row in history] == list(range(7))
+    for row in history[1:]:
+        assert set(TERMS) <= row.keys() and {f"heldout_{name}" for name in TERMS} <= row.keys()
+        heldout = row["heldout_sep"] + LOSS.alpha * row["heldout_mar"]
+        assert row["heldout"] == pytest.approx(heldout)
+        assert row["sigma_pcd"] + row["sigma_rgb"] == pytest.approx(1)
+    json.dumps(history, allow_nan=False)
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes(toy):
+    runs = [train(toy(), seed=seed) for seed in (0, 0, 1)]
+    assert bytes_of(runs[0][0]) == bytes_of(runs[1][0]) and runs[0][1] == runs[1][1]
+    assert bytes_of(runs[0][0]) != bytes_of(runs[2][0])
+
+
+def test_the_callers_random_state_neither_matters_nor_moves(toy):
+    world = toy()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        before = torch.get_rng_state()
+        one = bytes_of(train(world)[0])
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.manual_seed(2)
+        other = bytes_of(train(world)[0])
+    assert one == other
+
+
+class Interrupting:
+    """A loss that stands in for another and raises KeyboardInterrupt at its n-th call."""
+
+    def __init__(self, loss, at):
+        self.loss, self.left = loss, at
+
+    def __call__(self, *args, **kwargs):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return self.loss(*args, **kwargs)
+
+
+def interrupt(monkeypatch, world, checkpoint, at):
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "loss_cma", Interrupting(training.loss_cma, at))
+        with pytest.raises(KeyboardInterrupt):
+            train(world, checkpoint=checkpoint)
+
+
+def test_an_interrupted_training_ends_with_the_same_bytes(toy, tmp_path, monkeypatch):
+    world = toy()
+    whole, history = train(world)
+    steps = -(-int((~_held_out(world)).sum()) // TRAINING.batch_size)
+    path = tmp_path / "runs" / "checkpoint.safetensors"
+    # One observation before training, then the steps and one observation an epoch: the first
+    # interruption falls into the middle of epoch 3, the second, after going on, into epoch 5.
+    interrupt(monkeypatch, world, path, 1 + 2 * (steps + 1) + 1)
+    assert len(_history(path)) == 1 + 2
+    interrupt(monkeypatch, world, path, 2 * (steps + 1) + 1)
+    assert len(_history(path)) == 1 + 4
+    resumed, resumed_history = train(world, checkpoint=path)
+    assert bytes_of(resumed) == bytes_of(whole)
+    assert resumed_history == history
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def _held_out(world):
+    draw = torch.Generator().manual_seed(0)
+    return heldout_images(world[0].image, TRAINING.heldout_fraction, draw)
+
+
+def _history(path):
+    with training.safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["history"])
+
+
+def test_a_finished_checkpoint_is_not_trained_again(toy, tmp_path, monkeypatch):
+    world, path = toy(), tmp_path / "checkpoint.safetensors"
+    metric, history = train(world, checkpoint=path)
+    monkeypatch.setattr(training, "loss_cma", Interrupting(training.loss_cma, 0))
+    again, again_history = train(world, checkpoint=path)
+    assert bytes_of(again) == bytes_of(metric) and again_history == history
+
+
+@pytest.mark.parametrize("what", ["learning_rate", "alpha", "seed", "cells"])
+def test_a_checkpoint_of_another_run_is_not_used(toy, tmp_path, what):
+    path = tmp_path / "checkpoint.safetensors"
+    train(toy(), checkpoint=path)
+    world, settings = toy(1 if what == "cells" else 0), {}
+    if what == "learning_rate":
+        settings["training"] = dataclasses.replace(TRAINING, learning_rate=1e-3)
+    elif what == "alpha":
+        settings["loss"] = dataclasses.replace(LOSS, alpha=2.0)
+    elif what == "seed":
+        settings["seed"] = 1
+    expected = bytes_of(train(world, **settings)[0])
+    assert bytes_of(train(world, checkpoint=path, **settings)[0]) == expected
+
+
+def test_a_damaged_checkpoint_is_named(toy, tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    train(toy(), checkpoint=path)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(StoredFileError, match=r"checkpoint\.safetensors: truncated or changed"):
+        train(toy(), checkpoint=path)
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.3, 0.5, 0.95])
+def test_the_held_out_split_is_by_image(fraction):
+    image = torch.randint(0, 10, (500,), generator=torch.Generator().manual_seed(0))
+    held = heldout_images(image, fraction, torch.Generator().manual_seed(1))
+    inside, outside = set(image[held].tolist()), set(image[~held].tolist())
+    assert not inside & outside
+    assert len(inside) == min(max(round(fraction * 10), 1), 9)
+
+
+def test_the_held_out_split_follows_its_generator():
+    image = torch.arange(20).repeat_interleave(3)
+    splits = [heldout_images(image, 0.5, torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
+    assert torch.equal(splits[0], splits[1]) and not torch.equal(splits[0], splits[2])
+
+
+def test_one_image_cannot_be_split():
+    with pytest.raises(ValueError, match="1 image; expected at least 2"):
+        heldout_images(torch.zeros(5, dtype=torch.long), 0.5, torch.Generator())
+
+
+def test_held_out_images_choose_the_epoch_and_nothing_else(toy):
+    """With one epoch there is nothing to choose: their features leave no trace in what is learned."""
+    cells, bank = toy()
+    held = _held_out((cells, bank))
+    changed = dataclasses.replace(
+        cells,
+        feat={mod: torch.where(held[:, None], 0.5 * x, x) for mod, x in cells.feat.items()},
+        s=torch.where(held[:, None, None], 3 * cells.s, cells.s),
+    )
+    once = dataclasses.replace(TRAINING, epochs=1)
+    (one, history), (other, other_history) = (
+        train((c, bank), training=once) for c in (cells, changed)
+    )
+    assert bytes_of(one) == bytes_of(other)
+    assert history[1]["heldout"] != other_history[1]["heldout"]
+
+
+def test_the_epoch_with_the_lowest_held_out_loss_is_kept(toy):
+    metric, history = train(toy(), training=LONGER)
+    best = min(history[1:], key=lambda row: row["heldout"])["epoch"]
+    assert 1 < best < 15  # else nothing is shown
+    stopped, _ = train(toy(), training=dataclasses.replace(LONGER, epochs=best))
+    assert bytes_of(stopped) == bytes_of(metric)
+    assert not metric.lspn.training
+
+
+def test_the_unit_of_distance_and_m0_by_hand(toy, monkeypatch):
+    """The mean over normal training cells, and twice the largest distance of anomalous ones."""
+    cells, bank = toy()
+    kept = ~_held_out((cells, bank))
+    seen = []
+    real = training.loss_sep
+    monkeypatch.setattr(
+        training, "loss_sep", lambda ell0, y, m0, **kw: seen.append((y, m0)) or real(ell0, y, m0, **kw)
+    )
+    metric, _ = train((cells, bank), training=dataclasses.replace(TRAINING, epochs=1))
+    mean = cells.s[kept & ~cells.is_anomalous, 0].mean(0)
+    torch.testing.assert_close(metric.s_mean, mean)
+    largest = (cells.s[kept & cells.is_anomalous, 0] / mean).mean(-1).max().item()
+    assert all(m0 == pytest.approx(2 * largest) for _, m0 in seen)
+    batches = [y for y, _ in seen[1:-1]]
+    assert batches and all(len(y) == 64 and y.sum() == 32 for y in batches)  # balanced
+
+
+@pytest.mark.parametrize("label", [False, True])
+def test_cells_of_one_class_are_refused(toy, label):
+    cells, bank = toy()
+    one = dataclasses.replace(cells, is_anomalous=torch.full((len(cells),), label))
+    with pytest.raises(ValueError, match="cells of one class only; expected normal and anomalous"):
+        train((one, bank))
+
+
+def test_a_diverged_training_is_refused(toy):
+    settings = dataclasses.replace(TRAINING, learning_rate=1e30)
+    with pytest.raises(FloatingPointError, match=r"held-out loss of epoch 1 is nan"):
+        train(toy(), training=settings)
+
+
+def collapse_warnings(world, loss, **settings):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        chosen = dataclasses.replace(TRAINING, **settings)
+        train_metric(*world, MODEL, loss, chosen, 0, progress=False)
+    return [str(w.message) for w in caught if w.category is CollapseWarning]
+
+
+AUTHORS = {"alpha": 10.0, "beta": 40.0, "gamma": 3.0, "mu": 20.0}
+
+
+@pytest.mark.parametrize("weights", [AUTHORS, {"mu": 1000.0}], ids=["authors'", "huge mu"])
+def test_collapse_is_told_once_with_its_cause(toy, weights):
+    """The authors' weights belong to their own form; with the paper's, L_cma drives w to e."""
+    told = collapse_warnings(toy(), LossConfig(**weights), epochs=12)
+    assert len(told) == 1
+    assert "LSPN has collapsed: in epoch 12 w_pcd and w_rgb hardly differ" in told[0]
+    assert "every w is near e" in told[0] and f"mu = {weights['mu']:g}" in told[0]
+    assert "lower mu" in told[0]
+
+
+def test_a_network_that_does_not_move_is_told_with_another_cause(toy):
+    told = collapse_warnings(toy(), LOSS, epochs=1, learning_rate=1e-9)
+    assert len(told) == 1 and "too few epochs" in told[0]
+
+
+def test_a_healthy_run_warns_of_nothing(toy):
+    assert collapse_warnings(toy(), LOSS, epochs=15) == []
+
+
+def test_an_l1_that_is_too_heavy_flattens_w(toy):
+    told = collapse_warnings(toy(), LOSS, epochs=15, l1=1.0)
+    assert len(told) == 1 and "an l1 that outweighs the losses" in told[0]
+
+
+@pytest.mark.parametrize("form", ["paper", "official"])
+def test_training_reads_the_network_as_forward_does(toy, form):
+    """w of the batch is `forward` on the gathered prototypes and directions of that form."""
+    cells, bank = toy()
+    cells = cells.take(torch.arange(40))
+    metric = random_metric(direction_form=form)
+    _, w = loss_terms(metric, cells, bank, 8.0, 2, LOSS, torch.Generator())
+    proto = {mod: bank[mod].prototypes[cells.index[mod]] for mod in MODALITIES}
+    coded = {mod: encode(cells.feat[mod], proto[mod]) for mod in MODALITIES}
+    d, s = ({mod: coded[mod][i] for mod in MODALITIES} for i in (0, 1))
+    expected = metric.lspn(proto, joint_direction(d, s) if form == "official" else d)
+    torch.testing.assert_close(w, expected, atol=1e-5, rtol=0)
+    found = metric.scale_factors(cells.feat, bank, cells.index, cells.s)
+    torch.testing.assert_close(found, expected.detach(), atol=1e-5, rtol=0)
+
+
+def test_form_chooses_every_switch_and_a_switch_overrules_it(toy):
+    cells, bank = toy()
+    metric = random_metric()
+
+    def values(**switches):
+        draw = torch.Generator().manual_seed(0)
+        terms, _ = loss_terms(metric, cells, bank, 8.0, 2, LossConfig(**switches), draw)
+        return {name: float(value.detach()) for name, value in terms.items()}
+
+    paper = values()
+    for switch, name in (("sep_form", "sep"), ("mar_form", "mar"), ("cma_form", "cma")):
+        one = values(**{switch: "official"})
+        assert {key for key in TERMS if one[key] != paper[key]} == {name}
+    moved = values(jitter_form="official")
+    assert all(moved[name] != paper[name] for name in TERMS)
+    official = values(form="official")
+    assert official != paper
+    back = {f"{name}_form": "paper" for name in ("sep", "mar", "cma", "direction", "jitter")}
+    assert values(form="official", **back) == paper
+
+
+def test_direction_form_reaches_the_metric(toy):
+    once = dataclasses.replace(TRAINING, epochs=1)
+    for loss, expected in (
+        (LossConfig(), "paper"),
+        (LossConfig(form="official"), "official"),
+        (LossConfig(form="official", direction_form="paper"), "paper"),
+    ):
+        assert train(toy(), loss=loss, training=once)[0].direction_form == expected
+
+
+def test_jitter_stays_within_its_bounds(toy):
+    cells, bank = toy()
+    metric = random_metric()
+    moved, own = training._jittered(metric, cells, bank, torch.Generator().manual_seed(0))
+    distances = []
+    for m, mod in enumerate(MODALITIES):
+        reach = 0.1 * metric.s_mean[m].item()
+        step = torch.linalg.vector_norm(moved.feat[mod] - cells.feat[mod], dim=1)
+        assert 0 < step.min() and 0.9 * reach < step.max() <= reach * 1.0001
+        before, after = bank[mod].prototypes[cells.index[mod]], own[mod][moved.index[mod]]
+        step = torch.linalg.vector_norm(after - before, dim=-1)
+        assert 0.9 * reach < step[:, 0].max() <= reach * 1.0001 and step[:, 0].min() > 0
+        assert not step[:, 1:].any()  # only the nearest prototypes move
+        distances.append(encode(moved.feat[mod], after)[1])
+    torch.testing.assert_close(moved.s, torch.stack(distances, dim=-1))
+    assert moved.is_anomalous is cells.is_anomalous
+    assert torch.equal(cells.feat["pcd"], toy()[0].feat["pcd"])  # the input is left alone
+
+
+def test_scale_factors_of_many_cells_are_those_of_each(toy):
+    cells, bank = toy(images=4)
+    metric = random_metric()
+    many = cells.take(torch.arange(len(cells)).repeat(90))
+    assert len(many) > 8192
+    w = metric.scale_factors(many.feat, bank, many.index, many.s)
+    one = metric.scale_factors(cells.feat, bank, cells.index, cells.s)
+    torch.testing.assert_close(w, one.repeat(90, 1, 1), atol=1e-6, rtol=0)
+    none = cells.take(torch.zeros(0, dtype=torch.long))
+    assert metric.scale_factors(none.feat, bank, none.index, none.s).shape == (0, 5, 2)
+
+
+def test_scoring_leaves_dropout_out(toy):
+    cells, bank = toy(images=2)
+    metric = random_metric()
+    metric.lspn.train()
+    values = [metric.scale_factors(cells.feat, bank, cells.index, cells.s) for _ in range(2)]
+    assert torch.equal(*values)
+
+
+def test_cells_take_rows_of_everything(toy):
+    cells, _ = toy(images=2)
+    rows = torch.tensor([5, 3])
+    taken = cells.take(rows)
+    assert isinstance(taken, Cells) and len(taken) == 2
+    assert torch.equal(taken.feat["rgb"], cells.feat["rgb"][rows])
+    assert torch.equal(taken.index["pcd"], cells.index["pcd"][rows])
+    assert torch.equal(taken.s, cells.s[rows]) and torch.equal(taken.image, cells.image[rows])
+    assert torch.equal(cells.take(cells.is_anomalous).is_anomalous, torch.ones(16, dtype=torch.bool))

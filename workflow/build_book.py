@@ -1,0 +1,155 @@
+"""Assemble the book's pages from prose and executed notebooks, and build them as HTML.
+
+Usage, from the repository root::
+
+    python workflow/build_book.py --executed book/executed/demo/procedural --showcase foam
+        --work _build/demo-procedural --html _build/html
+
+Every build starts from nothing: Sphinx repeats a page's warnings only when it reads the page, so
+a build on top of an old one could pass with warnings that a fresh clone would fail on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+DRAWN = "text/html"
+
+
+def page_notebook(path: Path) -> dict[str, Any]:
+    """Return an executed notebook as the book shows it.
+
+    A figure's JSON, which only JupyterLab needs, goes (it would double the page), and so does
+    the state of progress bars, whose widgets would be loaded from another host.
+    """
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    notebook["metadata"].pop("widgets", None)
+    for cell in notebook["cells"]:
+        kept = []
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "application/vnd.jupyter.widget-view+json" in data:
+                continue
+            if DRAWN in data:
+                output["data"] = {k: data[k] for k in (DRAWN, "text/plain") if k in data}
+            kept.append(output)
+        if "outputs" in cell:
+            cell["outputs"] = kept
+    return notebook
+
+
+def read_benchmark(path: Path) -> tuple[float, float]:
+    """Return wall time in seconds and peak memory in MB that Snakemake measured for a job."""
+    with path.open() as file:
+        row = next(csv.DictReader(file, delimiter="\t"))
+    peak = row["max_rss"]
+    return float(row["s"]), float("nan") if peak in ("NA", "-") else float(peak)
+
+
+def duration(seconds: float) -> str:
+    """Return minutes and seconds as text."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def status_page(executed: Path, notebooks: list[Path]) -> str:
+    """Return the page that lists every executed notebook with its run time and peak memory."""
+    rows, total, largest = [], 0.0, 0.0
+    for path in notebooks:
+        relative = path.relative_to(executed)
+        category = relative.parent.as_posix() if len(relative.parts) > 1 else "all"
+        wall_s, peak_mb = read_benchmark(path.with_suffix(".tsv"))
+        total += wall_s
+        largest = max(largest, peak_mb)
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        ended = notebook["metadata"]["papermill"]["end_time"][:16].replace("T", " ")
+        link = f"{{download}}`{path.stem} <executed/{relative.as_posix()}>`"
+        rows.append(f"| {link} | {category} | {ended} | {duration(wall_s)} | {peak_mb:.0f} |")
+    return "\n".join(
+        [
+            "# Execution status",
+            "",
+            "Every number and figure of this book comes from one of these notebooks, run by",
+            "papermill in the order that the workflow chose. The name is a link to the executed",
+            f"notebook. Together the {len(rows)} runs took {duration(total)} of wall time, several",
+            f"side by side; the largest held {largest:.0f} MB of memory.",
+            "",
+            "| Notebook | Category | Finished (UTC) | Run time | Peak memory in MB |",
+            "|:--|:--|:--|--:|--:|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def assemble(executed: Path, showcase: str, source: Path) -> None:
+    """Write the folder that Sphinx reads.
+
+    Args:
+        executed: folder of the executed notebooks; those of a category in its sub-folder.
+        showcase: the category whose notebooks are pages. Of its trainings seed 0 is shown.
+        source: the folder to write; emptied first.
+    """
+    shutil.rmtree(source, ignore_errors=True)
+    source.mkdir(parents=True)
+    for path in sorted((ROOT / "book").glob("*.*")):
+        if path.is_file():
+            shutil.copy2(path, source)
+    shutil.copytree(ROOT / "book" / "_static", source / "_static")
+    notebooks = sorted(
+        path for path in executed.rglob("*.ipynb") if not path.name.endswith(".partial.ipynb")
+    )
+    for path in notebooks:
+        relative = path.relative_to(executed)
+        copy = source / "executed" / relative
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, copy)
+        name = path.name.replace("_seed0.ipynb", ".ipynb")
+        if relative.parent.as_posix() in (".", showcase) and "_seed" not in name:
+            (source / name).write_text(json.dumps(page_notebook(path)), encoding="utf-8")
+    (source / "status.md").write_text(status_page(executed, notebooks), encoding="utf-8")
+
+
+def build(source: Path, work: Path, html: Path) -> None:
+    """Build the pages and put them in the place of the old ones, if there were no warnings.
+
+    Raises:
+        SystemExit: a warning or an error; what it is has been printed.
+    """
+    shutil.rmtree(work / "_build", ignore_errors=True)
+    command = [
+        str(Path(sys.executable).with_name("jupyter-book")),
+        *("build", str(source), "--all", "--quiet"),
+        *("-W", "-n", "--keep-going", "--config", str(ROOT / "_config.yml")),
+        *("--toc", str(source / "_toc.yml"), "--path-output", str(work)),
+    ]
+    if subprocess.run(command).returncode != 0:
+        raise SystemExit(f"The book was not built: see the warnings above (pages in {source})")
+    html.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(html, ignore_errors=True)
+    (work / "_build" / "html").replace(html)
+
+
+def main() -> None:
+    """Run from the Snakefile."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--executed", type=Path, required=True)
+    parser.add_argument("--showcase", required=True)
+    parser.add_argument("--work", type=Path, required=True, help="folder for source and build")
+    parser.add_argument("--html", type=Path, required=True)
+    arguments = parser.parse_args()
+    source = (arguments.work / "source").absolute()
+    assemble(arguments.executed, arguments.showcase, source)
+    build(source, arguments.work.absolute(), arguments.html)
+
+
+if __name__ == "__main__":
+    main()
