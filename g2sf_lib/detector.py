@@ -224,7 +224,13 @@ class G2SF:
         patches, labels = [], []
         for sample in synthetic:
             patches.append(extract(sample))
-            labels.append(cell_labels(sample.mask, patches[-1].grid))
+            labels.append(
+                cell_labels(
+                    sample.mask,
+                    self.config.features.grid_size,
+                    self.config.synthesis.label_rule,
+                )
+            )
         return self.fit_metric(patches, labels, progress=progress)
 
     def fit_bank(self, patches: Iterable[Patches], progress: bool = False) -> G2SF:

@@ -230,7 +230,9 @@ def run_features(config: Config, categories: Sequence[str]) -> dict[str, int]:
                 if path.exists():
                     continue
                 path.parent.mkdir(parents=True, exist_ok=True)
-                labels = cell_labels(sample.mask, config.features.grid_size)
+                labels = cell_labels(
+                    sample.mask, config.features.grid_size, config.synthesis.label_rule
+                )
                 save_patches(path, extract(sample), labels)
             result[split] = total
     return result

@@ -355,7 +355,8 @@ def _observe(
     """Return the held-out part of a row of history."""
     metric.lspn.eval()
     draw = torch.Generator().manual_seed(seed)
-    terms, w = loss_terms(metric, heldout, bank, m0, k, loss, draw)
+    plain = dataclasses.replace(loss, jitter_form="paper")  # judged as it is, not jittered
+    terms, w = loss_terms(metric, heldout, bank, m0, k, plain, draw)
     row = {f"heldout_{name}": float(terms[name]) for name in TERMS}
     row["heldout"] = row["heldout_sep"] + loss.alpha * row["heldout_mar"]
     for m, mod in enumerate(MODALITIES):
@@ -449,8 +450,9 @@ class _State:
         tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        header = {"fingerprint": self.fingerprint, "history": json.dumps(self.history)}
-        save_file(tensors, temporary, metadata=header)
+        # One entry: safetensors writes several in random order, and bytes should not be random.
+        header = json.dumps({"fingerprint": self.fingerprint, "history": self.history})
+        save_file(tensors, temporary, metadata={"run": header})
         os.replace(temporary, path)
 
     @torch.no_grad()
@@ -460,15 +462,15 @@ class _State:
             return False
         try:
             with safe_open(path, "pt") as file:
-                header = file.metadata()
+                header = json.loads(file.metadata()["run"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise StoredFileError(
                 f"{path}: truncated or changed ({error}); delete it to train from the start"
             ) from error
         if header["fingerprint"] != self.fingerprint:
             return False
-        self.history = json.loads(header["history"])
+        self.history = header["history"]
         device = self.metric.s_mean.device
         for name, parameter in self.parameters().items():
             parameter.copy_(tensors[f"now.{name}"])

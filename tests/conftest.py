@@ -1,14 +1,15 @@
-"""Small worlds that several tests share: labelled cells, patches of made-up scans, prepared scans."""
+"""Small worlds that several tests share: labelled cells, made-up patches, prepared scans."""
 
 import dataclasses
 
+import faiss
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
 
 from g2sf_lib.config import MODALITIES, make_config, scans_dir
 from g2sf_lib.datasets import Sample
+from g2sf_lib.datasets.preprocess import save_prepared
 from g2sf_lib.experiments import patch_file
 from g2sf_lib.features import Patches, save_patches
 from g2sf_lib.memory import MemoryBank
@@ -29,6 +30,17 @@ def _moved(generator, num, dim, is_anomalous):
     step[is_anomalous, half:] = other[is_anomalous]
     step[is_anomalous, :half] *= 0.3
     return step
+
+
+@pytest.fixture
+def one_thread():
+    """Keep torch and faiss on one thread: for small tensors more of them only wait in turns."""
+    before = torch.get_num_threads(), faiss.omp_get_max_threads()
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    yield
+    torch.set_num_threads(before[0])
+    faiss.omp_set_num_threads(before[1])
 
 
 @pytest.fixture
@@ -145,11 +157,7 @@ def write_prepared():
     def write(config, split, sample, number):
         name = f"{split}/{sample.label}/{number:03d}"
         path = scans_dir(config) / config.category / f"{name}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {"rgb": sample.rgb, "xyz": sample.raw_xyz, "mask": sample.mask}
-        tensors["foreground"] = sample.foreground
-        tensors = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
-        save_file(tensors, path, {"name": name, "label": sample.label, "fingerprint": ""})
+        save_prepared(dataclasses.replace(sample, name=name), path)
         return path
 
     return write

@@ -10,6 +10,8 @@ from g2sf_lib.config import MODALITIES
 from g2sf_lib.fusion import LSPN, GlobalScale, aggregate, encode, joint_direction, local_metric
 from g2sf_lib.memory import MemoryBank
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 HAND_FEAT = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1.0, 1.0]])
 HAND_PROTO = torch.tensor([[[0.0, 0], [3, 0]], [[0, 0], [0, -2]], [[1, 1], [4, 5]]])
 

@@ -6,6 +6,8 @@ from sklearn.random_projection import SparseRandomProjection
 
 from g2sf_lib.memory import MemoryBank, Standardiser, greedy_coreset
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def plain_greedy(features, num, start=0):
     """The definition: every step, the row farthest from those chosen; no row twice."""
@@ -164,7 +166,9 @@ def test_standardiser_by_hand():
     feat = {"pcd": torch.tensor([[1.0, 3.0], [5.0, 7.0]]), "rgb": torch.tensor([[2.0], [6.0]])}
     both = Standardiser.fit(feat, "both")
     assert both.mean == {"pcd": 4.0, "rgb": 4.0}
-    assert both.std["rgb"] == pytest.approx(8**0.5) and both.std["pcd"] == pytest.approx(20**0.5 / 3**0.5)
+    assert both.std["rgb"] == pytest.approx(8**0.5) and both.std["pcd"] == pytest.approx(
+        20**0.5 / 3**0.5
+    )
     torch.testing.assert_close(both(feat)["rgb"], torch.tensor([[-2.0], [2.0]]) / 8**0.5)
     rgb = Standardiser.fit(feat, "rgb")
     assert torch.equal(rgb(feat)["pcd"], feat["pcd"])

@@ -96,7 +96,9 @@ def test_the_layout_of_the_description_does_not_matter(stored):
 def test_another_format_version_is_refused(stored, version):
     content = json.loads(stored.read_text()) | {"format_version": version}
     write_json(stored, content)
-    with pytest.raises(StoredFileError, match=rf"thing\.json: format version {version}; expected 1"):
+    with pytest.raises(
+        StoredFileError, match=rf"thing\.json: format version {version}; expected 1"
+    ):
         read_described(stored)
 
 

@@ -21,6 +21,8 @@ from g2sf_lib.training import (
     train_metric,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MODEL = ModelConfig(hidden=48, embed=16, dropout=0.1, k=2)
 LOSS = LossConfig(mu=0.1)
 TRAINING = TrainingConfig(epochs=6, batch_size=64, learning_rate=1e-2)
@@ -48,8 +50,12 @@ def random_metric(seed=0, direction_form="paper"):
     return Metric(lspn.eval(), GlobalScale(), torch.tensor([0.7, 0.9]), direction_form)
 
 
-@pytest.mark.parametrize("term", TERMS)
-def test_each_loss_falls_when_it_is_minimised(toy, term):
+@pytest.mark.parametrize(
+    ("term", "share"),
+    # The bounds of L_mar follow the batch, so the overlap shrinks by less than a sum would.
+    [("sep", 0.7), ("mar", 0.9), ("cns", 0.7), ("sc", 0.7), ("cma", 0.7)],
+)
+def test_each_loss_falls_when_it_is_minimised(toy, term, share):
     cells, bank = toy()
     metric = random_metric()
     parameters = [*metric.lspn.parameters(), *metric.sigma.parameters()]
@@ -63,7 +69,7 @@ def test_each_loss_falls_when_it_is_minimised(toy, term):
         optimiser.step()
         values.append(value.item())
     assert values[0] > 0.01
-    assert values[-1] < 0.7 * values[0]
+    assert values[-1] < share * values[0]
 
 
 def test_the_losses_fall_on_held_out_images_and_w_parts_the_classes(toy):
@@ -151,7 +157,7 @@ def _held_out(world):
 
 def _history(path):
     with training.safe_open(path, "pt") as file:
-        return json.loads(file.metadata()["history"])
+        return json.loads(file.metadata()["run"])["history"]
 
 
 def test_a_finished_checkpoint_is_not_trained_again(toy, tmp_path, monkeypatch):
@@ -206,7 +212,7 @@ def test_one_image_cannot_be_split():
 
 
 def test_held_out_images_choose_the_epoch_and_nothing_else(toy):
-    """With one epoch there is nothing to choose: their features leave no trace in what is learned."""
+    """With one epoch there is nothing to choose: they leave no trace in what is learned."""
     cells, bank = toy()
     held = _held_out((cells, bank))
     changed = dataclasses.replace(
@@ -238,7 +244,9 @@ def test_the_unit_of_distance_and_m0_by_hand(toy, monkeypatch):
     seen = []
     real = training.loss_sep
     monkeypatch.setattr(
-        training, "loss_sep", lambda ell0, y, m0, **kw: seen.append((y, m0)) or real(ell0, y, m0, **kw)
+        training,
+        "loss_sep",
+        lambda ell0, y, m0, **kw: seen.append((y, m0)) or real(ell0, y, m0, **kw),
     )
     metric, _ = train((cells, bank), training=dataclasses.replace(TRAINING, epochs=1))
     mean = cells.s[kept & ~cells.is_anomalous, 0].mean(0)
@@ -392,4 +400,6 @@ def test_cells_take_rows_of_everything(toy):
     assert torch.equal(taken.feat["rgb"], cells.feat["rgb"][rows])
     assert torch.equal(taken.index["pcd"], cells.index["pcd"][rows])
     assert torch.equal(taken.s, cells.s[rows]) and torch.equal(taken.image, cells.image[rows])
-    assert torch.equal(cells.take(cells.is_anomalous).is_anomalous, torch.ones(16, dtype=torch.bool))
+    assert torch.equal(
+        cells.take(cells.is_anomalous).is_anomalous, torch.ones(16, dtype=torch.bool)
+    )

@@ -85,9 +85,9 @@ def main() -> None:
     headline = [sys.executable, "-m", "g2sf_lib.results", "headline"]
     headline += ["--profile", arguments.profile, "--dataset", arguments.dataset]
     headline += ["--data-root", arguments.data_root] if arguments.data_root else []
-    print("", flush=True)
-    subprocess.run(headline, check=True)
-    print(f"\nBook: {(ROOT / arguments.html / 'index.html')}\nTime: {minutes} min {seconds} s")
+    print(f"\nBook: {ROOT / arguments.html / 'index.html'}", flush=True)
+    print(f"Time: {minutes} min {seconds} s\n", flush=True)
+    raise SystemExit(subprocess.run(headline).returncode)
 
 
 if __name__ == "__main__":

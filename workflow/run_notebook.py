@@ -43,6 +43,7 @@ def set_environment(threads: int, private: str) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(path)
     os.environ["IPYTHONDIR"] = os.environ["JUPYTER_RUNTIME_DIR"] = private
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernel, not a user's
+    os.environ["OPEN3D_DISABLE_WEB_VISUALIZER"] = "true"  # it prints into the pages that import it
     os.environ["SPYDER_PROGRESS_BARS"] = "1"  # tqdm.auto then writes text, which we can pass on
     os.environ.setdefault("TQDM_MININTERVAL", "1" if sys.stderr.isatty() else "15")
 
@@ -165,8 +166,8 @@ def run(notebook: Path, out: Path, parameters: dict[str, Any], threads: int = 1)
                 engine_name="reporting",
                 progress_bar=False,
                 stderr_file=sys.stderr,  # the library's progress bars and warnings
-                # Files, not ports: two kernels that start together can want the same port.
-                config=Config({"KernelManager": {"transport": "ipc"}}),
+                # Sockets of its own, not ports: two kernels that start together can draw the same.
+                config=Config({"KernelManager": {"transport": "ipc", "ip": f"{private}/kernel"}}),
             )
         except Exception as error:
             raise SystemExit(describe_failure(notebook, partial, error)) from None

@@ -41,7 +41,7 @@ from g2sf_lib.datasets.parts import MAKERS, Part, grid_normals, grid_triangles, 
 CATEGORIES = ("cookie", "dowel", "foam", "gland", "rope")
 MASK_DISTANCE_M = 0.00025  # a surface that moved by more is anomalous
 MASK_ALBEDO = 0.03  # so is a reflectance that changed by more in any channel
-MIN_MASK_AREA_MM2 = 8.0  # a defect that shows less is drawn again elsewhere
+MIN_MASK_AREA_MM2 = 5.0  # a defect that shows less is drawn again elsewhere
 
 CAMERA_HEIGHT_M = 0.45
 FIELD_OF_VIEW_M = 0.118  # on the floor; 0.46 mm a pixel at 256 px

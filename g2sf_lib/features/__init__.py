@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from scipy import ndimage
 
 from g2sf_lib.config import MODALITIES, FeatureConfig
 from g2sf_lib.datasets import Sample
+
+
+MIN_COVER = 0.25  # of a cell's pixels
 
 
 class WeightsError(RuntimeError):
@@ -104,18 +108,27 @@ def nearest_index(size: int, num: int) -> np.ndarray:
     return (2 * np.arange(num) + 1) * size // (2 * num)
 
 
-def cell_labels(mask: np.ndarray, grid: int) -> torch.Tensor:
-    """Return which cells are anomalous: the mask, dilated 3 x 3, at the cells' centres.
+def cell_labels(
+    mask: np.ndarray, grid: int, rule: Literal["cover", "centre"] = "cover"
+) -> torch.Tensor:
+    """Return which cells of a pasted mask count as anomalous.
 
     Args:
         mask: (H, W) bool, True on anomalous pixels.
         grid: cells along each side.
+        rule: "cover": at least a quarter of the cell is anomalous. "centre": the mask, dilated
+            3 x 3, is anomalous at the cell's centre; on cells as wide as those of the 28 x 28
+            grid it overlooks the smaller pastes.
 
     Returns:
         (grid * grid,) bool, row-major.
 
-    Source: Section 3.7; the rule is that of the authors' code (facts.md, section 4).
+    Source: Section 3.7; "centre" is the rule of the authors' code (facts.md, section 4).
     """
+    if rule == "cover":
+        pixels = torch.from_numpy(np.ascontiguousarray(mask, dtype=np.float32))[None, None]
+        cover = torch.nn.functional.adaptive_avg_pool2d(pixels, (grid, grid))
+        return cover.reshape(-1) >= MIN_COVER
     dilated = ndimage.binary_dilation(mask, structure=np.ones((3, 3), bool))
     rows, columns = (nearest_index(side, grid) for side in dilated.shape)
     return torch.from_numpy(dilated[np.ix_(rows, columns)].reshape(-1))

@@ -126,17 +126,26 @@ def test_nearest_index_is_the_pixel_at_the_centre():
 def test_cell_labels_by_hand():
     mask = np.zeros((8, 8), bool)  # centres of the 4 x 4 cells: pixels 1, 3, 5, 7
     mask[2, 5] = True  # dilated: rows 1-3, columns 4-6
-    labels = cell_labels(mask, 4).reshape(4, 4)
+    labels = cell_labels(mask, 4, "centre").reshape(4, 4)
     assert labels.nonzero().tolist() == [[0, 2], [1, 2]]
     mask[:] = False
     mask[7, 0] = True  # dilated: rows 6-7, columns 0-1
-    assert cell_labels(mask, 4).reshape(4, 4).nonzero().tolist() == [[3, 0]]
+    assert cell_labels(mask, 4, "centre").reshape(4, 4).nonzero().tolist() == [[3, 0]]
+
+
+def test_cell_labels_by_cover():
+    mask = np.zeros((8, 8), bool)
+    mask[0, 0] = True  # one of the four pixels of cell (0, 0): a quarter
+    mask[2:4, 6:8] = True  # all of cell (1, 3)
+    assert cell_labels(mask, 4).reshape(4, 4).nonzero().tolist() == [[0, 0], [1, 3]]
+    coarse = cell_labels(mask, 2).reshape(2, 2)  # one of 16 pixels, and a quarter of 16
+    assert coarse.nonzero().tolist() == [[0, 1]]
 
 
 def test_cell_labels_of_a_mask_that_is_not_square():
     mask = np.zeros((6, 12), bool)
     mask[:3] = True
-    labels = cell_labels(mask, 3).reshape(3, 3)  # centres at rows 1, 3, 5: the dilation adds row 3
+    labels = cell_labels(mask, 3, "centre").reshape(3, 3)  # centres at rows 1, 3, 5: the dilation adds row 3
     assert labels.tolist() == [[True] * 3, [True] * 3, [False] * 3]
     assert not cell_labels(np.zeros((6, 12), bool), 3).any()
 

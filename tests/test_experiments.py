@@ -1,0 +1,432 @@
+"""The stages of a run: what they read and write, how they go on, and what they must not see."""
+
+import dataclasses
+import json
+import shutil
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from g2sf_lib import experiments, training
+from g2sf_lib.config import MODALITIES, dataset_dir, scans_dir, stage_dir
+from g2sf_lib.detector import foreground_features
+from g2sf_lib.experiments import (
+    METHODS,
+    best_epoch,
+    done_file,
+    load_banks,
+    load_features,
+    measure,
+    patch_file,
+    point_sources,
+    predictions,
+    recorded,
+    resize_mask,
+    run_bank,
+    run_data,
+    run_features,
+    run_lspn,
+    run_scores,
+    score_methods,
+    select_loss_weights,
+    synthetic_scans,
+)
+from g2sf_lib.storage import StoredFileError
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore::g2sf_lib.training.CollapseWarning"),
+]
+
+
+@pytest.fixture
+def run(small_config, made_run):
+    """A config whose features are there."""
+    return made_run(small_config)
+
+
+def contents(folder):
+    """Return name -> bytes of everything below a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def forget(config, *stages):
+    for stage in stages:
+        shutil.rmtree(stage_dir(config, stage))
+
+
+def test_nothing_of_the_test_split_reaches_bank_and_training(run, made_run):
+    def fit():
+        run_bank(run)
+        run_lspn(run)
+        return contents(stage_dir(run, "bank")) | contents(stage_dir(run, "lspn"))
+
+    original = fit()
+    assert {"banks.safetensors", "detector.safetensors"} <= original.keys()
+
+    forget(run, "bank", "lspn")
+    made_run(run, test_seed=900)  # other test scans
+    assert fit() == original
+
+    forget(run, "bank", "lspn")
+    shutil.rmtree(scans_dir(run) / run.category / "test")  # and none at all
+    shutil.rmtree(stage_dir(run, "features") / "test")
+    assert fit() == original
+
+
+def test_nothing_of_the_test_split_chooses_the_loss_weights(run, monkeypatch):
+    monkeypatch.setattr(experiments, "WEIGHT_CANDIDATES", experiments.WEIGHT_CANDIDATES[1:3])
+    run_bank(run)
+    table = select_loss_weights(run, [run.category])
+    shutil.rmtree(scans_dir(run) / run.category / "test")
+    shutil.rmtree(stage_dir(run, "features") / "test")
+    pd.testing.assert_frame_equal(select_loss_weights(run, [run.category]), table)
+    assert not done_file(run, "lspn").exists()  # the trials leave no detector behind
+
+
+def test_training_labels_do_matter(run, synthetic):
+    """The counterpart of the tests above: what does take part changes the bytes."""
+    run_bank(run)
+    run_lspn(run)
+    before = (stage_dir(run, "lspn") / "detector.safetensors").read_bytes()
+    forget(run, "lspn")
+    patches, labels = synthetic
+    for number in range(6):  # held-out scans included: they alone would only choose the epoch
+        path = patch_file(run, "synthetic", f"{number:04d}")
+        experiments.save_patches(path, patches[number], labels[number - 1])
+    run_lspn(run)
+    assert (stage_dir(run, "lspn") / "detector.safetensors").read_bytes() != before
+
+
+@pytest.fixture
+def scans(small_config, make_sample, write_prepared):
+    """A config whose prepared scans are there, of two categories, for real features."""
+    features = dataclasses.replace(small_config.features, rgb_size=128, fpfh_grid=48)
+    synthesis = dataclasses.replace(
+        small_config.synthesis, num_synthetic=4, num_synthetic_validation=2, sources_per_category=2
+    )
+    config = dataclasses.replace(small_config, features=features, synthesis=synthesis)
+    for category in ("foam", "rope"):
+        place = dataclasses.replace(config, category=category)
+        for split, num in (("train", 3), ("validation", 2), ("test", 2)):
+            for number in range(num):
+                write_prepared(place, split, make_sample(10 * num + number), number)
+    return config
+
+
+def test_nothing_of_the_test_split_reaches_the_features_of_training(
+    scans, make_sample, write_prepared
+):
+    counts = run_features(scans, ["foam", "rope"])
+    assert counts == {
+        "train": 3, "validation": 2, "test": 2, "synthetic": 4, "synthetic_validation": 2,
+    }  # fmt: skip
+    folder = stage_dir(scans, "features")
+    original = contents(folder)
+    assert len(original) == 13
+    shutil.rmtree(folder)
+    for category in ("foam", "rope"):
+        place = dataclasses.replace(scans, category=category)
+        write_prepared(place, "test", make_sample(77, "combined"), 0)
+        write_prepared(place, "test", make_sample(78), 0)
+    run_features(scans, ["foam", "rope"])
+    changed = contents(folder)
+    kept = {name for name in original if not name.startswith("test/")}
+    assert {name: changed[name] for name in kept} == {name: original[name] for name in kept}
+    assert changed["test/good_000.safetensors"] != original["test/good_000.safetensors"]
+
+
+def test_interrupted_feature_extraction_goes_on(scans):
+    run_features(scans, ["foam"])
+    folder = stage_dir(scans, "features")
+    original = contents(folder)
+    kept = folder / "train" / "good_001.safetensors"
+    before = kept.stat().st_mtime_ns
+    for name in ("train/good_000", "synthetic/0001", "test/good_001"):
+        (folder / f"{name}.safetensors").unlink()
+    run_features(scans, ["foam"])
+    assert contents(folder) == original
+    assert kept.stat().st_mtime_ns == before  # what was there is left alone
+
+
+def test_synthetic_scans_are_the_same_on_every_call_and_stand_on_their_split(scans, monkeypatch):
+    read = []
+    from g2sf_lib import synthesis
+
+    real = synthesis.load_prepared
+    monkeypatch.setattr(synthesis, "load_prepared", lambda path: read.append(path) or real(path))
+    for split, num in (("train", 4), ("validation", 2)):
+        read.clear()
+        one, other = (list(synthetic_scans(scans, split, ["foam", "rope"])) for _ in range(2))
+        assert len(one) == num and all(scan.label == "synthetic" for scan in one)
+        for a, b in zip(one, other, strict=True):
+            assert a.rgb.tobytes() == b.rgb.tobytes() and a.xyz.tobytes() == b.xyz.tobytes()
+            assert a.mask.any() and np.array_equal(a.mask, b.mask)
+        splits = {path.parts[-3] for path in read}
+        assert splits == {"train", split}  # pasted points come from training scans
+
+
+def test_point_sources_are_training_scans_of_every_category(scans):
+    sources = point_sources(scans, ["foam", "rope"])
+    assert sources == point_sources(scans, ["foam", "rope"]) and len(set(sources)) == 4
+    assert [path.parts[-4:-2] for path in sources] == [("foam", "train")] * 2 + [
+        ("rope", "train")
+    ] * 2
+
+
+def test_an_interrupted_training_goes_on_to_the_same_detector(run, monkeypatch):
+    run_bank(run)
+    run_lspn(run)
+    folder = stage_dir(run, "lspn")
+    original = contents(folder)
+    forget(run, "lspn")
+    done_file(run, "lspn").unlink()
+    calls = []
+    real = training.loss_cma
+
+    def interrupted(w_neg):
+        calls.append(w_neg)
+        if len(calls) > 9:
+            raise KeyboardInterrupt
+        return real(w_neg)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "loss_cma", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_lspn(run)
+    assert [path.name for path in folder.iterdir()] == ["checkpoint.safetensors"]
+    assert not done_file(run, "lspn").exists()
+    with training.safe_open(folder / "checkpoint.safetensors", "pt") as file:
+        done = len(json.loads(file.metadata()["run"])["history"]) - 1
+    assert 1 <= done < run.training.epochs
+    run_lspn(run)
+    assert contents(folder) == original
+
+
+def test_a_stored_result_is_not_computed_again(run, monkeypatch):
+    first = run_bank(run), run_lspn(run)
+    monkeypatch.setattr(experiments, "fit_concat_bank", None)
+    monkeypatch.setattr(training, "loss_cma", None)
+    again = run_bank(run), run_lspn(run)
+    for name, bank in first[0].banks.items():
+        assert torch.equal(bank.prototypes, again[0].banks[name].prototypes)
+    assert again[1].history == first[1].history
+
+
+def test_banks_hold_what_the_paper_says(run):
+    banks = run_bank(run)
+    assert banks.banks.keys() == {"pcd", "rgb", "concat"}
+    train = banks.standardiser(foreground_features(load_features(run, "train")[0]))
+    num = round(0.3 * len(train["pcd"]))
+    for mod in MODALITIES:
+        bank = banks.banks[mod]
+        assert bank.prototypes.shape == (num, train[mod].shape[1])
+        assert torch.equal(bank.prototypes, train[mod][bank.rows])
+        assert train[mod].mean().item() == pytest.approx(0, abs=1e-5)
+        assert train[mod].std().item() == pytest.approx(1, abs=1e-5)
+    held_out = banks.standardiser(foreground_features(load_features(run, "validation")[0]))
+    nearest = torch.cdist(held_out["rgb"], banks.banks["rgb"].prototypes).amin(1)
+    assert banks.calibration.mean[1].item() == pytest.approx(nearest.mean().item(), rel=1e-4)
+
+
+def test_a_damaged_bank_is_refused_by_name(run):
+    run_bank(run)
+    path = stage_dir(run, "bank") / "banks.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(StoredFileError, match=r"banks\.safetensors: truncated or changed"):
+        load_banks(run)
+
+
+@pytest.mark.parametrize("split", ["train", "synthetic"])
+def test_missing_features_are_told_with_the_stage_that_makes_them(run, split):
+    files = sorted((stage_dir(run, "features") / split).glob("*.safetensors"))
+    files[-1].unlink()  # one is enough: half a set is not a set
+    with pytest.raises(FileNotFoundError, match=rf"{split}: features are missing") as caught:
+        load_features(run, split)
+    assert "01_feature_extraction" in str(caught.value) and "category foam" in str(caught.value)
+
+
+def test_a_bank_that_was_not_built_is_named(run):
+    with pytest.raises(StoredFileError, match=r"banks\.json: not there"):
+        run_lspn(run)
+
+
+@pytest.fixture
+def scored(run):
+    run_bank(run)
+    for seed in (0, 1):
+        run_lspn(dataclasses.replace(run, seed=seed))
+    return run, *run_scores(run, [0, 1])
+
+
+def test_every_method_scores_every_test_scan(scored):
+    config, scores, table = scored
+    assert scores.names[0] == "test/good/000" and len(scores.names) == 8
+    assert scores.labels == ["good"] * 4 + ["dent"] * 2 + ["stain"] * 2
+    keys = {("g2sf", 0), ("g2sf", 1), ("w1", 0), ("w1", 1)}
+    keys |= {(method, 0) for method in METHODS if method not in ("g2sf", "w1")}
+    assert scores.maps.keys() == keys
+    assert scores.image.keys() == {(*key, rule) for key in keys for rule in ("exclude", "count")}
+    for score_map in scores.maps.values():
+        assert score_map.shape == (8, 32, 32) and np.isfinite(score_map).all()
+    assert scores.masks.shape == (8, 32, 32)
+    assert scores.masks[:4].sum() == 0 and scores.masks[4:].any(axis=(1, 2)).all()
+    assert len(table) == 2 * len(keys)
+
+
+def test_leaving_cells_out_never_raises_an_image_score(scored):
+    _, scores, _ = scored
+    for method, seed in scores.maps:
+        left_out = scores.image[method, seed, "exclude"]
+        assert (left_out <= scores.image[method, seed, "count"]).all()
+
+
+def test_metrics_are_those_of_scikit_learn(scored):
+    config, scores, table = scored
+    labels = np.array([label != "good" for label in scores.labels])
+    rows = table.set_index(["method", "seed", "silhouette"])
+    for key, image in scores.image.items():
+        assert rows.loc[key, "i_auroc"] == pytest.approx(roc_auc_score(labels, image))
+        chosen = np.array([label in ("good", "stain") for label in scores.labels])
+        expected = roc_auc_score(labels[chosen], image[chosen])
+        assert rows.loc[key, "i_auroc_stain"] == pytest.approx(expected)
+        assert rows.loc[key, "i_auroc_se"] >= 0
+    for (method, seed), maps in scores.maps.items():
+        expected = roc_auc_score(scores.masks.ravel(), maps.ravel())
+        found = rows.loc[(method, seed, "exclude")]
+        assert found["p_auroc"] == pytest.approx(expected)
+        for column in ("aupro_30", "aupro_1", "aupro_30_published", "aupro_1_published"):
+            assert 0 <= found[column] <= 1
+        assert np.isnan(rows.loc[(method, seed, "count"), "p_auroc"])
+    assert (table["category"] == "foam").all()
+
+
+def test_w_one_is_the_metric_with_its_scale_factors_left_out(scored):
+    config, scores, _ = scored
+    detector = run_lspn(dataclasses.replace(config, seed=1))
+    patches, _ = load_features(config, "test")
+    cells = detector.score_cells(foreground_features(patches[:1]))
+    plain = (cells.s * detector.metric.sigma().detach()).sum(-1).min(dim=1).values
+    assert scores.image["w1", 1, "count"][0] == pytest.approx(plain.max().item(), rel=1e-6)
+    ours = cells.cell_score.max().item()
+    assert scores.image["g2sf", 1, "count"][0] == pytest.approx(ours, rel=1e-6)
+
+
+def test_predictions_are_the_scores_of_one_method(scored):
+    _, scores, _ = scored
+    found = predictions(scores, "g2sf", 1, "exclude")
+    assert [p.image_score for p in found] == scores.image["g2sf", 1, "exclude"].tolist()
+    assert all(p.score_map is m or np.array_equal(p.score_map, m)
+               for p, m in zip(found, scores.maps["g2sf", 1], strict=True))  # fmt: skip
+
+
+def test_scoring_twice_gives_the_same(scored):
+    config, scores, table = scored
+    again = score_methods(config, [0, 1])
+    for key, maps in scores.maps.items():
+        assert again.maps[key].tobytes() == maps.tobytes()
+    pd.testing.assert_frame_equal(measure(config, again), table)
+
+
+def test_the_record_of_scores_can_be_read_again(scored):
+    config, scores, table = scored
+    record = json.loads(done_file(config, "scores").read_text())
+    assert record["result"]["seeds"] == [0, 1] and record["result"]["labels"] == scores.labels
+    assert len(record["result"]["image_scores"]) == len(scores.image)
+    for row in record["result"]["image_scores"]:
+        expected = scores.image[row["method"], row["seed"], row["silhouette"]]
+        np.testing.assert_allclose(row["scores"], expected, atol=1e-6)
+    metrics = pd.DataFrame(record["result"]["metrics"])
+    pd.testing.assert_series_equal(metrics["i_auroc"], table["i_auroc"])
+    assert "NaN" not in done_file(config, "scores").read_text()
+
+
+def test_weights_are_judged_candidate_by_candidate(run, monkeypatch):
+    candidates = experiments.WEIGHT_CANDIDATES[1:3]
+    monkeypatch.setattr(experiments, "WEIGHT_CANDIDATES", candidates)
+    run_bank(run)
+    table = select_loss_weights(run, [run.category])
+    assert len(table) == 2
+    for (_, row), weights in zip(table.iterrows(), candidates, strict=True):
+        assert {name: row[name] for name in weights} == weights
+        assert 0 <= row["cell_ap"] <= 1 and 0 <= row["cell_auroc"] <= 1
+        assert row["w_std"] >= 0 and 1 <= row["best_epoch"] <= run.training.epochs
+    record = json.loads(done_file(run, "loss_weights").read_text())
+    assert record["result"]["rows"] == table.to_dict("records")
+
+
+def test_every_loss_weight_is_among_the_candidates_with_the_authors():
+    names = {"alpha", "beta", "gamma", "mu"}
+    assert all(candidate.keys() == names for candidate in experiments.WEIGHT_CANDIDATES)
+    authors = {"alpha": 10.0, "beta": 40.0, "gamma": 3.0, "mu": 20.0}
+    assert authors in experiments.WEIGHT_CANDIDATES
+
+
+def test_a_record_says_how_a_result_came_about(small_config):
+    with recorded(small_config, "bank") as result:
+        result["answer"] = 42
+    record = json.loads(done_file(small_config, "bank").read_text())
+    assert record["stage"] == "bank" and record["result"] == {"answer": 42}
+    assert record["config_hash"] == small_config.stage_hash("bank")
+    assert record["config"]["category"] == "foam" and record["config"]["k"] == 2
+    assert record["seed"] == 0 and record["device"] == "cpu"
+    assert record["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert record["wall_s"] >= 0 and record["peak_memory_mb"] > 50
+    assert {"git_commit", "python"} <= record.keys()
+
+
+def test_a_failed_stage_leaves_no_record(small_config):
+    with pytest.raises(RuntimeError), recorded(small_config, "bank"):
+        raise RuntimeError
+    assert not done_file(small_config, "bank").exists()
+
+
+def test_done_files_lie_where_the_workflow_waits(small_config):
+    root = dataset_dir(small_config)
+    assert done_file(small_config, "data") == root / "scans" / "data.json"
+    assert done_file(small_config, "loss_weights") == root / "loss_weights.json"
+    for stage in ("features", "bank", "scores"):
+        assert done_file(small_config, stage) == root / "foam" / f"{stage}.json"
+    third = dataclasses.replace(small_config, seed=3)
+    assert done_file(third, "lspn") == root / "foam" / "seed3" / "lspn.json"
+
+
+def test_best_epoch_by_hand():
+    class Fitted:
+        history = [{"epoch": e, "heldout": v} for e, v in enumerate([0.1, 3.0, 2.0, 2.0, 4.0])]
+
+    assert best_epoch(Fitted()) == 2  # row 0 is the state before training
+
+
+def test_resize_mask_by_hand():
+    mask = np.array([[1, 0, 0, 0], [0, 0, 0, 1]], dtype=bool)
+    assert resize_mask(mask, 2).tolist() == [[False, False], [False, True]]
+    large = resize_mask(mask, 8)
+    assert large.shape == (8, 8)
+    assert large[:4, :2].all() and large[4:, 6:].all() and large.sum() == 16
+
+
+def test_data_are_rendered_and_prepared(small_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = dataclasses.replace(
+        small_config.data, num_train=2, num_validation=2, num_good=2, num_defective=5, scan_size=96
+    )
+    config = dataclasses.replace(small_config, data=data)
+    assert run_data(config, ["cookie"]) == {"cookie": 11}
+    record = json.loads(done_file(config, "data").read_text())
+    assert record["result"] == {"cookie": 11}
+    place = dataclasses.replace(config, category="cookie")
+    scans = experiments.load_scans(place, "test")
+    assert len(scans) == 7 and [s.label for s in scans[:2]] == ["good", "good"]
+    assert all(s.foreground.any() for s in scans) and all(s.mask.any() for s in scans[2:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run_data(config, ["cookie"]) == {"cookie": 11}  # nothing left to do
