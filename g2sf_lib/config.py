@@ -157,8 +157,8 @@ class LossConfig:
 
     alpha: float = setting(1.0, "margin; chosen on validation scans", low=0)
     beta: float = setting(1.0, "consistency; chosen on validation scans", low=0)
-    gamma: float = setting(1.0, "scaling; chosen on validation scans", low=0)
-    mu: float = setting(0.3, "alignment; chosen on validation scans", low=0)
+    gamma: float = setting(0.3, "scaling; chosen on validation scans", low=0)
+    mu: float = setting(0.1, "alignment; chosen on validation scans", low=0)
     eta_0: float = setting(1.2, "Section 4.1", low=1)
     form: Literal["paper", "official"] = setting("paper", "the paper is the specification")
     sep_form: Literal["paper", "official"] | None = setting(None, "Eq. 4, or squared and weighted")

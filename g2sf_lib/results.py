@@ -193,16 +193,13 @@ def verdict(summary: dict) -> str:
             d for d in summary["differences"] if d["category"] == "mean" and d["method"] == method
         )
         size, se = gap["difference"], gap["se"]
+        name = METHOD_NAMES[method]
         if abs(size) < 2 * se:
-            word = "does not differ from"
+            claim = f"G²SF and {name} differ by less than two standard errors"
         else:
-            word = "is better than" if size > 0 else "is worse than"
-        sentences.append(
-            f"G²SF {word} the {METHOD_NAMES[method]} by more than two standard errors"
-            if word != "does not differ from"
-            else f"G²SF {word} the {METHOD_NAMES[method]} by more than two standard errors"
-        )
-        sentences[-1] += f" (difference in mean I-AUROC {size:+.3f} ± {se:.3f})."
+            word = "better" if size > 0 else "worse"
+            claim = f"G²SF is {word} than {name}, by more than two standard errors"
+        sentences.append(f"{claim} (difference in mean I-AUROC {size:+.3f} ± {se:.3f}).")
     return " ".join(sentences)
 
 

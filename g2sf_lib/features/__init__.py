@@ -93,9 +93,7 @@ class FeatureExtractor:
         else:
             from g2sf_lib.features.pointmae import pointmae_patches
 
-            pcd, foreground = pointmae_patches(
-                sample.xyz, self.config, self._net, name=sample.name
-            )
+            pcd, foreground = pointmae_patches(sample.xyz, self.config, self._net, name=sample.name)
         foreground = foreground.to(self.device)
         feat = {"pcd": pcd.to(self.device), "rgb": self._rgb([sample.rgb])[0]}
         for mod in MODALITIES:
@@ -134,9 +132,7 @@ def cell_labels(
     return torch.from_numpy(dilated[np.ix_(rows, columns)].reshape(-1))
 
 
-def save_patches(
-    path: str | Path, patches: Patches, cell_mask: torch.Tensor | None = None
-) -> None:
+def save_patches(path: str | Path, patches: Patches, cell_mask: torch.Tensor | None = None) -> None:
     """Write patches as one safetensors file, features in float16; all of it or nothing.
 
     Args:

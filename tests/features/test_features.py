@@ -145,7 +145,9 @@ def test_cell_labels_by_cover():
 def test_cell_labels_of_a_mask_that_is_not_square():
     mask = np.zeros((6, 12), bool)
     mask[:3] = True
-    labels = cell_labels(mask, 3, "centre").reshape(3, 3)  # centres at rows 1, 3, 5: the dilation adds row 3
+    labels = cell_labels(mask, 3, "centre").reshape(
+        3, 3
+    )  # centres at rows 1, 3, 5: the dilation adds row 3
     assert labels.tolist() == [[True] * 3, [True] * 3, [False] * 3]
     assert not cell_labels(np.zeros((6, 12), bool), 3).any()
 

@@ -80,8 +80,10 @@ def test_forward_agrees_with_another_assembly(net, cloud):
     x = linear(groups, "encoder.first_conv.0")
     x = linear(normed(x, "encoder.first_conv.1").relu(), "encoder.first_conv.3")
     x = torch.cat([x.max(1, keepdim=True).values.expand(-1, 16, -1), x], dim=2)
-    x = linear(normed(linear(x, "encoder.second_conv.0"), "encoder.second_conv.1").relu(),
-               "encoder.second_conv.3")
+    x = linear(
+        normed(linear(x, "encoder.second_conv.0"), "encoder.second_conv.1").relu(),
+        "encoder.second_conv.3",
+    )
     x = x.max(1).values[None]  # (1, 32, 384)
     position = linear(F.gelu(linear(cloud[centre], "pos_embed.0")), "pos_embed.2")
     outputs = []
@@ -90,8 +92,9 @@ def test_forward_agrees_with_another_assembly(net, cloud):
         block = TimmBlock(384, 6, mlp_ratio=4, qkv_bias=False, norm_layer=torch.nn.LayerNorm)
         block.eval()
         prefix = f"blocks.blocks.{number}."
-        block.load_state_dict({k.removeprefix(prefix): v for k, v in state.items()
-                               if k.startswith(prefix)})
+        block.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        )
         with torch.no_grad():
             x = block(x + position)
         if number in (3, 7, 11):

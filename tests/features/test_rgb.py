@@ -215,7 +215,9 @@ def test_no_network_says_which_file_from_where_and_where_to(monkeypatch):
 
 
 def test_a_missing_file_says_where_to_get_it():
-    with pytest.raises(WeightsError, match="'/no/such.pth', where there is no file. Fetch https://"):
+    with pytest.raises(
+        WeightsError, match="'/no/such.pth', where there is no file. Fetch https://"
+    ):
         load_model(replace(CONFIG, rgb_model="resnet18", rgb_weights="/no/such.pth"))
 
 
