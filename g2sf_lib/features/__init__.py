@@ -20,7 +20,6 @@ from scipy import ndimage
 from g2sf_lib.config import MODALITIES, FeatureConfig
 from g2sf_lib.datasets import Sample
 
-
 MIN_COVER = 0.25  # of a cell's pixels
 
 
