@@ -24,7 +24,6 @@ from g2sf_lib.datasets.mvtec3d import list_scans, read_scan
 from g2sf_lib.datasets.preprocess import list_prepared, load_prepared
 from g2sf_lib.detector import (
     G2SF,
-    Prediction,
     counted_cells,
     foreground_features,
     pick_device,
@@ -268,19 +267,25 @@ def isotropic(config: Config, banks: Banks, split: str) -> tuple[np.ndarray, np.
     return (s / banks.calibration.mean).numpy(), is_anomalous.numpy()
 
 
-def isotropic_predictions(config: Config, banks: Banks) -> dict[str, list[Prediction]]:
-    """Return the predictions of each modality alone for the test scans."""
+def isotropic_scores(
+    config: Config, banks: Banks
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return what each modality alone says of the test scans.
+
+    Returns:
+        mod -> (N, map_size, map_size) score maps, and mod -> (N,) image scores.
+    """
     patches, _ = load_features(config, "test")
     feat = banks.standardiser(foreground_features(patches))
     s = query_banks(banks.banks, feat, 1)[1][:, 0] / banks.calibration.mean
     sizes = [int(p.foreground.sum()) for p in patches]
-    return {
-        mod: [
-            to_prediction(part, p, config.scoring)
-            for part, p in zip(s[:, m].split(sizes), patches, strict=True)
-        ]
-        for m, mod in enumerate(MODALITIES)
-    }
+    maps, image = {}, {}
+    for m, mod in enumerate(MODALITIES):
+        parts = zip(s[:, m].split(sizes), patches, strict=True)
+        made = [to_prediction(part, p, config.scoring) for part, p in parts]
+        maps[mod] = np.stack([one.score_map for one in made])
+        image[mod] = np.array([one.image_score for one in made])
+    return maps, image
 
 
 def share_of_good_below(scores: np.ndarray, labels: Sequence[str]) -> np.ndarray:
@@ -290,20 +295,39 @@ def share_of_good_below(scores: np.ndarray, labels: Sequence[str]) -> np.ndarray
     return below.mean(axis=1)
 
 
-def blind_spots(
-    labels: Sequence[str], by_modality: dict[str, list[Prediction]]
-) -> list[tuple[str, int]]:
+def against_good(
+    maps: Sequence[np.ndarray], labels: Sequence[str], numbers: Sequence[int]
+) -> list[np.ndarray]:
+    """Return some score maps in units in which every method can be compared by eye.
+
+    0 is the median of the scored pixels of all good scans, 1 the highest value that any of them
+    has; what lies outside is cut. So a pixel at 1 is beyond every good scan: an alarm that comes
+    without a single false one.
+
+    Args:
+        maps: a map (h, w) a scan, 0 where nothing is scored.
+        labels: of the scans; at least one is "good".
+        numbers: of the scans to return.
+    """
+    good = np.stack([m for m, label in zip(maps, labels, strict=True) if label == "good"])
+    high = float(good.max())
+    low = float(np.median(good[good > 0])) if high > 0 else 0.0
+    return [np.clip((maps[n] - low) / max(high - low, 1e-12), 0, 1) for n in numbers]
+
+
+def blind_spots(labels: Sequence[str], image: dict[str, np.ndarray]) -> list[tuple[str, int]]:
     """Return the defective scan that RGB sees and points do not, and the other way round.
 
     The rule: of all defective scans the one where `share_of_good_below` differs most.
 
+    Args:
+        labels: of N scans.
+        image: mod -> (N,) image scores.
+
     Returns:
         (title, number of the scan), seen by RGB first.
     """
-    share = {
-        mod: share_of_good_below(np.array([p.image_score for p in made]), labels)
-        for mod, made in by_modality.items()
-    }
+    share = {mod: share_of_good_below(scores, labels) for mod, scores in image.items()}
     defective = np.flatnonzero([label != "good" for label in labels])
     gap = (share["rgb"] - share["pcd"])[defective]
     return [
@@ -484,8 +508,15 @@ def case_report(scores: Scores, cases: Sequence[tuple[str, int]], method: str, s
     return "\n".join(lines)
 
 
-def metric_maps(detector: G2SF, patches: Sequence[Patches]) -> dict[str, list[np.ndarray]]:
+def metric_maps(
+    detector: G2SF, patches: Sequence[Patches], cut: float = 3.0
+) -> dict[str, list[np.ndarray]]:
     """Return distances, scale factors and score of every cell of some scans, as maps.
+
+    Args:
+        detector: trained.
+        patches: of the scans.
+        cut: distances and scores above this are shown as this; 1 is a normal distance.
 
     Returns:
         name -> a map (rows, columns) a scan. On background cells distances and scores are 0
@@ -503,6 +534,7 @@ def metric_maps(detector: G2SF, patches: Sequence[Patches]) -> dict[str, list[np
         }
         for name, (value, background) in values.items():
             cells = torch.full((len(one.foreground),), background)
+            value = value if name.startswith("$w") else value.clamp_max(cut)
             cells[one.foreground.cpu()] = value.cpu()
             maps.setdefault(name, []).append(cells.reshape(one.grid).numpy())
     return maps
@@ -582,8 +614,8 @@ def weight_verdict(rows: pd.DataFrame, loss: LossConfig) -> str:
             f"precision {precision:.3f}, {precision - second['average precision']:.3f} more than "
             f"the next ({text(second)})."
         )
-    wide = rows.set_index([*names, "category"])["cell_ap"]
-    gaps = wide.loc[tuple(best[names])] - wide.loc[tuple(own[names])]
+    wide = rows.pivot(index="category", columns=names, values="cell_ap")
+    gaps = wide[tuple(best[names])] - wide[tuple(own[names])]
     error = gaps.std() / len(gaps) ** 0.5 if len(gaps) > 1 else float("nan")
     return (
         f"The weights of this run ({text(own)}) are number {int(is_chosen.idxmax()) + 1} of "

@@ -194,7 +194,7 @@ def verdict(summary: dict) -> str:
         )
         size, se = gap["difference"], gap["se"]
         name = METHOD_NAMES[method]
-        if abs(size) < 2 * se:
+        if abs(size) <= 2 * se:
             claim = f"G²SF and {name} differ by less than two standard errors"
         else:
             word = "better" if size > 0 else "worse"
