@@ -27,7 +27,7 @@ import seaborn as sns
 from IPython.display import display
 from matplotlib.colors import LightSource, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MultipleLocator
+from matplotlib.ticker import MaxNLocator
 from scipy import ndimage
 
 COLOUR_MAP = "cividis"
@@ -760,7 +760,7 @@ def _dots(results: pd.DataFrame, panel: str, value: str, error: str) -> Figure:
                 capsize=2,
             )
         ax.set_title(str(name))
-        ax.xaxis.set_major_locator(MultipleLocator(0.1))
+        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
     axes[0, 0].set_yticks(range(len(methods)), methods)

@@ -286,10 +286,12 @@ def summary_tables(summary: dict) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def scope(summary: dict) -> str:
     """Return, in a sentence, what the numbers of a summary are means over."""
+    num_categories, num_seeds = len(summary["categories"]), len(summary["seeds"])
     return (
-        f"Profile {summary['profile']}, data set {summary['dataset']}, "
-        f"{len(summary['categories'])} categories ({', '.join(summary['categories'])}), "
-        f"{len(summary['seeds'])} training seeds, silhouette cells: {summary['silhouette']}."
+        f"Profile {summary['profile']}, data set {summary['dataset']}, {num_categories} "
+        f"{'category' if num_categories == 1 else 'categories'} "
+        f"({', '.join(summary['categories'])}), {num_seeds} training "
+        f"{'seed' if num_seeds == 1 else 'seeds'}, silhouette cells: {summary['silhouette']}."
     )
 
 

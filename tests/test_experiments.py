@@ -12,7 +12,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from g2sf_lib import experiments, training
-from g2sf_lib.config import MODALITIES, dataset_dir, scans_dir, stage_dir
+from g2sf_lib.config import MODALITIES, dataset_dir, make_config, scans_dir, stage_dir
 from g2sf_lib.detector import foreground_features
 from g2sf_lib.experiments import (
     METHODS,
@@ -430,3 +430,10 @@ def test_data_are_rendered_and_prepared(small_config, tmp_path, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert run_data(config, ["cookie"]) == {"cookie": 11}  # nothing left to do
+
+
+def test_the_categories_of_a_data_set_and_profile():
+    assert experiments.categories_of(make_config("smoke")) == ("cookie", "gland")
+    assert len(experiments.categories_of(make_config("demo"))) == 5
+    real = make_config("smoke", dataset="mvtec3d", data_root="/data")
+    assert len(experiments.categories_of(real)) == 10

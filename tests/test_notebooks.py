@@ -1,4 +1,4 @@
-"""The rules that every notebook keeps: teachable, parameterised, without code of its own."""
+"""The rules that every notebook keeps: they teach, and all that computes is in the library."""
 
 import ast
 import re
@@ -7,120 +7,247 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from g2sf_lib.config import ConfigError, config_from_notebook, leaf_fields
+from g2sf_lib.config import PROFILES, ConfigError, config_from_notebook, leaf_fields, make_config
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-EXTRAS = {"categories", "workers", "seeds"}
-ALLOWED_IMPORTS = {"g2sf_lib", "IPython", "pandas", "numpy", "dataclasses", "pathlib", "json"}
+CHAPTERS = [
+    "00_data",
+    "01_feature_extraction",
+    "02_memory_bank",
+    "03_lspn_training",
+    "04_anomaly_scoring",
+    "90_loss_weights",
+]
+BASE = {"profile", "dataset", "category", "seed", "device", "data_root"}
+LINES, PARAMETERS = 12, 30
+DRAWING = ("matplotlib", "seaborn", "plotly")
+SMALL = {"IPython", "dataclasses", "json", "math", "pathlib", "numpy", "pandas"}
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
 def read(path):
     return nbformat.read(path, as_version=4)
 
 
-def code(path):
+def code_cells(path):
     return [cell for cell in read(path).cells if cell.cell_type == "code"]
 
 
-def prose(path):
-    return [cell.source for cell in read(path).cells if cell.cell_type == "markdown"]
+def parameters_cell(path):
+    tagged = [c for c in code_cells(path) if "parameters" in c.metadata.get("tags", [])]
+    assert len(tagged) == 1, f"{path.name}: {len(tagged)} cells are tagged parameters"
+    return tagged[0]
 
 
-def parameters(path):
-    (cell,) = [c for c in code(path) if "parameters" in c.metadata.get("tags", [])]
-    return cell
-
-
-def test_all_chapters_are_there():
-    names = [path.stem for path in NOTEBOOKS]
-    assert names == [
-        "00_data",
-        "01_feature_extraction",
-        "02_memory_bank",
-        "03_lspn_training",
-        "04_anomaly_scoring",
-        "90_loss_weights",
+def calls(tree, name):
+    """Return the calls of a function, however it is reached."""
+    return [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == name
     ]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-class TestNotebook:
-    def test_is_stored_without_outputs(self, path):
-        assert all(not cell.outputs and cell.execution_count is None for cell in code(path))
+def parameters(path):
+    """Return name -> default of the notebook's parameters."""
+    values = {}
+    for node in ast.parse(parameters_cell(path).source).body:
+        assert isinstance(node, ast.Assign) and len(node.targets) == 1, ast.unparse(node)
+        values[node.targets[0].id] = ast.literal_eval(node.value)
+    return values
 
-    def test_has_one_title_a_question_and_a_box(self, path):
-        first = prose(path)[0]
-        titles = [line for text in prose(path) for line in text.splitlines() if line[:2] == "# "]
-        assert len(titles) == 1 and first.startswith("# ")
-        assert "?" in first.split("```")[0]
-        for word in ("admonition", "Paper", "Reads", "Writes", "Run time"):
-            assert word in first
 
-    def test_parameters_are_commented_literals_with_known_names(self, path):
-        cell = parameters(path)
-        for node in ast.parse(cell.source).body:
-            assert isinstance(node, ast.Assign)
-            ast.literal_eval(node.value)
-            (target,) = node.targets
-            assert target.id in set(leaf_fields()) | EXTRAS
-        assert all("#" in line for line in cell.source.splitlines() if line.strip())
+def extras(path):
+    """Return the parameters that the notebook declares as its own."""
+    found = []
+    for cell in code_cells(path):
+        for call in calls(ast.parse(cell.source), "config_from_notebook"):
+            given = {word.arg: word.value for word in call.keywords}
+            found.append(ast.literal_eval(given["extra"]) if "extra" in given else ())
+    assert len(found) == 1, f"{path.name}: config_from_notebook is called {len(found)} times"
+    return set(found[0])
 
-    def test_refuses_a_parameter_that_it_does_not_know(self, path):
-        # What papermill leaves in the namespace of a notebook without such a parameter.
-        namespace: dict = {}
-        exec(parameters(path).source, namespace)  # noqa: S102
-        namespace.pop("__builtins__")
-        setup = next(c.source for c in code(path) if "config_from_notebook(" in c.source)
-        call = next(
-            node
-            for node in ast.walk(ast.parse(setup))
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "config_from_notebook"
-        )
-        extra = next((ast.literal_eval(k.value) for k in call.keywords if k.arg == "extra"), ())
-        config_from_notebook(namespace, extra)
-        with pytest.raises(ConfigError, match="epochz"):
-            config_from_notebook(namespace | {"epochz": 3}, extra)
 
-    def test_holds_no_code_of_its_own(self, path):
-        for cell in code(path):
-            tree = ast.parse(cell.source)
-            for node in ast.walk(tree):
-                assert not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.While)
-                if isinstance(node, ast.For):
-                    inner = [n for n in ast.walk(node) if isinstance(n, ast.For) and n is not node]
-                    assert not inner, cell.source
-                if isinstance(node, ast.Import):
-                    roots = {name.name.split(".")[0] for name in node.names}
-                elif isinstance(node, ast.ImportFrom):
-                    roots = {node.module.split(".")[0]}
-                else:
-                    continue
-                assert roots <= ALLOWED_IMPORTS, cell.source
+def prose(path):
+    """Return the Markdown of a notebook without code, formulas and directives' options."""
+    text = "\n\n".join(c.source for c in read(path).cells if c.cell_type == "markdown")
+    text = re.sub(r"\$\$.*?\$\$", "", text, flags=re.S)
+    text = re.sub(r"\$[^$]*\$", "", text)
+    return re.sub(r"`[^`\n]+`", "", text)
 
-    def test_cells_are_short(self, path):
-        for cell in code(path):
-            lines = [x for x in cell.source.splitlines() if x.strip()]
-            limit = 40 if "parameters" in cell.metadata.get("tags", []) else 12
-            assert len(lines) <= limit, cell.source
 
-    def test_every_figure_has_an_alternative_text(self, path):
-        calls = [
-            node
-            for cell in code(path)
-            for node in ast.walk(ast.parse(cell.source))
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "plots.show"
+def test_the_chapters_are_there():
+    assert [path.stem for path in NOTEBOOKS] == CHAPTERS
+
+
+@each_notebook
+def test_one_title_and_a_question_below_it(path):
+    cells = read(path).cells
+    assert cells[0].cell_type == "markdown"
+    headings = re.findall(r"^# .+$", "\n".join(prose(path).splitlines()), flags=re.M)
+    assert len(headings) == 1 and cells[0].source.startswith(headings[0])
+    question = cells[0].source.split("\n\n")[1]
+    assert question.startswith("**") and question.rstrip().endswith("?**")
+    box = cells[0].source
+    assert box.count("```{admonition}") == 1
+    for entry in ("Paper", "Reads", "Writes", "Run time"):
+        assert f"**{entry}**" in box
+
+
+@each_notebook
+def test_it_is_stored_unexecuted_and_the_same_whoever_stores_it(path):
+    notebook = read(path)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.kernelspec.name == "python3"
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)
+    for cell in code_cells(path):
+        assert not cell.outputs and cell.execution_count is None, cell.source
+
+
+@each_notebook
+def test_parameters_are_literals_with_comments(path):
+    cell = parameters_cell(path)
+    assert cell is not None and cell.source == code_cells(path)[0].source  # the first code cell
+    for line in filter(str.strip, cell.source.splitlines()):
+        assert re.fullmatch(r"\w+ = [^#]+  # .{3,}", line), line
+    assert set(parameters(path)) >= BASE
+
+
+@each_notebook
+def test_parameters_are_settings_or_declared(path):
+    names, own = set(parameters(path)), extras(path)
+    assert own <= names
+    assert not own & set(leaf_fields())
+    assert names - own <= set(leaf_fields())
+
+
+@each_notebook
+@pytest.mark.parametrize("profile", PROFILES)
+def test_defaults_are_those_of_the_profile(path, profile):
+    own = extras(path)
+    chosen = parameters(path) | {"profile": profile}
+    assert config_from_notebook(chosen, extra=tuple(own)) == make_config(profile)
+
+
+@each_notebook
+def test_another_parameter_is_refused(path):
+    chosen = parameters(path) | {"epocs": 3}
+    with pytest.raises(ConfigError, match="'epocs'.*epochs"):
+        config_from_notebook(chosen, extra=tuple(extras(path)))
+
+
+@each_notebook
+def test_the_config_is_made_before_anything_else_can_be_taken_for_a_parameter(path):
+    body = ast.parse(code_cells(path)[1].source).body
+    rest = [node for node in body if not isinstance(node, ast.Import | ast.ImportFrom)]
+    assert calls(rest[0], "config_from_notebook"), ast.unparse(rest[0])
+    names = {alias.asname or alias.name for node in body for alias in getattr(node, "names", [])}
+    assert not any(name.isupper() for name in names)  # a constant would pass for a parameter
+
+
+@each_notebook
+def test_cells_are_short(path):
+    for cell in code_cells(path):
+        lines = [x for x in cell.source.splitlines() if x.strip() and not x.strip().startswith("#")]
+        is_parameters = "parameters" in cell.metadata.get("tags", [])
+        assert len(lines) <= (PARAMETERS if is_parameters else LINES), cell.source
+
+
+@each_notebook
+def test_nothing_is_defined_and_no_loop_is_nested(path):
+    loops = ast.For | ast.While | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+    defined = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
+    for cell in code_cells(path):
+        for node in ast.walk(ast.parse(cell.source)):
+            assert not isinstance(node, defined), cell.source
+            if isinstance(node, loops):
+                inside = [inner for inner in ast.walk(node) if isinstance(inner, loops)]
+                assert len(inside) == 1 and len(getattr(node, "generators", [1])) == 1, cell.source
+
+
+@each_notebook
+def test_imports_come_from_the_library_and_draw_nothing(path):
+    for cell in code_cells(path):
+        assert not re.search(r"^\s*[%!]", cell.source, flags=re.M), (
+            cell.source
+        )  # no shell, no magic
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                modules = [node.module]
+            else:
+                continue
+            for module in modules:
+                assert not module.startswith(DRAWING), cell.source
+                assert module.split(".")[0] in SMALL | {"g2sf_lib"}, cell.source
+
+
+@each_notebook
+def test_every_figure_has_alternative_text(path):
+    shown = 0
+    for cell in code_cells(path):
+        tree = ast.parse(cell.source)
+        made = [
+            call
+            for call in ast.walk(tree)
+            if isinstance(call, ast.Call) and ast.unparse(call.func).startswith("plots.")
         ]
-        assert path.stem == "90_loss_weights" or calls
-        for call in calls:
-            assert len(call.args) == 2 or "alt" in {k.arg for k in call.keywords}
+        shows = calls(tree, "show")
+        # every figure that is made in the cell goes through `show`, and that asks for `alt`
+        assert len(made) == 2 * len(shows), cell.source
+        for call in shows:
+            (alt,) = [word.value for word in call.keywords if word.arg == "alt"]
+            texts = [c.value for c in ast.walk(alt) if isinstance(c, ast.Constant)]
+            assert len("".join(texts)) > 40, cell.source
+        shown += len(shows)
+    assert shown >= 1
 
-    def test_prose_quotes_no_results(self, path):
-        for text in prose(path):
-            plain = re.sub(r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$", "", text, flags=re.S)
-            assert not re.search(r"\b0\.\d\d+\b", plain), text
 
-    def test_ends_with_summary_limits_exercises_and_the_next_chapter(self, path):
-        text = "\n".join(prose(path))
-        for word in ("## Summary", "Limits", "## Exercises", "Next"):
-            assert word in text, word
+@each_notebook
+def test_no_number_of_a_result_is_typed_into_the_prose(path):
+    text = re.sub(r"Sections? \d\.\d", "", prose(path))
+    assert not re.findall(r"\d+\.\d+", text)
+
+
+@each_notebook
+def test_equations_are_those_of_the_notation(path):
+    labels = set(re.findall(r":label: (eq-\d+)", (ROOT / "book" / "notation.md").read_text()))
+    text = "\n".join(c.source for c in read(path).cells if c.cell_type == "markdown")
+    assert set(re.findall(r"\{eq\}`([^`]+)`", text)) <= labels
+    keys = set(re.findall(r"^@\w+\{([^,]+),", (ROOT / "book" / "references.bib").read_text(), re.M))
+    cited = {key.strip() for group in re.findall(r"\{cite:\w\}`([^`]+)`", text)
+             for key in group.split(",")}  # fmt: skip
+    assert cited <= keys
+    for target in re.findall(r"\]\(([\w.]+)\)", text):
+        stem, suffix = target.split(".")
+        assert stem in CHAPTERS if suffix == "ipynb" else target == "status.md" or (
+            ROOT / "book" / target
+        ).exists()  # fmt: skip
+
+
+@each_notebook
+def test_it_ends_with_summary_limits_exercises_and_the_next_chapter(path):
+    end = read(path).cells[-1].source
+    order = [end.find(part) for part in ("## Summary", "**Limits.**", "## Exercises", "**Next**")]
+    assert min(order) >= 0 and order == sorted(order)
+    assert end.count("```{dropdown} Solution") >= 1
+    assert len(re.findall(r"^\d\. ", end, flags=re.M)) >= 3
+
+
+def test_the_equations_of_the_method_are_all_explained():
+    text = "\n".join(
+        c.source for path in NOTEBOOKS for c in read(path).cells if c.cell_type == "markdown"
+    )
+    cited = set(re.findall(r"\{eq\}`eq-(\d+)`", text))
+    assert cited >= {str(number) for number in range(1, 12)}
+
+
+def test_what_every_stage_writes_is_asked_for_by_its_notebook():
+    stages = ["run_data", "run_features", "run_bank", "run_lspn", "run_scores"]
+    stages += ["select_loss_weights"]
+    for path, stage in zip(NOTEBOOKS, stages, strict=True):
+        assert any(calls(ast.parse(cell.source), stage) for cell in code_cells(path)), path.stem

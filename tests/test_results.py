@@ -5,12 +5,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from g2sf_lib import results
 from g2sf_lib.config import make_config
 from g2sf_lib.evaluation import image_auroc
-from g2sf_lib.experiments import METHODS, PACKAGES, done_file
+from g2sf_lib.experiments import METHODS, PACKAGES, Scores, done_file
 from g2sf_lib.results import (
     BEGIN,
     END,
@@ -263,3 +264,73 @@ def test_the_readme_shows_the_committed_results():
     assert fill_readme(readme, summary) == readme
     for row in summary["methods"]:
         assert f"| {METHOD_NAMES[row['method']]} | {row['i_auroc']:.3f} ± " in readme
+
+
+# ------------------------------------------------ tables of one category, as chapters show them
+
+
+def made_table():
+    rows = []
+    for method in METHODS:
+        for seed in (0, 1) if method in ("g2sf", "w1") else (0,):
+            for rule, area in (("exclude", 0.9), ("count", 0.7)):
+                row = {"category": "foam", "method": method, "seed": seed, "silhouette": rule}
+                row |= {"i_auroc": area - 0.1 * seed, "i_auroc_se": 0.04}
+                pixel = {"p_auroc": 0.95, "aupro_1_published": 0.2}
+                pixel |= {f"aupro_{at}": at / 100 for at in (30, 10, 5, 1)}
+                rows.append(row | (pixel if rule == "exclude" else dict.fromkeys(pixel)))
+    return pd.DataFrame(rows)
+
+
+def test_the_category_table_is_a_mean_over_seeds_of_one_rule():
+    table = results.category_table(made_table(), "exclude")
+    assert list(table.index) == list(METHOD_NAMES.values())
+    assert table.loc["G²SF", "I-AUROC ± SE"] == "0.850 ± 0.040"
+    assert table.loc["RGB alone", "I-AUROC ± SE"] == "0.900 ± 0.040"
+    assert table.loc["RGB alone", "AUPRO@1 %"] == "0.010"
+    assert table.loc["RGB alone", "AUPRO@1 %, published protocol"] == "0.200"
+
+
+def test_the_silhouette_table_shows_both_rules():
+    table = results.silhouette_table(made_table())
+    assert list(table.index) == list(METHOD_NAMES.values())
+    assert table.loc["G²SF"].to_dict() == {
+        "I-AUROC, silhouette cells: count": 0.65, "I-AUROC, silhouette cells: exclude": 0.85,
+    }  # fmt: skip
+
+
+def test_the_defect_table_takes_every_kind_against_all_good_scans():
+    labels = ["good"] * 4 + ["cut"] * 2 + ["stain"] * 2
+    image = {}
+    for method in METHODS:
+        for rule in ("exclude", "count"):
+            image[method, 0, rule] = np.array([0.0, 1, 2, 3, 9, 9, 1.5, -1])
+    image["g2sf", 1, "exclude"] = np.array([0.0, 1, 2, 3, -9, 9, 1.5, -1])
+    scores = Scores([""] * 8, labels, np.zeros((8, 1, 1), bool), {}, image)
+    table = results.defect_table(scores, "exclude").set_index(["method", "defect"])
+    assert len(table) == 2 * len(METHODS)
+    assert table.loc[("RGB alone", "cut"), "I-AUROC"] == 1
+    assert table.loc[("RGB alone", "cut"), "SE"] == 0
+    assert table.loc[("RGB alone", "stain"), "I-AUROC"] == pytest.approx((0.5 + 0) / 2)
+    assert table.loc[("G²SF", "cut"), "I-AUROC"] == pytest.approx((1 + 0.5) / 2)
+    assert table.loc[("G²SF", "cut"), "SE"] > 0.05
+
+
+def test_summary_tables_and_scope_say_what_the_summary_holds(config, records):
+    summary = summarise(config, CATEGORIES)
+    by_category, by_defect = results.summary_tables(summary)
+    assert len(by_category) == 2 * len(METHODS) and set(by_defect["defect"]) == {"cut", "stain"}
+    row = summary["per_category"][0]
+    mine = by_category[by_category["category"] == row["category"]].set_index("method")
+    assert mine.loc[METHOD_NAMES[row["method"]], ["I-AUROC", "SE"]].tolist() == [
+        row["i_auroc"], row["se"],
+    ]  # fmt: skip
+    assert "2 categories (foam, rope), 2 training seeds" in results.scope(summary)
+    gaps = results.difference_table(summary)
+    assert list(gaps.columns) == ["foam", "rope", "mean"] and len(gaps) == len(METHODS) - 1
+    gap = next(d for d in summary["differences"] if (d["category"], d["method"]) == ("mean", "rgb"))
+    assert gaps.loc["RGB alone", "mean"] == f"{gap['difference']:+.3f} ± {gap['se']:.3f}"
+
+
+def test_no_difference_at_all_is_neither_better_nor_worse():
+    assert "differ by less" in verdict(summary_with(0.0, 0.0)).split(". ")[0]
