@@ -203,6 +203,27 @@ def verdict(summary: dict) -> str:
     return " ".join(sentences)
 
 
+def by_kind(summary: dict) -> str:
+    """Return, as a Markdown list, where G2SF gains and loses against simple fusions.
+
+    For each kind of defect: I-AUROC of G2SF, how much more that is than the normalised sum,
+    which is where its training starts from, and than the best of the simple methods for that
+    kind; means over categories.
+    """
+    table = pd.DataFrame(summary["defects"]).pivot(
+        index="defect", columns="method", values="i_auroc"
+    )
+    lines = []
+    for kind, row in table.iterrows():
+        simple = row.drop(["g2sf", "w1"])
+        best = simple.idxmax()
+        lines.append(
+            f"- {kind}: {row['g2sf']:.3f}; {row['g2sf'] - row['sum']:+.3f} to the normalised sum, "
+            f"{row['g2sf'] - simple[best]:+.3f} to the best, {METHOD_NAMES[best]}"
+        )
+    return "\n".join(lines)
+
+
 def markdown(summary: dict) -> str:
     """Return the headline table and the verdict in Markdown."""
     table = headline_table(summary).reset_index()

@@ -17,6 +17,7 @@ from g2sf_lib.results import (
     END,
     METHOD_NAMES,
     METRIC_NAMES,
+    by_kind,
     fill_readme,
     headline_table,
     markdown,
@@ -229,6 +230,13 @@ def test_the_verdict_names_the_best_of_the_others():
     # w = 1 is a form of ours: it is compared with, but it is not "the best of the others"
     summary["methods"][METHODS.index("w1")]["i_auroc"] = 0.99
     assert "concatenated bank" in verdict(summary)
+
+
+def test_by_kind_compares_with_the_start_and_the_best():
+    areas = {"g2sf": 0.7, "w1": 0.99, "rgb": 0.9, "pcd": 0.5, "sum": 0.6, "max": 0.8, "concat": 0.7}
+    rows = [{"defect": "stain", "method": m, "i_auroc": a, "se": 0.0} for m, a in areas.items()]
+    text = by_kind({"defects": rows})
+    assert text == "- stain: 0.700; +0.100 to the normalised sum, -0.200 to the best, RGB alone"
 
 
 def test_markdown_is_a_table_of_seven_methods():
