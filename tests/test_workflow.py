@@ -304,7 +304,12 @@ def test_stopped_notebook_leaves_no_output_and_no_kernel(tmp_path, how):
         code = f"import subprocess\nsubprocess.run({start!r})"
         start = [sys.executable, "-c", code]
     process = subprocess.Popen(
-        start, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        start,
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        # A shell's background jobs inherit "ignore" for Ctrl-C; a terminal's do not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert wait_until(lambda: note.exists() and note.read_text())

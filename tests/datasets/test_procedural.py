@@ -141,6 +141,7 @@ def test_combined_defects_change_shape_and_albedo():
 
 def test_dents_and_bulges_have_the_depth_of_the_table(monkeypatch):
     monkeypatch.setitem(defects.RANGES, "dent_depth_mm", (2.0, 2.0))
+    monkeypatch.setitem(defects.CATEGORY_SCALE["foam"], "dent_depth_mm", 1.0)
     signs = set()
     for seed in range(8):
         truth = render_truth("foam", seed, 128, "dent")
