@@ -44,9 +44,10 @@ test: $(STAMP)
 	$(PY) workflow/bootstrap.py --browser
 	G2SF_BOOK=_build/smoke/html $(PY) -m pytest tests/test_book.py
 
-# Kernels start in the repository root, as under papermill, though only notebooks/ is listed.
+# Kernels start in the repository root, as under papermill, though only notebooks/ is listed. The
+# config keeps JupyterLab from asking to rebuild itself for an extension that open3d brings.
 lab: $(STAMP)
-	$(PY) -m jupyterlab --ServerApp.root_dir="$(CURDIR)/notebooks" \
+	$(PY) -m jupyterlab --config=workflow/jupyter_lab.json --ServerApp.root_dir="$(CURDIR)/notebooks" \
 		--MappingKernelManager.root_dir="$(CURDIR)"
 
 readme: $(STAMP)
