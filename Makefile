@@ -2,6 +2,8 @@
 PROFILE ?= demo
 DATASET ?= procedural
 DATA_ROOT ?=
+CATEGORIES ?=
+DEVICE ?= auto
 SETTINGS ?=
 JOBS ?= 2
 ARGS ?=
@@ -14,17 +16,22 @@ STAMP := .venv/installed-$(FAISS)
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
-.PHONY: help book test lab clean readme lock environment
+.PHONY: help book test lab weights check-data clean readme lock environment
 help:
 	@echo "make book   fit, score, and build the book: _build/html/index.html"
-	@echo "            PROFILE=demo|smoke|paper  DATASET=procedural|mvtec3d  DATA_ROOT=folder of"
-	@echo "            the data set  JOBS=cores (2)  GPU=1|0 (1 where there is an NVIDIA driver)"
-	@echo "            SETTINGS='{alpha: 2.0}' single settings  ARGS='-n' more for Snakemake"
+	@echo "            PROFILE=demo|smoke|paper  DATASET=procedural|mvtec3d|eyecandies|folder"
+	@echo "            DATA_ROOT=folder of the data set  CATEGORIES='bagel foam' (all)"
+	@echo "            JOBS=cores (2)  DEVICE=auto|cpu|cuda  GPU=1|0: which faiss is installed"
+	@echo "            (1 where there is an NVIDIA driver)  SETTINGS='{alpha: 2.0}' single settings"
+	@echo "            ARGS='-n' more for Snakemake"
 	@echo "make test   style, tests, the smoke profile of the whole road, its book in a browser"
 	@echo "make lab    JupyterLab on the notebooks"
+	@echo "make check-data  read a real data set through and list what is wrong with it:"
+	@echo "            DATASET=mvtec3d|eyecandies|folder  DATA_ROOT=its folder"
+	@echo "make weights     fetch the Point-MAE checkpoint, for PROFILE=paper, to data/weights"
 	@echo "make readme write the committed results into README.md"
 	@echo "make lock   write requirements.lock from what is installed"
-	@echo "make clean  remove what was computed and built (not .venv, not real data)"
+	@echo "make clean  remove what was computed and built (not .venv, weights, real data)"
 
 environment: $(STAMP)
 $(STAMP): requirements.lock pyproject.toml
@@ -34,7 +41,8 @@ $(STAMP): requirements.lock pyproject.toml
 
 book: $(STAMP)
 	@$(PY) workflow/run.py --profile $(PROFILE) --dataset $(DATASET) --jobs $(JOBS) \
-		--html _build/html --data-root "$(DATA_ROOT)" --settings "$(SETTINGS)" $(ARGS)
+		--html _build/html --data-root "$(DATA_ROOT)" --categories "$(CATEGORIES)" \
+		--device "$(DEVICE)" --settings "$(SETTINGS)" $(ARGS)
 
 test: $(STAMP)
 	$(PY) -m ruff check
@@ -49,6 +57,14 @@ test: $(STAMP)
 lab: $(STAMP)
 	$(PY) -m jupyterlab --config=workflow/jupyter_lab.json --ServerApp.root_dir="$(CURDIR)/notebooks" \
 		--MappingKernelManager.root_dir="$(CURDIR)"
+
+weights: $(STAMP)
+	@$(PY) -m g2sf_lib.features.weights
+
+check-data: $(STAMP)
+	@test "$(DATASET)" != procedural || { echo "g2sf-book: say which data set is to be checked:" \
+		"make check-data DATASET=mvtec3d|eyecandies|folder DATA_ROOT=its folder" >&2; exit 2; }
+	@$(PY) -m g2sf_lib.datasets.check --dataset "$(DATASET)" --data-root "$(DATA_ROOT)"
 
 readme: $(STAMP)
 	$(PY) -m g2sf_lib.results readme --profile $(PROFILE) --dataset $(DATASET)

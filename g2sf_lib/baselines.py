@@ -6,7 +6,7 @@ Every method here sees the same cells, banks, silhouette rule and post-processin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -19,13 +19,18 @@ from g2sf_lib.datasets import Sample
 from g2sf_lib.detector import (
     Prediction,
     fit_banks,
-    foreground_features,
     pick_device,
     query_banks,
     to_prediction,
 )
-from g2sf_lib.features import FeatureExtractor, Patches
-from g2sf_lib.memory import MemoryBank, Standardiser
+from g2sf_lib.features import (
+    FeatureExtractor,
+    PackedPatches,
+    Patches,
+    foreground_features,
+    pack,
+)
+from g2sf_lib.memory import MemoryBank, Rows, Standardiser, as_rows
 
 Method = Literal["rgb", "pcd", "sum", "max", "concat"]
 METHODS: tuple[Method, ...] = ("rgb", "pcd", "sum", "max", "concat")
@@ -73,21 +78,63 @@ def fuse(method: Method, s0: Tensor, calibration: Calibration) -> Tensor:
     raise ValueError(f"fuse: method is {method!r}; expected 'rgb', 'pcd', 'sum' or 'max'")
 
 
-def concatenate(feat: dict[str, Tensor]) -> Tensor:
-    """Return (N, D_pcd + D_rgb): standardised features side by side (BTF).
+class SideBySide:
+    """Features (N, D_pcd + D_rgb) of both modalities, put side by side when they are read (BTF).
 
     Each modality is divided by the square root of its length, so that the longer one does
-    not outweigh the other.
+    not outweigh the other. It is read as `Rows` are.
+
+    Args:
+        feat: mod -> (N, D_mod) standardised features.
     """
-    return torch.cat([feat[mod] / feat[mod].shape[1] ** 0.5 for mod in MODALITIES], dim=1)
+
+    place = None
+
+    def __init__(self, feat: dict[str, Tensor | Rows]):
+        self.feat = {mod: as_rows(feat[mod]) for mod in MODALITIES}
+        self.shape = (len(self.feat["rgb"]), sum(rows.shape[1] for rows in self.feat.values()))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, which: slice | Tensor) -> Tensor:
+        parts = [rows[which] / rows.shape[1] ** 0.5 for rows in self.feat.values()]
+        return torch.cat(parts, dim=1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the features are."""
+        return self.feat["rgb"].device
+
+    def to(self, device: torch.device | str) -> SideBySide:
+        """Return the features on a device."""
+        return SideBySide({mod: rows.to(device) for mod, rows in self.feat.items()})
+
+    @property
+    def stored(self) -> SideBySide:
+        """These rows themselves: hardly one pair of features occurs twice."""
+        return self
+
+    def blocks(self, size: int = 8192) -> Iterator[Tensor]:
+        """Yield all cells' features in order, at most `size` of them at a time."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
 
 
 def fit_concat_bank(
-    feat: dict[str, Tensor], bank: BankConfig, progress: bool = False
+    feat: dict[str, Tensor | Rows],
+    bank: BankConfig,
+    progress: bool = False,
+    device: torch.device | None = None,
 ) -> MemoryBank:
     """Return one bank over concatenated standardised features of normal cells."""
     return MemoryBank.fit(
-        concatenate(feat), bank.bank_fraction, bank.coreset, bank.projection_eps, progress=progress
+        SideBySide(feat),
+        bank.bank_fraction,
+        bank.coreset,
+        bank.projection_eps,
+        progress=progress,
+        device=device,
     )
 
 
@@ -124,11 +171,16 @@ class Baseline:
             raise ValueError("Baseline.fit: no scans; expected at least 1")
         if self.method in ("sum", "max") and not held_out:
             raise ValueError(f"Baseline.fit: method {self.method!r} needs held_out normal scans")
-        return self.fit_patches(map(self.extract, samples), map(self.extract, held_out))
+        packed = [[pack(self.extract(s)) for s in some] for some in (samples, held_out)]
+        return self.fit_patches(*packed)
 
-    def fit_patches(self, patches: Iterable[Patches], held_out: Iterable[Patches]) -> Baseline:
+    def fit_patches(
+        self,
+        patches: Iterable[Patches | PackedPatches],
+        held_out: Iterable[Patches | PackedPatches],
+    ) -> Baseline:
         """Fit to scans whose features are at hand."""
-        feat = foreground_features(patches)
+        feat = foreground_features(list(patches))
         self.standardiser = Standardiser.fit(feat, self.config.features.standardise)
         feat = self.standardiser(feat)
         if self.method == "concat":
@@ -147,11 +199,11 @@ class Baseline:
         """Return score map and image score of one preprocessed scan."""
         return self.predict_patches(self.extract(sample))
 
-    def predict_patches(self, patches: Patches) -> Prediction:
+    def predict_patches(self, patches: Patches | PackedPatches) -> Prediction:
         """Return score map and image score of one scan whose features are at hand."""
         feat = self.standardiser(foreground_features([patches]))
         if self.method == "concat":
-            score = self.concat_bank.query(concatenate(feat), 1)[1][:, 0]
+            score = self.concat_bank.query(SideBySide(feat), 1)[1][:, 0]
         else:
             score = fuse(self.method, query_banks(self.banks, feat, 1)[1][:, 0], self.calibration)
         return to_prediction(score, patches, self.config.scoring)

@@ -19,22 +19,20 @@ import torch
 from torch import Tensor
 
 from g2sf_lib.config import MODALITIES, Config, LossConfig, raw_dir, scans_dir, stage_dir
-from g2sf_lib.datasets import Sample
-from g2sf_lib.datasets.mvtec3d import list_scans, read_scan
+from g2sf_lib.datasets import Sample, reader
 from g2sf_lib.datasets.preprocess import list_prepared, load_prepared
 from g2sf_lib.detector import (
     G2SF,
     counted_cells,
-    foreground_features,
     pick_device,
     query_banks,
     to_prediction,
 )
 from g2sf_lib.evaluation import image_auroc
 from g2sf_lib.experiments import Banks, Scores, best_epoch, load_banks, load_features
-from g2sf_lib.features import FeatureExtractor, Patches
+from g2sf_lib.features import FeatureExtractor, PackedPatches, foreground_features
 from g2sf_lib.fusion import LSPN, encode, local_metric
-from g2sf_lib.memory import MemoryBank
+from g2sf_lib.memory import MemoryBank, Rows
 from g2sf_lib.training import COLLAPSED
 
 SPLITS = ("train", "validation", "test")
@@ -51,14 +49,17 @@ def raw_scan(
     Raises:
         ValueError: where there is no scan of that label and number.
     """
+    files_of = reader(config.dataset)
     scans = [
-        files for files in list_scans(raw_dir(config), category, split) if files.label == label
+        files
+        for files in files_of.list_scans(raw_dir(config), category, split)
+        if files.label == label
     ]
     if number >= len(scans):
         raise ValueError(
             f"{category}/{split}/{label}: {len(scans)} scans; expected number {number} to be there"
         )
-    return read_scan(scans[number])
+    return files_of.read_scan(scans[number])
 
 
 def prepared_scan(config: Config, split: str, label: str = "good", number: int = 0) -> Sample:
@@ -71,6 +72,17 @@ def defect_labels(config: Config, category: str) -> list[str]:
     """Return the kinds of defect in the test split of a category."""
     paths = list_prepared(scans_dir(config), category, "test")
     return [label for label in dict.fromkeys(path.parent.name for path in paths) if label != "good"]
+
+
+def data_note(config: Config) -> str:
+    """Return, in Markdown, what of the data chapter holds for the data set of this run."""
+    if config.dataset == "procedural":
+        return f"This run uses the embedded data set, profile {config.profile}."
+    return (
+        f"This run uses the data set **{config.dataset}**. Its scans are taken as they are: what "
+        "this chapter says of kinds of defect, of masks, of the sensor and of development and "
+        "report scans is about the embedded data set, and figures of it show that one."
+    )
 
 
 def scan_counts(config: Config, categories: Sequence[str]) -> pd.DataFrame:
@@ -205,7 +217,7 @@ def scans_outside_training(paths: Sequence[Path]) -> list[Path]:
 # ---------------------------------------------------------------- 02: bank
 
 
-def counted_features(config: Config, split: str) -> tuple[dict[str, Tensor], Tensor]:
+def counted_features(config: Config, split: str) -> tuple[dict[str, Rows], Tensor]:
     """Return the features of all cells of a split that count, and which are anomalous.
 
     Returns:
@@ -213,10 +225,8 @@ def counted_features(config: Config, split: str) -> tuple[dict[str, Tensor], Ten
     """
     patches, labels = load_features(config, split)
     counts = [counted_cells(p, config.scoring.silhouette) for p in patches]
-    feat = {
-        mod: torch.cat([p.feat[mod][c] for p, c in zip(patches, counts, strict=True)])
-        for mod in MODALITIES
-    }
+    among = torch.cat([c[p.foreground] for p, c in zip(patches, counts, strict=True)])
+    feat = {mod: rows.at(among) for mod, rows in foreground_features(patches).items()}
     return feat, torch.cat([lab[c] for lab, c in zip(labels, counts, strict=True)])
 
 
@@ -228,7 +238,7 @@ def radius_curve(rows: Tensor, prototypes: Tensor) -> np.ndarray:
         prototypes: (B, D), in the order they were chosen.
     """
     radius = torch.zeros(len(prototypes), device=rows.device)
-    for part in rows.split(2048):
+    for part in rows.split(max(2**24 // len(prototypes), 1)):
         nearest = torch.cdist(part, prototypes).cummin(dim=1).values
         radius = torch.maximum(radius, nearest.amax(dim=0))
     return radius.cpu().numpy()
@@ -263,7 +273,8 @@ def isotropic(config: Config, banks: Banks, split: str) -> tuple[np.ndarray, np.
         ("pcd", "rgb"); and (N,) bool, which cells are anomalous.
     """
     feat, is_anomalous = counted_features(config, split)
-    s = query_banks(banks.banks, banks.standardiser(feat), 1)[1][:, 0]
+    device = pick_device(config.device)
+    s = query_banks(banks.banks, banks.standardiser(feat), 1, device)[1][:, 0]
     return (s / banks.calibration.mean).numpy(), is_anomalous.numpy()
 
 
@@ -277,7 +288,8 @@ def isotropic_scores(
     """
     patches, _ = load_features(config, "test")
     feat = banks.standardiser(foreground_features(patches))
-    s = query_banks(banks.banks, feat, 1)[1][:, 0] / banks.calibration.mean
+    s = query_banks(banks.banks, feat, 1, pick_device(config.device))[1][:, 0]
+    s = s / banks.calibration.mean
     sizes = [int(p.foreground.sum()) for p in patches]
     maps, image = {}, {}
     for m, mod in enumerate(MODALITIES):
@@ -344,11 +356,14 @@ def direction_shares(config: Config, banks: Banks) -> dict[str, np.ndarray]:
         axes, falling; they sum to 1, and all are 1 / D_mod if every direction is as likely.
     """
     feat = banks.standardiser(counted_features(config, "validation")[0])
-    index, _ = query_banks(banks.banks, feat, 1)
+    index, _ = query_banks(banks.banks, feat, 1, pick_device(config.device))
     shares = {}
     for mod, name in (("pcd", "points"), ("rgb", "RGB")):
-        d = encode(feat[mod], banks.banks[mod].prototypes[index[mod]])[0][:, 0]  # (N, D_mod)
-        shares[name] = torch.linalg.eigvalsh(d.T @ d / len(d)).flip(0).clamp_min(0).numpy()
+        prototypes, spread = banks.banks[mod].prototypes, 0.0
+        for some in torch.arange(len(feat[mod])).split(4096):
+            d = encode(feat[mod][some], prototypes[index[mod][some]])[0][:, 0]  # (n, D_mod)
+            spread = spread + d.T @ d / len(feat[mod])
+        shares[name] = torch.linalg.eigvalsh(spread).flip(0).clamp_min(0).numpy()
     return shares
 
 
@@ -509,7 +524,7 @@ def case_report(scores: Scores, cases: Sequence[tuple[str, int]], method: str, s
 
 
 def metric_maps(
-    detector: G2SF, patches: Sequence[Patches], cut: float = 3.0
+    detector: G2SF, patches: Sequence[PackedPatches], cut: float = 3.0
 ) -> dict[str, list[np.ndarray]]:
     """Return distances, scale factors and score of every cell of some scans, as maps.
 
@@ -524,7 +539,7 @@ def metric_maps(
     """
     maps: dict[str, list[np.ndarray]] = {}
     for one in patches:
-        scores = detector.score_cells({mod: one.feat[mod][one.foreground] for mod in MODALITIES})
+        scores = detector.score_cells(one.cells)
         values = {
             "$s^P$ (points)": (scores.s[:, 0, 0], 0.0),
             "$s^R$ (RGB)": (scores.s[:, 0, 1], 0.0),
@@ -546,6 +561,12 @@ def on_points(score_map: np.ndarray, sample: Sample) -> np.ndarray:
         ((np.arange(side) + 0.5) * len(score_map) / side).astype(int) for side in sample.mask.shape
     )
     return score_map[np.ix_(rows, columns)]
+
+
+def scan_labels(config: Config, split: str) -> list[str]:
+    """Return the label of every scan of a split, "good" or a kind of defect."""
+    paths = list_prepared(scans_dir(config), config.category, split)
+    return [path.parent.name for path in paths]
 
 
 def some_scans(config: Config, split: str, numbers: Sequence[int]) -> list[Sample]:

@@ -8,6 +8,7 @@ tree from a profile and such a flat set of names; it refuses what it does not kn
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -18,6 +19,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 MODALITIES = ("pcd", "rgb")
+CATEGORIES = {
+    "procedural": ("cookie", "dowel", "foam", "gland", "rope"),
+    "mvtec3d": (
+        *("bagel", "cable_gland", "carrot", "cookie", "dowel"),
+        *("foam", "peach", "potato", "rope", "tire"),
+    ),
+    "eyecandies": (
+        *("CandyCane", "ChocolateCookie", "ChocolatePraline", "Confetto", "GummyBear"),
+        *("HazelnutTruffle", "LicoriceSandwich", "Lollipop", "Marshmallow", "PeppermintCandy"),
+    ),
+}  # the data set "folder" is not here: its categories are called what its folders are
 STAGES = ("data", "features", "bank", "lspn", "scores")
 STAGE_MODULES = {
     "data": ("datasets",),
@@ -39,10 +51,16 @@ def stage_files(stage: str) -> list[Path]:
     return files
 
 
+@functools.cache
+def _source(path: Path) -> bytes:
+    """Return a file's code as it was when this process first asked, for that is what it runs."""
+    return path.read_bytes()
+
+
 def _code_hash(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
-        digest.update(path.read_bytes())
+        digest.update(_source(path))
     return digest.hexdigest()[:12]
 
 
@@ -78,6 +96,12 @@ class PreprocessConfig:
     ransac_points: int = setting(50, "as published", low=3)
     ransac_iterations: int = setting(1000, "as published", low=1)
     plane_margin_m: float = setting(0.005, "points nearer to the plane are background", low=0)
+    background: Literal["auto", "plane", "conveyor", "none"] = setting(
+        "auto", "conveyor for Eyecandies, else a plane; none: nothing but the object was recorded"
+    )
+    conveyor_height_m: float = setting(0.002, "Eyecandies: lower points are conveyor", low=0)
+    conveyor_depth_m: float = setting(0.18, "Eyecandies: farther points are background", low=0)
+    conveyor_side_m: float = setting(0.1, "Eyecandies: to either side, as published", low=0)
     pad_multiple_px: int = setting(64, "a 256 px scan stays as it is; 100 as published", low=1)
     cluster_eps_m: float = setting(0.006, "DBSCAN radius, as published", low=0)
     cluster_points: int = setting(30, "DBSCAN minimum, as published", low=1)
@@ -92,7 +116,9 @@ class FeatureConfig:
     rgb_weights: str | None = setting(None, "None: the weights that a package or timm provides")
     rgb_size: int = setting(448, "input side in px; stride 16 gives the 28 x 28 grid", low=32)
     pcd_features: Literal["fpfh", "pointmae"] = setting("fpfh", "needs no weights")
-    pcd_weights: str | None = setting(None, "Point-MAE checkpoint; FPFH has none")
+    pcd_weights: str | None = setting(
+        None, "Point-MAE checkpoint; None: where `make weights` puts it; FPFH has none"
+    )
     fpfh_grid: int = setting(128, "points averaged over 2 x 2 px of a 256 px scan", low=16)
     fpfh_normal_radius_m: float = setting(0.004, "about one cell", low=0)
     fpfh_normal_neighbours: int = setting(40, "bounds the cost of a normal", low=3)
@@ -121,7 +147,9 @@ class SynthesisConfig:
     label_rule: Literal["cover", "centre"] = setting(
         "cover", "a quarter of a cell; the published centre overlooks pastes on wide cells"
     )
-    sources_per_category: int = setting(8, "training scans of every category", low=1)
+    sources_per_category: int | None = setting(
+        None, "training scans of every category; None: 8, for Eyecandies 24, as published", low=1
+    )
 
 
 @dataclass(frozen=True)
@@ -129,7 +157,9 @@ class BankConfig:
     """Section 3.2: prototypes of normal features."""
 
     bank_fraction: float = setting(0.1, "facts.md, section 3", low=0, high=1)
-    coreset: Literal["greedy", "random"] = setting("greedy", "greedy beats random by 0.05")
+    coreset: Literal["greedy", "approximate", "random"] = setting(
+        "greedy", "greedy beats random by 0.05; approximate is for large sets on a CPU"
+    )
     projection_eps: float | None = setting(
         None,
         "None: distances as they are; 0.9: the published sparse random projection",
@@ -182,6 +212,9 @@ class TrainingConfig:
 
     epochs: int = setting(20, "the held-out loss is flat by then", low=1)
     batch_size: int = setting(1024, "about 25 steps an epoch", low=2)
+    max_batch_share: float = setting(
+        1.0, "of the training cells; 0.035 as published matters for small sets", low=0.001, high=1
+    )
     learning_rate: float = setting(1e-3, "fewer steps than the paper's, larger ones", low=0)
     sigma_learning_rate: float = setting(5e-3, "facts.md, section 5", low=0)
     weight_decay: float = setting(1e-4, "facts.md, section 5", low=0)
@@ -207,7 +240,9 @@ class Config:
     """One run: a profile, a category, a seed, a place, and the settings of each stage."""
 
     profile: Literal["smoke", "demo", "paper"] = setting("demo", "fits a laptop")
-    dataset: Literal["procedural", "mvtec3d"] = setting("procedural", "needs no download")
+    dataset: Literal["procedural", "mvtec3d", "eyecandies", "folder"] = setting(
+        "procedural", "needs no download; folder: scans of your own"
+    )
     category: str = setting("foam", "the showcase of the book")
     seed: int = setting(0, "of LSPN's initial weights, dropout and batches", low=0)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "CUDA where torch sees it")
@@ -285,6 +320,11 @@ PROFILES: dict[str, dict[str, tuple[Any, str]]] = {
         "embed": (128, "facts.md, section 5"),
         "epochs": (80, "Section 4.1"),
         "batch_size": (8192, "facts.md, section 5"),
+        "max_batch_share": (0.035, "facts.md, section 5"),
+        "alpha": (10.0, "facts.md, section 5"),
+        "beta": (40.0, "facts.md, section 5"),
+        "gamma": (3.0, "facts.md, section 5"),
+        "mu": (20.0, "facts.md, section 5"),
         "learning_rate": (1.5e-4, "facts.md, section 5"),
         "l1": (5e-4, "facts.md, section 5"),
         "silhouette": ("count", "the paper leaves no cell out"),
@@ -373,6 +413,12 @@ def make_config(profile: str = "demo", **parameters: Any) -> Config:
     if config.dataset != "procedural" and config.data_root is None:
         raise ConfigError(
             f"dataset {config.dataset!r} needs data_root, the folder that holds its categories"
+        )
+    known = CATEGORIES.get(config.dataset)
+    if known and config.category not in known:
+        raise ConfigError(
+            f"category is {config.category!r}; dataset {config.dataset!r} has {', '.join(known)} "
+            "(dataset 'folder' takes any)"
         )
     return config
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +15,16 @@ from torch import Tensor
 
 from g2sf_lib.config import MODALITIES, BankConfig, Config, ScoringConfig, leaf_fields, make_config
 from g2sf_lib.datasets import Sample
-from g2sf_lib.features import FeatureExtractor, Patches, cell_labels
+from g2sf_lib.features import (
+    FeatureExtractor,
+    PackedPatches,
+    Patches,
+    cell_labels,
+    foreground_features,
+    pack,
+)
 from g2sf_lib.fusion import LSPN, GlobalScale, aggregate
-from g2sf_lib.memory import MemoryBank, Standardiser
+from g2sf_lib.memory import MemoryBank, Rows, Standardiser
 from g2sf_lib.storage import read_described, write_described
 from g2sf_lib.synthesis import synthesise_set
 from g2sf_lib.training import Cells, Metric, train_metric
@@ -68,7 +75,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if use_cuda else "cpu")
 
 
-def counted_cells(patches: Patches, silhouette: str) -> Tensor:
+def counted_cells(patches: Patches | PackedPatches, silhouette: str) -> Tensor:
     """Return the cells whose scores count, by one rule for every method.
 
     Args:
@@ -87,7 +94,9 @@ def counted_cells(patches: Patches, silhouette: str) -> Tensor:
     return inner if inner.any() else patches.foreground
 
 
-def to_prediction(cell_score: Tensor, patches: Patches, scoring: ScoringConfig) -> Prediction:
+def to_prediction(
+    cell_score: Tensor, patches: Patches | PackedPatches, scoring: ScoringConfig
+) -> Prediction:
     """Return map and image score from the scores of one scan's foreground cells.
 
     The map is upsampled bilinearly and smoothed with a Gaussian; the image score is the
@@ -113,52 +122,59 @@ def to_prediction(cell_score: Tensor, patches: Patches, scoring: ScoringConfig) 
     return Prediction(score_map.astype(np.float32), float(cells.max()))
 
 
-def foreground_features(patches: Iterable[Patches]) -> dict[str, Tensor]:
-    """Return mod -> (N, D_mod): the foreground cells of several scans, one after another."""
-    parts = [{mod: p.feat[mod][p.foreground] for mod in MODALITIES} for p in patches]
-    return {mod: torch.cat([part[mod] for part in parts]) for mod in MODALITIES}
-
-
 def fit_banks(
-    feat: dict[str, Tensor], bank: BankConfig, progress: bool = False
+    feat: dict[str, Tensor | Rows],
+    bank: BankConfig,
+    progress: bool = False,
+    device: torch.device | None = None,
 ) -> dict[str, MemoryBank]:
     """Return a bank a modality from standardised features of normal foreground cells."""
     return {
         mod: MemoryBank.fit(
-            feat[mod], bank.bank_fraction, bank.coreset, bank.projection_eps, progress=progress
+            feat[mod],
+            bank.bank_fraction,
+            bank.coreset,
+            bank.projection_eps,
+            progress=progress,
+            device=device,
         )
         for mod in MODALITIES
     }
 
 
 def query_banks(
-    banks: dict[str, MemoryBank], feat: dict[str, Tensor], num: int
+    banks: dict[str, MemoryBank],
+    feat: dict[str, Tensor | Rows],
+    num: int,
+    device: torch.device | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Return mod -> (N, num) prototype rows, and distances (N, num, M), nearest first."""
-    found = {mod: banks[mod].query(feat[mod], num) for mod in MODALITIES}
+    """Return mod -> (N, num) prototype rows, and distances (N, num, M), nearest first.
+
+    They lie where the features do; `device` says where the search runs, if elsewhere.
+    """
+    found = {mod: banks[mod].query(feat[mod], num, device) for mod in MODALITIES}
     return {mod: found[mod][0] for mod in MODALITIES}, torch.stack(
         [found[mod][1] for mod in MODALITIES], dim=-1
     )
 
 
 def labelled_cells(
-    patches: Sequence[Patches],
+    patches: Sequence[Patches | PackedPatches],
     labels: Sequence[Tensor],
     standardiser: Standardiser,
-    banks: dict[str, MemoryBank],
-    k: int,
+    index: dict[str, Tensor],
+    s: Tensor,
 ) -> Cells:
-    """Return the foreground cells of synthetic scans with their 2k + 1 neighbourhoods.
+    """Return the foreground cells of synthetic scans with their neighbourhoods.
 
     Args:
         patches: one entry a synthetic scan.
         labels: (cells,) bool each, True on pasted cells.
         standardiser: from normal training cells.
-        banks: mod -> bank, from normal training cells.
-        k: proximal neighbourhoods.
+        index: mod -> (N, 2k + 1) prototype rows, from `query_banks`.
+        s: (N, 2k + 1, M) distances, from `query_banks`.
     """
     feat = standardiser(foreground_features(patches))
-    index, s = query_banks(banks, feat, 2 * k + 1)
     is_anomalous = torch.cat([lab[p.foreground] for p, lab in zip(patches, labels, strict=True)])
     sizes = torch.tensor([int(p.foreground.sum()) for p in patches])
     image = torch.repeat_interleave(torch.arange(len(patches)), sizes)
@@ -211,7 +227,7 @@ class G2SF:
                     f"G2SF.fit: scan {sample.name} is {sample.label!r}; expected 'good'"
                 )
         extract = self.extract
-        self.fit_bank([extract(sample) for sample in samples], progress)
+        self.fit_bank([pack(extract(sample)) for sample in samples], progress)
         synthetic = synthesise_set(
             samples,
             samples,
@@ -223,7 +239,7 @@ class G2SF:
         )
         patches, labels = [], []
         for sample in synthetic:
-            patches.append(extract(sample))
+            patches.append(pack(extract(sample)))
             labels.append(
                 cell_labels(
                     sample.mask,
@@ -233,16 +249,16 @@ class G2SF:
             )
         return self.fit_metric(patches, labels, progress=progress)
 
-    def fit_bank(self, patches: Iterable[Patches], progress: bool = False) -> G2SF:
+    def fit_bank(self, patches: Sequence[Patches | PackedPatches], progress: bool = False) -> G2SF:
         """Fit standardiser and banks (Section 3.2) to cells of normal scans."""
         feat = foreground_features(patches)
         self.standardiser = Standardiser.fit(feat, self.config.features.standardise)
-        self.banks = fit_banks(self.standardiser(feat), self.config.bank, progress)
+        self.banks = fit_banks(self.standardiser(feat), self.config.bank, progress, self.device)
         return self
 
     def fit_metric(
         self,
-        patches: Sequence[Patches],
+        patches: Sequence[Patches | PackedPatches],
         labels: Sequence[Tensor],
         checkpoint: Path | None = None,
         progress: bool = False,
@@ -255,8 +271,16 @@ class G2SF:
             checkpoint: where an interrupted training goes on from.
             progress: whether a progress bar is shown.
         """
+        feat = self.standardiser(foreground_features(patches))
+        found = query_banks(self.banks, feat, 2 * self.config.model.k + 1, self.device)
+        cells = labelled_cells(patches, labels, self.standardiser, *found)
+        return self.fit_cells(cells, checkpoint, progress)
+
+    def fit_cells(
+        self, cells: Cells, checkpoint: Path | None = None, progress: bool = False
+    ) -> G2SF:
+        """Train LSPN and sigma on labelled cells whose neighbours are at hand."""
         config = self.config
-        cells = labelled_cells(patches, labels, self.standardiser, self.banks, config.model.k)
         self.metric, self.history = train_metric(
             cells.to(self.device),
             self.prototypes(),
@@ -273,16 +297,17 @@ class G2SF:
         """Return mod -> (B_mod, D_mod) standardised prototypes, on the detector's device."""
         return {mod: self.banks[mod].prototypes.to(self.device) for mod in MODALITIES}
 
-    def score_cells(self, feat: dict[str, Tensor]) -> CellScores:
-        """Return distances, scale factors, metrics and scores of cells.
+    def score_cells(self, feat: dict[str, Tensor | Rows]) -> CellScores:
+        """Return distances, scale factors, metrics and scores of cells, on the device.
 
         Args:
             feat: mod -> (n, D_mod), features as extracted, not standardised.
         """
         if self.metric is None:
             raise ValueError("G2SF: the detector is not fitted; call fit or load first")
-        feat = {mod: value.to(self.device) for mod, value in self.standardiser(feat).items()}
-        index, s = query_banks(self.banks, feat, self.config.model.k + 1)
+        feat = self.standardiser(feat)
+        index, s = query_banks(self.banks, feat, self.config.model.k + 1, self.device)
+        s = s.to(self.device)
         w = self.metric.scale_factors(feat, self.prototypes(), index, s)
         with torch.no_grad():
             ell = self.metric.ell(w, s)
@@ -293,9 +318,9 @@ class G2SF:
         """Return score map and image score of one preprocessed scan."""
         return self.predict_patches(self.extract(sample))
 
-    def predict_patches(self, patches: Patches) -> Prediction:
+    def predict_patches(self, patches: Patches | PackedPatches) -> Prediction:
         """Return score map and image score of one scan whose features are at hand."""
-        scores = self.score_cells({m: patches.feat[m][patches.foreground] for m in MODALITIES})
+        scores = self.score_cells(patches.cells)
         return to_prediction(scores.cell_score, patches, self.config.scoring)
 
     def save(self, directory: Path | str) -> None:

@@ -12,7 +12,7 @@ import platform
 import resource
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,8 +24,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from g2sf_lib import evaluation
-from g2sf_lib.baselines import Calibration, concatenate, fit_concat_bank, fuse
+from g2sf_lib.baselines import Calibration, SideBySide, fit_concat_bank, fuse
 from g2sf_lib.config import (
+    CATEGORIES,
     MODALITIES,
     Config,
     dataset_dir,
@@ -34,7 +35,7 @@ from g2sf_lib.config import (
     scans_dir,
     stage_dir,
 )
-from g2sf_lib.datasets import Sample
+from g2sf_lib.datasets import Sample, category_names
 from g2sf_lib.datasets.preprocess import list_prepared, load_prepared, prepare
 from g2sf_lib.detector import (
     G2SF,
@@ -43,16 +44,30 @@ from g2sf_lib.detector import (
     banks_from,
     counted_cells,
     flat_settings,
-    foreground_features,
+    labelled_cells,
     pick_device,
     query_banks,
     to_prediction,
 )
-from g2sf_lib.features import FeatureExtractor, Patches, cell_labels, load_patches, save_patches
+from g2sf_lib.features import (
+    FeatureExtractor,
+    PackedPatches,
+    cell_labels,
+    foreground_features,
+    load_patches,
+    save_patches,
+)
 from g2sf_lib.fusion import aggregate
 from g2sf_lib.memory import MemoryBank, Standardiser
-from g2sf_lib.storage import read_described, write_described, write_json
+from g2sf_lib.storage import (
+    read_described,
+    read_tensors,
+    write_described,
+    write_json,
+    write_tensors,
+)
 from g2sf_lib.synthesis import synthesise_set
+from g2sf_lib.training import Cells
 
 PACKAGES = ("torch", "timm", "open3d", "faiss-cpu", "scikit-learn", "numpy", "scipy")
 SYNTHETIC_SEED = 0  # all training seeds share their synthetic anomalies
@@ -68,16 +83,14 @@ WEIGHT_CANDIDATES = (
 
 
 def categories_of(config: Config) -> tuple[str, ...]:
-    """Return the categories that a data set has in a profile, in the order of its tables."""
-    if config.dataset == "mvtec3d":
-        from g2sf_lib.datasets import mvtec3d
+    """Return the categories of a run, in the order of its tables.
 
-        return mvtec3d.CATEGORIES
-    if config.profile == "smoke":
-        return ("cookie", "gland")
-    from g2sf_lib.datasets import procedural
-
-    return procedural.CATEGORIES
+    Those of a real data set are the ones that are there, so that one category downloaded is
+    enough to begin with.
+    """
+    if config.dataset == "procedural":
+        return ("cookie", "gland") if config.profile == "smoke" else CATEGORIES["procedural"]
+    return category_names(config.dataset, raw_dir(config))
 
 
 def done_file(config: Config, stage: str) -> Path:
@@ -154,7 +167,14 @@ def run_data(config: Config, categories: Sequence[str], workers: int = 1) -> dic
             from g2sf_lib.datasets.procedural import generate
 
             generate(raw_dir(config), config.data, categories, workers=workers)
-        prepare(raw_dir(config), scans_dir(config), categories, config.preprocess, workers=workers)
+        prepare(
+            raw_dir(config),
+            scans_dir(config),
+            categories,
+            config.preprocess,
+            workers=workers,
+            dataset=config.dataset,
+        )
         for category in categories:
             splits = ("train", "validation", "test")
             result[category] = sum(
@@ -163,44 +183,51 @@ def run_data(config: Config, categories: Sequence[str], workers: int = 1) -> dic
     return result
 
 
-def load_scans(config: Config, split: str) -> list[Sample]:
-    """Return the preprocessed scans of a split of the config's category."""
-    return [
-        load_prepared(path) for path in list_prepared(scans_dir(config), config.category, split)
-    ]
-
-
 def point_sources(config: Config, categories: Sequence[str]) -> list[Path]:
     """Return training scans of every category whose points are pasted (Section 3.7)."""
     draw = np.random.default_rng([SYNTHETIC_SEED, 1])
+    published = 24 if config.dataset == "eyecandies" else 8
+    wanted = config.synthesis.sources_per_category or published
     chosen = []
     for category in categories:
         paths = list_prepared(scans_dir(config), category, "train")
-        num = min(config.synthesis.sources_per_category, len(paths))
+        num = min(wanted, len(paths))
         chosen += [paths[i] for i in sorted(draw.choice(len(paths), num, replace=False))]
     return chosen
 
 
-def synthetic_scans(config: Config, split: str, categories: Sequence[str]) -> Iterator[Sample]:
+def synthetic_scans(
+    config: Config,
+    split: str,
+    categories: Sequence[str],
+    is_wanted: Callable[[int], bool] = lambda number: True,
+) -> Iterator[Sample]:
     """Yield the synthetic anomalies on scans of a split, the same ones on every call.
 
     Args:
         config: of the run.
         split: "train", or "validation" for those that choose the loss weights.
         categories: where pasted points come from.
+        is_wanted: says of a number whether that one is to be made.
     """
     settings = config.synthesis
     num = settings.num_synthetic if split == "train" else settings.num_synthetic_validation
     seed = SYNTHETIC_SEED if split == "train" else SYNTHETIC_SEED + 1
     targets = list_prepared(scans_dir(config), config.category, split)
     points = point_sources(config, categories)
-    return synthesise_set(targets, targets, points, num, config.category, settings, seed)
+    return synthesise_set(targets, targets, points, num, config.category, settings, seed, is_wanted)
 
 
 def patch_file(config: Config, split: str, name: str) -> Path:
     """Return where the patches of a scan are kept; the split is the folder."""
     flat = name.removeprefix(f"{split}/").replace("/", "_")
     return stage_dir(config, "features") / split / f"{flat}.safetensors"
+
+
+def synthetic_files(config: Config, split: str) -> list[Path]:
+    """Return where the patches of "synthetic" or "synthetic_validation" scans are kept."""
+    num = getattr(config.synthesis, f"num_{split}")
+    return [patch_file(config, split, f"{number:04d}") for number in range(num)]
 
 
 def run_features(config: Config, categories: Sequence[str]) -> dict[str, int]:
@@ -220,34 +247,37 @@ def run_features(config: Config, categories: Sequence[str]) -> dict[str, int]:
         for split in (*splits, *synthetic):
             if split in splits:
                 paths = list_prepared(scans_dir(config), config.category, split)
-                samples, total = map(load_prepared, paths), len(paths)
+                files = [patch_file(config, split, f"{p.parent.name}/{p.stem}") for p in paths]
+                pairs = zip(files, paths, strict=True)
+                samples = (load_prepared(path) for file, path in pairs if not file.exists())
             else:
-                samples = synthetic_scans(config, synthetic[split], categories)
-                total = getattr(config.synthesis, f"num_{split}")
-            for number, sample in enumerate(tqdm(samples, desc=split, total=total, mininterval=1)):
-                name = f"{number:04d}" if split in synthetic else sample.name
-                path = patch_file(config, split, name)
-                if path.exists():
-                    continue
-                path.parent.mkdir(parents=True, exist_ok=True)
+                files = synthetic_files(config, split)
+                samples = synthetic_scans(
+                    config, synthetic[split], categories, lambda i, made=files: not made[i].exists()
+                )
+            missing = [file for file in files if not file.exists()]
+            bar = tqdm(missing, desc=split, total=len(files), initial=len(files) - len(missing))
+            for file, sample in zip(bar, samples, strict=True):
+                file.parent.mkdir(parents=True, exist_ok=True)
                 labels = cell_labels(
                     sample.mask, config.features.grid_size, config.synthesis.label_rule
                 )
-                save_patches(path, extract(sample), labels)
-            result[split] = total
+                save_patches(file, extract(sample), labels)
+            result[split] = len(files)
     return result
 
 
-def load_features(config: Config, split: str) -> tuple[list[Patches], list[Tensor]]:
+def load_features(config: Config, split: str) -> tuple[list[PackedPatches], list[Tensor]]:
     """Return patches and cell labels of a split, in the order of the scans.
+
+    The files are mapped into memory: features are read from the disk when they are used.
 
     Raises:
         FileNotFoundError: when the stage that writes them has not run.
     """
     folder = stage_dir(config, "features") / split
     if split.startswith("synthetic"):
-        num = getattr(config.synthesis, f"num_{split}")
-        files = [patch_file(config, split, f"{number:04d}") for number in range(num)]
+        files = synthetic_files(config, split)
     else:
         paths = list_prepared(scans_dir(config), config.category, split)
         files = [patch_file(config, split, f"{p.parent.name}/{p.stem}") for p in paths]
@@ -276,24 +306,73 @@ class Banks:
 
 
 def run_bank(config: Config) -> Banks:
-    """Build the banks of both modalities and of their concatenation, and calibrate them."""
+    """Build the banks of both modalities and of their concatenation, and calibrate them.
+
+    The neighbours of all synthetic cells are looked up here as well, once for all trainings.
+    """
     path = stage_dir(config, "bank") / "banks.json"
     with recorded(config, "bank") as result:
         if not path.exists():
-            feat = foreground_features(load_features(config, "train")[0])
-            normal = foreground_features(load_features(config, "validation")[0])
             detector = G2SF(config)
-            standardiser = Standardiser.fit(feat, config.features.standardise)
-            detector.fit_bank(load_features(config, "train")[0], progress=True)
-            concat = fit_concat_bank(standardiser(feat), config.bank, progress=True)
-            s = query_banks(detector.banks, standardiser(normal), 1)[1][:, 0]
-            calibration = Calibration.fit(s)
+            train = load_features(config, "train")[0]
+            detector.fit_bank(train, progress=True)
+            standard = detector.standardiser(foreground_features(train))
+            concat = fit_concat_bank(standard, config.bank, True, detector.device)
+            normal = foreground_features(load_features(config, "validation")[0])
+            normal = detector.standardiser(normal)
+            calibration = Calibration.fit(
+                query_banks(detector.banks, normal, 1, detector.device)[1][:, 0]
+            )
             tensors = bank_tensors(detector.banks | {"concat": concat})
             tensors |= {"calibration.mean": calibration.mean, "calibration.std": calibration.std}
-            write_described(path, {"standardiser": dataclasses.asdict(standardiser)}, tensors)
+            described = {"standardiser": dataclasses.asdict(detector.standardiser)}
+            write_described(path, described, tensors)
         banks = load_banks(config)
         result |= {name: len(bank.prototypes) for name, bank in banks.banks.items()}
+        result["synthetic_cells"] = len(synthetic_cells(config, banks, progress=True))
     return banks
+
+
+def synthetic_cells(config: Config, banks: Banks | None = None, progress: bool = False) -> Cells:
+    """Return the labelled cells of the synthetic scans with their 2k + 1 neighbourhoods.
+
+    Neighbours are looked up scan by scan and kept in a file each, so that the search goes on
+    where it was interrupted and all trainings share it.
+
+    Args:
+        config: of the run.
+        banks: what `run_bank` stored; None: read, should a neighbour be missing.
+        progress: whether a progress bar is shown.
+    """
+    patches, labels = load_features(config, "synthetic")
+    num = 2 * config.model.k + 1
+    folder = stage_dir(config, "bank") / f"synthetic-{num}-nearest"
+    files = [folder / file.name for file in synthetic_files(config, "synthetic")]
+    missing = [number for number, file in enumerate(files) if not file.exists()]
+    banks = load_banks(config) if banks is None else banks
+    folder.mkdir(exist_ok=True)
+    for number in tqdm(missing, desc="neighbours", disable=not progress, mininterval=1):
+        # Searched once for all cells that share a feature, and kept like that.
+        stored = {
+            mod: rows.stored for mod, rows in banks.standardiser(patches[number].cells).items()
+        }
+        kept = {}
+        for mod in MODALITIES:
+            index, s = banks.banks[mod].query(stored[mod], num, pick_device(config.device))
+            kept |= {f"{mod}.index": index.int(), f"{mod}.s": s}
+        write_tensors(files[number], kept)
+    found = [read_tensors(file) for file in files]
+
+    def of_cells(name: str, mod: str) -> Tensor:
+        places = [p.cells[mod].place for p in patches]
+        parts = [tensors[f"{mod}.{name}"] for tensors in found]
+        return torch.cat(
+            [p if place is None else p[place] for p, place in zip(parts, places, strict=True)]
+        )
+
+    index = {mod: of_cells("index", mod) for mod in MODALITIES}
+    s = torch.stack([of_cells("s", mod) for mod in MODALITIES], dim=-1)
+    return labelled_cells(patches, labels, banks.standardiser, index, s)
 
 
 def load_banks(config: Config) -> Banks:
@@ -324,9 +403,9 @@ def run_lspn(config: Config) -> G2SF:
     folder = stage_dir(config, "lspn")
     with recorded(config, "lspn") as result:
         if not (folder / "detector.json").exists():
-            patches, labels = load_features(config, "synthetic")
             detector = _detector(config)
-            detector.fit_metric(patches, labels, folder / "checkpoint.safetensors", progress=True)
+            cells = synthetic_cells(config, progress=True)
+            detector.fit_cells(cells, folder / "checkpoint.safetensors", progress=True)
             detector.save(folder)
         detector = G2SF.load(folder, config.device)
         result["detector"] = str(folder)
@@ -368,17 +447,16 @@ def score_methods(config: Config, seeds: Sequence[int], split: str = "test") -> 
 
     All methods share cells, banks, silhouette rule and post-processing.
     """
-    scans = load_scans(config, split)
     patches, _ = load_features(config, split)
-    stored = load_banks(config)
+    stored, device = load_banks(config), pick_device(config.device)
     feat = foreground_features(patches)
     standard = stored.standardiser(feat)
     sizes = [int(p.foreground.sum()) for p in patches]
-    s0 = query_banks(stored.banks, standard, 1)[1][:, 0]
+    s0 = query_banks(stored.banks, standard, 1, device)[1][:, 0]
     cells: dict[tuple[str, int], Tensor] = {
         (method, 0): fuse(method, s0, stored.calibration) for method in ("rgb", "pcd", "sum", "max")
     }
-    cells["concat", 0] = stored.banks["concat"].query(concatenate(standard), 1)[1][:, 0]
+    cells["concat", 0] = stored.banks["concat"].query(SideBySide(standard), 1, device)[1][:, 0]
     for seed in seeds:
         detector = G2SF.load(
             stage_dir(dataclasses.replace(config, seed=seed), "lspn"), config.device
@@ -399,8 +477,13 @@ def score_methods(config: Config, seeds: Sequence[int], split: str = "test") -> 
             image[method, seed, silhouette] = np.array([m.image_score for m in made])
             if silhouette == config.scoring.silhouette:
                 maps[method, seed] = np.stack([m.score_map for m in made])
-    masks = np.stack([resize_mask(scan.mask, config.scoring.map_size) for scan in scans])
-    return Scores([s.name for s in scans], [s.label for s in scans], masks, maps, image)
+    names, labels, masks = [], [], []
+    for path in list_prepared(scans_dir(config), config.category, split):
+        scan = load_prepared(path)  # one at a time: a hundred of them would take gigabytes
+        names.append(scan.name)
+        labels.append(scan.label)
+        masks.append(resize_mask(scan.mask, config.scoring.map_size))
+    return Scores(names, labels, np.stack(masks), maps, image)
 
 
 def measure(config: Config, scores: Scores) -> pd.DataFrame:
@@ -464,7 +547,7 @@ def select_loss_weights(config: Config, categories: Sequence[str]) -> pd.DataFra
             settings = flat_settings(config) | weights | {"category": category}
             trial = make_config(**settings)
             detector = _detector(trial)
-            detector.fit_metric(*load_features(trial, "synthetic"))
+            detector.fit_cells(synthetic_cells(trial))
             rows.append({"category": category} | weights | _judge(detector, trial))
         result["rows"] = rows
     return pd.DataFrame(rows)

@@ -99,7 +99,7 @@ class LSPN(nn.Module):
     def forward(self, proto: Mapping[str, Tensor], d: Mapping[str, Tensor]) -> Tensor:
         """Return w (N, K, M) for prototypes and directions, mod -> (N, K, D_mod) each."""
         together = [torch.cat([part[mod] for mod in MODALITIES], dim=-1) for part in (proto, d)]
-        return self._scale(self.proto_in(together[0]), self.direction_in(together[1]))
+        return self.decode(self.proto_in(together[0]), self.direction_in(together[1]))
 
     def from_bank(
         self,
@@ -172,17 +172,26 @@ class LSPN(nn.Module):
         self, proto_part: Mapping[str, Tensor], direction_part: Mapping[str, Tensor]
     ) -> Tensor:
         """Return w (N, K, M) from the parts of `project`."""
-        return self._scale(
+        return self.decode(*self.hidden(proto_part, direction_part))
+
+    def hidden(
+        self, proto_part: Mapping[str, Tensor], direction_part: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the first layers' outputs (N, K, hidden), before ReLU, from `project`."""
+        return (
             sum(proto_part[mod] for mod in MODALITIES) + self.proto_in.bias,
             sum(direction_part[mod] for mod in MODALITIES) + self.direction_in.bias,
         )
 
-    def _scale(self, proto_hidden: Tensor, direction_hidden: Tensor) -> Tensor:
-        """Return w (N, K, M) from the first layers' outputs (N, K, hidden)."""
+    def decode(self, proto_hidden: Tensor, direction_hidden: Tensor) -> Tensor:
+        """Return w (N, K, M) from the first layers' outputs, which are overwritten.
+
+        They are the largest tensors of training, so ReLU works in place.
+        """
         code = torch.cat(
             [
-                self.proto_out(self.dropout(torch.relu(proto_hidden))),
-                self.direction_out(self.dropout(torch.relu(direction_hidden))),
+                self.proto_out(self.dropout(proto_hidden.relu_())),
+                self.direction_out(self.dropout(direction_hidden.relu_())),
             ],
             dim=-1,
         )

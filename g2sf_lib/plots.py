@@ -27,7 +27,8 @@ import seaborn as sns
 from IPython.display import display
 from matplotlib.colors import LightSource, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from scipy import ndimage
 
 COLOUR_MAP = "cividis"
@@ -925,4 +926,103 @@ def axis_shares(shares: Mapping[str, np.ndarray]) -> Figure:
     ax.set_xlim(0, 1)
     ax.set_ylim(0, 1.02)
     ax.legend(loc="lower right")
+    return fig
+
+
+# ---------------------------------------------------------------- what a run takes
+
+
+@_styled
+def scale_curves(rows: pd.DataFrame, limit_mb: float | None = None) -> Figure:
+    """Return time (both axes logarithmic) and memory of every step over the number of cells.
+
+    Args:
+        rows: columns ``step`` (its name), ``cells``, ``seconds``, ``peak_mb`` (may be missing),
+            ``kind``: "measured" rows have filled markers, "extrapolated" ones hollow markers.
+        limit_mb: memory to stay below, drawn as a line.
+
+    Returns:
+        Two panels: seconds, and peak memory in GB from zero.
+    """
+    fig = Figure(figsize=(_WIDTH_INCHES, 3.6), layout="constrained")
+    axes = fig.subplots(1, 2)
+    markers = ["o", "s", "^", "D", "v", "P"]
+    handles = []
+    steps = rows.groupby("step", sort=False)
+    for order, ((name, of_step), style) in enumerate(zip(steps, _line_styles(), strict=False)):
+        colour, line = style
+        look = {"color": colour, "linestyle": line, "linewidth": 1}
+        point = {"marker": markers[order % len(markers)], "markersize": 6}
+        point |= {"markeredgecolor": colour}
+        for ax, values in zip(axes, (of_step["seconds"], of_step["peak_mb"] / 1000), strict=True):
+            known = values.notna()
+            cells, values = of_step["cells"][known] / 1000, values[known]
+            ax.plot(cells, values, label=name, **look)
+            for kind, fill in (("measured", colour), ("extrapolated", "white")):
+                of_kind = of_step.loc[known, "kind"] == kind
+                look_of_kind = {"linestyle": "none", "markerfacecolor": fill} | point
+                ax.plot(cells[of_kind], values[of_kind], **look_of_kind)
+        handles.append(Line2D([], [], label=name, markerfacecolor=colour, **look, **point))
+    for ax, label in zip(axes, ("time (s)", "peak memory (GB)"), strict=True):
+        ax.set_xlabel("cells (thousands)")
+        ax.set_ylabel(label)
+    axes[0].set_xscale("log")
+    axes[0].set_yscale("log")
+    axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[0].xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes[0].xaxis.set_minor_locator(NullLocator())
+    if limit_mb is not None:
+        axes[1].axhline(limit_mb / 1000, color="0.3", linestyle=":", linewidth=1)
+        place = {"xy": (0.02, limit_mb / 1000), "xycoords": ("axes fraction", "data")}
+        axes[1].annotate(f"{limit_mb / 1000:.0f} GB", **place, va="bottom", fontsize=8)
+    top = axes[1].get_ylim()[1]
+    axes[1].set_ylim(0, 1.08 * top)
+    axes[1].set_xlim(left=0)
+    for kind, fill in (("measured", "0.3"), ("extrapolated", "white")):
+        point = {"marker": "o", "markeredgecolor": "0.3", "markerfacecolor": fill}
+        handles.append(Line2D([], [], label=kind, linestyle="none", **point))
+    fig.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
+    return fig
+
+
+@_styled
+def coreset_quality(rows: pd.DataFrame) -> Figure:
+    """Return coverage radius, and the time that it took, of each kind of coreset over the size.
+
+    Args:
+        rows: columns ``coreset`` (its name), ``fraction`` of the paper's size, ``radius`` in
+            units of the features, ``seconds`` (0: at once, left out of the second panel).
+
+    Returns:
+        Two panels; a lower radius is the better coreset.
+    """
+    fig = Figure(figsize=(_WIDTH_INCHES, 2.8), layout="constrained")
+    axes = fig.subplots(1, 2)
+    markers = ["o", "s", "^", "D"]
+    kinds = rows.groupby("coreset", sort=False)
+    for (name, of_kind), marker, (colour, line) in zip(
+        kinds, markers, _line_styles(), strict=False
+    ):
+        took_time = of_kind[of_kind["seconds"] > 0]  # a logarithmic axis has no zero
+        for ax, kept, column in (
+            (axes[0], of_kind, "radius"),
+            (axes[1], took_time, "seconds"),
+        ):
+            ax.plot(
+                100 * kept["fraction"],
+                kept[column],
+                color=colour,
+                linestyle=line,
+                marker=marker,
+                markersize=5,
+                label=name,
+            )
+    for ax, label in zip(
+        axes, ("coverage radius\n(units of the features)", "time (s)"), strict=True
+    ):
+        ax.set_xlabel("% of the paper's size")
+        ax.set_ylabel(label)
+    axes[0].set_ylim(bottom=0)
+    axes[1].set_yscale("log")
+    axes[0].legend()
     return fig

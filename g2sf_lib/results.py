@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from g2sf_lib.config import Config, make_config
+from g2sf_lib.config import CATEGORIES, Config, make_config
 from g2sf_lib.evaluation import bootstrap_auroc, image_auroc
 from g2sf_lib.experiments import METHODS, PACKAGES, Scores, done_file
 from g2sf_lib.storage import write_json
@@ -46,6 +46,7 @@ def read_records(config: Config, categories: Sequence[str]) -> dict[str, dict]:
 
     Raises:
         FileNotFoundError: naming the category that has not been scored.
+        ValueError: naming the category that was scored with other settings.
     """
     records = {}
     for category in categories:
@@ -54,7 +55,14 @@ def read_records(config: Config, categories: Sequence[str]) -> dict[str, dict]:
             raise FileNotFoundError(
                 f"{path}: not there; expected it from 04_anomaly_scoring with category {category}"
             )
-        records[category] = json.loads(path.read_text())["result"]
+        record = json.loads(path.read_text())
+        wanted = dataclasses.replace(config, category=category).stage_hash("scores")
+        if record["config_hash"] != wanted:
+            raise ValueError(
+                f"{path}: scored with other settings (hash {record['config_hash']}); expected "
+                f"{wanted}: run 04_anomaly_scoring for {category} with the settings of this run"
+            )
+        records[category] = record["result"]
     return records
 
 
@@ -339,7 +347,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dataset", default="procedural")
     parser.add_argument("--data-root")
     given = parser.parse_args(arguments)
-    config = make_config(given.profile, dataset=given.dataset, data_root=given.data_root)
+    category = CATEGORIES.get(given.dataset, ("any",))[0]  # does not matter here
+    config = make_config(
+        given.profile, dataset=given.dataset, data_root=given.data_root, category=category
+    )
     summary = json.loads(summary_file(config).read_text())
     if given.what == "headline":
         print(headline_table(summary).to_string())

@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,6 +26,32 @@ def write_json(path: Path, content: dict) -> None:
     os.replace(temporary, path)
 
 
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors as a safetensors file, atomically; its folder exists."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, temporary)
+    os.replace(temporary, path)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file; they are mapped, and read when used.
+
+    Raises:
+        StoredFileError: naming the file, where it is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise StoredFileError(
+            f"{path}: cannot be read ({error}); delete it and run again"
+        ) from error
+
+
+def _sha_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_described(description: Path, content: dict, tensors: dict[str, Tensor]) -> None:
     """Write tensors beside a JSON file that states SHA-256 of both and the format version.
 
@@ -35,11 +62,8 @@ def write_described(description: Path, content: dict, tensors: dict[str, Tensor]
     """
     description.parent.mkdir(parents=True, exist_ok=True)
     path = description.with_suffix(".safetensors")
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, temporary)
-    sha = hashlib.sha256(temporary.read_bytes()).hexdigest()
-    os.replace(temporary, path)
-    described = {"format_version": FORMAT_VERSION, "sha256": sha} | content
+    write_tensors(path, tensors)
+    described = {"format_version": FORMAT_VERSION, "sha256": _sha_of_file(path)} | content
     described = json.loads(json.dumps(described))  # as it will be read: keys are strings
     write_json(description, described | {"description_sha256": _sha_of(described)})
 
@@ -72,7 +96,7 @@ def read_described(description: Path) -> tuple[dict, dict[str, Tensor]]:
         raise StoredFileError(
             f"{description}: changed since it was written: its SHA-256 is another"
         )
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = _sha_of_file(path)
     if found != sha:
         raise StoredFileError(
             f"{path}: truncated or changed: SHA-256 {found[:12]}..., expected {sha[:12]}..."

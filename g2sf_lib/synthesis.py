@@ -476,6 +476,7 @@ def synthesise_set(
     category: str,
     config: SynthesisConfig,
     seed: int,
+    is_wanted: Callable[[int], bool] = lambda i: True,
 ) -> Iterator[Sample]:
     """Yield `num` synthetic anomalies, one at a time.
 
@@ -491,11 +492,12 @@ def synthesise_set(
         category: of the targets.
         config: see `synthesise`.
         seed: same seed, same bytes.
+        is_wanted: says of a number, when its turn comes, whether it is to be made.
 
     Yields:
         Samples named "synthetic/000", "synthetic/001", ...
     """
-    for i in range(num):
+    for i in filter(is_wanted, range(num)):
         generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(i,)))
         target = targets[i % len(targets)]
         choices = _others(sources_rgb, target), _others(sources_pcd, target)

@@ -28,10 +28,12 @@ from g2sf_lib.losses import (
     negative_pairs,
     proximal_bound,
 )
+from g2sf_lib.memory import Rows
 from g2sf_lib.storage import StoredFileError
 
 TERMS = ("sep", "mar", "cns", "sc", "cma")
 JITTER = 0.1  # of the mean distance, facts.md, section 5
+_CELLS_AT_ONCE = 8192  # without gradients: bounds the (cells, 2k + 1, hidden) of LSPN
 COLLAPSED = 0.01  # a standard deviation of w below this says nothing about direction
 
 
@@ -44,14 +46,14 @@ class Cells:
     """Labelled cells and their neighbourhoods, as the loop reads them.
 
     Attributes:
-        feat: mod -> (N, D_mod) standardised features.
+        feat: mod -> (N, D_mod) standardised features; as `Rows` they are read batch by batch.
         index: mod -> (N, 2k + 1) nearest prototypes of each modality.
         s: (N, 2k + 1, M) distances in the units of `feat`.
         is_anomalous: (N,) bool.
         image: (N,) number of the image a cell comes from.
     """
 
-    feat: dict[str, Tensor]
+    feat: dict[str, Tensor | Rows]
     index: dict[str, Tensor]
     s: Tensor
     is_anomalous: Tensor
@@ -99,19 +101,20 @@ class Metric:
 
     @torch.no_grad()
     def scale_factors(
-        self, feat: dict[str, Tensor], bank: dict, index: dict[str, Tensor], s: Tensor
+        self, feat: dict[str, Tensor | Rows], bank: dict, index: dict[str, Tensor], s: Tensor
     ) -> Tensor:
         """Return w (N, K, M) in evaluation mode, a few thousand cells at a time."""
         self.lspn.eval()
+        device = self.s_mean.device
         parts = [
             self.lspn.from_bank(
-                {mod: feat[mod][rows] for mod in MODALITIES},
+                {mod: feat[mod][rows].to(device) for mod in MODALITIES},
                 bank,
-                {mod: index[mod][rows] for mod in MODALITIES},
-                s[rows],
+                {mod: index[mod][rows].to(device) for mod in MODALITIES},
+                s[rows].to(device),
                 self.direction_form,
             )
-            for rows in torch.arange(len(s), device=s.device).split(8192)
+            for rows in torch.arange(len(s)).split(_CELLS_AT_ONCE)
         ]
         return torch.cat(parts) if parts else s.new_ones(s.shape)
 
@@ -158,26 +161,50 @@ def loss_terms(
         loss: forms and eta_0.
         generator: draws the negatives of Eq. 8.
     """
-
-    def form(name: str) -> str:
-        return getattr(loss, name) or loss.form
-
-    if form("jitter_form") == "official":
+    if _form(loss, "jitter_form") == "official":
         cells, bank = _jittered(metric, cells, bank, generator)
+    w, w_neg = _scale_factors(metric, cells, bank, loss, generator)
+    return _terms(metric, w, w_neg, cells.s, cells.is_anomalous, m0, k, loss), w
+
+
+def _form(loss: LossConfig, name: str) -> str:
+    """Return which form a switch of the losses stands for."""
+    return getattr(loss, name) or loss.form
+
+
+def _scale_factors(
+    metric: Metric, cells: Cells, bank: dict, loss: LossConfig, generator
+) -> tuple[Tensor, Tensor]:
+    """Return w (N, 2k + 1, M) of the cells, and w (N, M) of mismatched pairs (Eq. 8)."""
     parts = metric.lspn.project(cells.feat, bank, cells.index, cells.s, metric.direction_form)
-    w = metric.lspn.scale(*parts)
-    s = cells.s / metric.s_mean
+    nearest = [{mod: part[mod][:, :1].clone() for mod in MODALITIES} for part in parts]
+    hidden = metric.lspn.hidden(*parts)
+    del parts  # 740 MB at the paper's size, four times as much as is still needed
+    w = metric.lspn.decode(*hidden)
+    pairs = negative_pairs(*nearest, generator, _form(loss, "cma_form"))
+    return w, metric.lspn.scale(*pairs)[:, 0]
+
+
+def _terms(
+    metric: Metric,
+    w: Tensor,
+    w_neg: Tensor,
+    s: Tensor,
+    is_anomalous: Tensor,
+    m0: float,
+    k: int,
+    loss: LossConfig,
+) -> dict[str, Tensor]:
+    """Return each unweighted term of Eq. 10 from scale factors and distances."""
+    s = s / metric.s_mean
     ell = local_metric(w, s, metric.sigma())
-    nearest = [{mod: part[mod][:, :1] for mod in MODALITIES} for part in parts]
-    w_neg = metric.lspn.scale(*negative_pairs(*nearest, generator, form("cma_form")))[:, 0]
-    y = cells.is_anomalous
     return {
-        "sep": loss_sep(ell[:, 0], y, m0, form=form("sep_form")),
-        "mar": loss_mar(ell[:, 0], y, form=form("mar_form")),
+        "sep": loss_sep(ell[:, 0], is_anomalous, m0, form=_form(loss, "sep_form")),
+        "mar": loss_mar(ell[:, 0], is_anomalous, form=_form(loss, "mar_form")),
         "cns": loss_cns(ell, proximal_bound(s, k, loss.eta_0)),
-        "sc": loss_sc(w[:, 0], y),
+        "sc": loss_sc(w[:, 0], is_anomalous),
         "cma": loss_cma(w_neg),
-    }, w
+    }
 
 
 def _jittered(metric: Metric, cells: Cells, bank: dict, generator) -> tuple[Cells, dict]:
@@ -256,11 +283,15 @@ def train_metric(
     device = cells.s.device
     split = torch.Generator().manual_seed(seed)
     is_heldout = heldout_images(cells.image, training.heldout_fraction, split)
-    fit, heldout = cells.take(~is_heldout), _balanced(cells.take(is_heldout), split)
-    if not fit.is_anomalous.any() or not len(heldout):
+    heldout = _balanced(cells.is_anomalous, is_heldout, split)
+    # Numbers of the cells trained on, normal and anomalous; only a batch is ever read.
+    fit = [
+        torch.nonzero(~is_heldout & (cells.is_anomalous == side))[:, 0] for side in (False, True)
+    ]
+    if not len(fit[1]) or not len(heldout):
         raise ValueError("train_metric: a side of the held-out split has no anomalous cell")
-    s_mean = fit.s[~fit.is_anomalous, 0].mean(0)
-    m0 = 2.0 * float((fit.s[fit.is_anomalous, 0] / s_mean).mean(-1).max())
+    s_mean = cells.s[fit[0], 0].mean(0)
+    m0 = 2.0 * float((cells.s[fit[1], 0] / s_mean).mean(-1).max())
     with _seeded(seed, device):
         dims = {mod: cells.feat[mod].shape[1] for mod in MODALITIES}
         lspn = LSPN(dims, model.hidden, model.embed, model.dropout).to(device)
@@ -276,11 +307,12 @@ def train_metric(
     state = _State(metric, optimiser, _fingerprint(cells, model, loss, training, seed))
     if checkpoint is None or not state.read(checkpoint):
         state.history.append(
-            _observe(metric, heldout, bank, m0, model.k, loss, seed) | {"epoch": 0}
+            _observe(metric, cells, heldout, bank, m0, model.k, loss, seed) | {"epoch": 0}
         )
     weights = dict(zip(TERMS, (1.0, loss.alpha, loss.beta, loss.gamma, loss.mu), strict=True))
-    rows = [torch.nonzero(fit.is_anomalous == side)[:, 0] for side in (False, True)]
-    num_steps = math.ceil(len(fit) / training.batch_size)
+    num_fit = len(fit[0]) + len(fit[1])
+    batch_size = min(training.batch_size, max(int(training.max_batch_share * num_fit), 2))
+    num_steps = math.ceil(num_fit / batch_size)
     bar = tqdm(total=training.epochs, initial=state.epoch, desc="training", disable=not progress)
     for epoch in range(state.epoch + 1, training.epochs + 1):
         draw = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
@@ -288,10 +320,10 @@ def train_metric(
         lspn.train()
         with _seeded(_epoch_seed(seed, epoch), device):
             for _ in range(num_steps):
-                half = training.batch_size // 2
-                batch = fit.take(
+                half = batch_size // 2
+                batch = cells.take(
                     torch.cat(
-                        [side[torch.randint(len(side), (half,), generator=draw)] for side in rows]
+                        [side[torch.randint(len(side), (half,), generator=draw)] for side in fit]
                     )
                 )
                 terms, _ = loss_terms(metric, batch, bank, m0, model.k, loss, draw)
@@ -303,8 +335,8 @@ def train_metric(
                 optimiser.step()
                 for name in TERMS:
                     totals[name] += float(terms[name].detach()) / num_steps
-        row = totals | _observe(metric, heldout, bank, m0, model.k, loss, seed) | {"epoch": epoch}
-        state.end_epoch(row, checkpoint)
+        row = totals | _observe(metric, cells, heldout, bank, m0, model.k, loss, seed)
+        state.end_epoch(row | {"epoch": epoch}, checkpoint)
         bar.update()
         bar.set_postfix(heldout=f"{row['heldout']:.4f}")
     bar.close()
@@ -340,28 +372,46 @@ def _l1(lspn: LSPN) -> Tensor:
     return sum(weight.abs().sum() for name, weight in lspn.named_parameters() if "weight" in name)
 
 
-def _balanced(cells: Cells, generator: torch.Generator) -> Cells:
-    """Return all anomalous cells and as many normal ones, drawn without replacement."""
-    anomalous = torch.nonzero(cells.is_anomalous)[:, 0]
-    normal = torch.nonzero(~cells.is_anomalous)[:, 0]
+def _balanced(is_anomalous: Tensor, among: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the numbers of all anomalous cells and of as many normal ones, drawn.
+
+    Args:
+        is_anomalous: (N,) bool.
+        among: (N,) bool, the cells to draw from; each at most once.
+        generator: draws the normal ones.
+    """
+    anomalous = torch.nonzero(among & is_anomalous)[:, 0]
+    normal = torch.nonzero(among & ~is_anomalous)[:, 0]
     drawn = torch.randperm(len(normal), generator=generator)[: len(anomalous)]
-    return cells.take(torch.cat([normal[drawn.to(normal.device)], anomalous]))
+    return torch.cat([normal[drawn.to(normal.device)], anomalous])
 
 
 @torch.no_grad()
 def _observe(
-    metric: Metric, heldout: Cells, bank: dict, m0: float, k: int, loss: LossConfig, seed: int
+    metric: Metric,
+    cells: Cells,
+    heldout: Tensor,
+    bank: dict,
+    m0: float,
+    k: int,
+    loss: LossConfig,
+    seed: int,
 ) -> dict[str, float]:
-    """Return the held-out part of a row of history."""
+    """Return the held-out part of a row of history; the cells are judged without jitter."""
     metric.lspn.eval()
     draw = torch.Generator().manual_seed(seed)
-    plain = dataclasses.replace(loss, jitter_form="paper")  # judged as it is, not jittered
-    terms, w = loss_terms(metric, heldout, bank, m0, k, plain, draw)
+    parts = [
+        _scale_factors(metric, cells.take(rows), bank, loss, draw)
+        for rows in heldout.split(_CELLS_AT_ONCE)
+    ]
+    w, w_neg = (torch.cat(some) for some in zip(*parts, strict=True))
+    is_anomalous = cells.is_anomalous[heldout]
+    terms = _terms(metric, w, w_neg, cells.s[heldout], is_anomalous, m0, k, loss)
     row = {f"heldout_{name}": float(terms[name]) for name in TERMS}
     row["heldout"] = row["heldout_sep"] + loss.alpha * row["heldout_mar"]
     for m, mod in enumerate(MODALITIES):
         row[f"sigma_{mod}"] = float(metric.sigma()[m])
-        for side, rows in (("normal", ~heldout.is_anomalous), ("synthetic", heldout.is_anomalous)):
+        for side, rows in (("normal", ~is_anomalous), ("synthetic", is_anomalous)):
             row[f"w_{side}_{mod}"] = float(w[rows, 0, m].mean())
             row[f"w_std_{side}_{mod}"] = float(w[rows, 0, m].std())
         row[f"w_std_{mod}"] = float(w[:, 0, m].std())

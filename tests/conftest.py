@@ -1,11 +1,17 @@
 """Small worlds that several tests share: labelled cells, made-up patches, prepared scans."""
 
 import dataclasses
+import json
+from pathlib import Path
+from typing import NamedTuple
 
 import faiss
 import numpy as np
 import pytest
+import tifffile
 import torch
+import yaml
+from PIL import Image
 
 from g2sf_lib.config import MODALITIES, make_config, scans_dir
 from g2sf_lib.datasets import Sample
@@ -195,3 +201,223 @@ def made_run(make_patches, make_sample, write_prepared, synthetic):
         return config
 
     return make
+
+
+def _smooth_noise(rng, height, width):
+    """Return (height, width) noise of several scales, about -1 to 1."""
+    v, u = np.mgrid[: 1 : height * 1j, : 1 : width * 1j]
+    total = np.zeros((height, width))
+    for scale in (4, 9, 17, 33):
+        a, b = rng.uniform(-1, 1, 2) * scale * 2
+        total += np.sin(a * u * 3 + scale * 2 * v + rng.uniform(0, 6)) * np.sin(b * v * 3 + 1)
+    return total / 3
+
+
+def _texture(rng, inside, mask, tint):
+    """Return (H, W, 3) uint8: a patterned object on a dull background, a stain under the mask."""
+    pattern = _smooth_noise(rng, *inside.shape) * 45 + rng.normal(0, 4, inside.shape)
+    rgb = np.where(inside[..., None], np.array(tint) + pattern[..., None], 60 + pattern[..., None])
+    rgb[mask] = rgb[mask] * 0.5 + np.array([10, 90, 120])
+    return rgb.clip(1, 255).astype(np.uint8)
+
+
+def _blob(rng, u, v, radius=0.07):
+    """Return a disc off the middle of the object; u and v are 0 there."""
+    turn, off = rng.uniform(0, 2 * np.pi), rng.uniform(0.05, 0.15)
+    return np.hypot(u - off * np.cos(turn), v - off * np.sin(turn)) < radius
+
+
+def _save_png(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, compress_level=1)
+
+
+MVTEC_KINDS = {"contamination": 255, "cut": 254, "hole": 253}
+
+
+def _write_mvtec_scan(folder, index, side, rng, kind=None, gt=True):
+    """A bumpy mound, 10 to 22 mm high and a third of the picture, on a plane 0.5 m away."""
+    height, width = side
+    rows, columns = np.mgrid[:height, :width]
+    pitch = 0.15 / max(side)  # metres a pixel at the plane
+    u = (columns - width / 2 + rng.uniform(-3, 3)) / width
+    v = (rows - height / 2 + rng.uniform(-3, 3)) / height
+    radius = np.hypot(u, v) / 0.33
+    inside = radius < 1
+    mask = _blob(rng, u, v) & (kind is not None)
+    rise = 0.010 + 0.010 * (1 - radius**2) + 0.002 * _smooth_noise(rng, height, width)
+    rise += mask * {None: 0, "contamination": 0.003, "cut": -0.002, "hole": -0.004}[kind]
+    z = 0.5 + 0.02 * u - 0.03 * v - np.where(inside, rise, 0) + rng.normal(0, 1e-4, side)
+    ray = np.stack([(columns - width / 2) * pitch, (rows - height / 2) * pitch], -1) / 0.5
+    xyz = np.concatenate([ray * z[..., None], z[..., None]], axis=-1).astype(np.float32)
+    xyz[rng.random(side) < 0.02] = 0
+    _save_png(folder / "rgb" / f"{index:03d}.png", _texture(rng, inside, mask, (170, 130, 80)))
+    (folder / "xyz").mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(folder / "xyz" / f"{index:03d}.tiff", xyz, photometric="rgb")
+    if gt:
+        value = MVTEC_KINDS.get(kind, 0)
+        _save_png(folder / "gt" / f"{index:03d}.png", np.uint8(value) * mask.astype(np.uint8))
+
+
+@pytest.fixture
+def mvtec_tree():
+    """Return a function that writes a small data set as MVTec 3D-AD stores it, and its root.
+
+    Arguments: root; categories; side (height, width) in px; num (train, validation, good test,
+    bad test). Bad scans take the three kinds of defect in turn, whose ground truth is 255, 254
+    and 253; every second good test scan has none. `root` is returned.
+    """
+
+    def write(root, categories=("bagel",), side=(160, 160), num=(3, 2, 2, 3), seed=0):
+        for number, category in enumerate(categories):
+            rng = np.random.default_rng([seed, number])
+            home = Path(root) / category
+            for split, count in zip(("train", "validation", "test"), num[:3], strict=True):
+                for index in range(count):
+                    gt = split == "test" and index % 2 == 0
+                    _write_mvtec_scan(home / split / "good", index, side, rng, gt=gt)
+            kinds = tuple(MVTEC_KINDS)
+            for index in range(num[3]):
+                kind = kinds[index % 3]
+                _write_mvtec_scan(home / "test" / kind, index // 3, side, rng, kind)
+            camera = {"focal_x": 0.5 / (0.15 / max(side)), "focal_y": 0.5 / (0.15 / max(side))}
+            camera |= {"principal_point_x": side[1] / 2, "principal_point_y": side[0] / 2}
+            (home / "calibration").mkdir(parents=True)
+            (home / "calibration/camera_parameters.json").write_text(json.dumps(camera))
+        return Path(root)
+
+    return write
+
+
+class Candy(NamedTuple):
+    """A rendered scan of a sweet on a conveyor.
+
+    Attributes:
+        rgb, mask: (H, W, 3) uint8 and (H, W) bool.
+        depth: (H, W) float64 along the optical axis.
+        pose: (4, 4) from world to camera.
+        world: (H, W, 3) float64, the points that the pixels see: x right, y down, z away.
+        height: (H, W) float64 above the conveyor.
+    """
+
+    rgb: np.ndarray
+    mask: np.ndarray
+    depth: np.ndarray
+    pose: np.ndarray
+    world: np.ndarray
+    height: np.ndarray
+
+
+def _render_candy(seed, side=160, kinds=()):
+    """Cast the rays of a turned camera on a height field over a sloping conveyor.
+
+    A ray meets the surface where its height above the conveyor is that of the field: a fixed
+    point, found by iteration because the surface is nowhere steep.
+    """
+    rng = np.random.default_rng(seed)
+    span, slope, view = 1.6, np.radians(20), np.radians(25)  # units; of conveyor and of camera
+    away = np.array([0, -np.sin(slope), np.cos(slope)])
+    up = np.array([0, -np.cos(slope), -np.sin(slope)])
+    middle = np.array([0.1, 0.4, 3.0])
+    eye = middle + span * 711.11 / side * (np.cos(view) * up - np.sin(view) * away)
+    forward = (middle - eye) / np.linalg.norm(middle - eye)
+    roll = rng.uniform(-0.05, 0.05)
+    right = np.array([np.cos(roll), *(-np.sin(roll) * np.cross(forward, (1, 0, 0))[1:])])
+    pose = np.eye(4)
+    pose[:3, :3] = np.stack([right, np.cross(forward, right), forward])
+    pose[:3, 3] = -pose[:3, :3] @ eye
+
+    v, u = np.mgrid[:side, :side] - side / 2
+    ray = np.stack([u / 711.11, v / 711.11, np.ones((side, side))], -1) @ pose[:3, :3]
+    phase = rng.uniform(0, 6, 2)
+    turn = rng.uniform(0, 2 * np.pi)
+    sign = ("bumps" in kinds) - ("dents" in kinds) * 1.0
+
+    def field(a, b):
+        a, b = a / span, b / span * np.cos(view)
+        round_ = np.clip(1 - (a**2 + b**2) / 0.345**2, 0, None)
+        blob = np.exp(-((a - 0.1 * np.cos(turn)) ** 2 + (b - 0.1 * np.sin(turn)) ** 2) / 0.03**2)
+        waves = np.sin(a * 40 + phase[0]) * np.sin(b * 35 + phase[1])
+        return round_ * (0.3 + 0.02 * waves + 0.04 * sign * blob), blob
+
+    height, change = np.zeros((side, side)), 1.0
+    while change > 1e-7:  # a hundredth of what a step of the 16-bit depth is
+        depth = (height - (eye - middle) @ up) / (ray @ up)
+        world = eye + ray * depth[..., None]
+        before = height
+        height, blob = field((world - middle)[..., 0], (world - middle) @ away)
+        change = np.abs(height - before).max()
+    mask = (blob >= min(0.3, blob.max())) & (len(kinds) > 0)
+    rgb = _texture(rng, height > 0, mask & ("colors" in kinds or "normals" in kinds), (200, 90, 90))
+    return Candy(rgb, mask, depth, pose, world, height)
+
+
+def _write_candy(folder, name, candy, kinds=(), mask=True, metadata=False):
+    for light in range(6):  # number 4 is the one that is read
+        share = 1 if light == 4 else 0.3 + 0.05 * light
+        _save_png(folder / f"{name}_image_{light}.png", (candy.rgb * share).astype(np.uint8))
+    low, high = float(candy.depth.min() - 0.01), float(candy.depth.max() + 0.01)
+    value = np.round((candy.depth - low) / (high - low) * 65535).astype(np.uint16)
+    _save_png(folder / f"{name}_depth.png", value)
+    info = {"normalization": {"min": low, "max": high}}
+    (folder / f"{name}_info_depth.yaml").write_text(yaml.safe_dump(info))
+    np.savetxt(folder / f"{name}_pose.txt", candy.pose)
+    if mask:
+        _save_png(folder / f"{name}_mask.png", candy.mask.astype(np.uint8) * 255)
+    if metadata:
+        told = {kind: int(kind in kinds) for kind in ("bumps", "colors", "dents", "normals")}
+        told["anomalous"] = int(bool(kinds))
+        (folder / f"{name}_metadata.yaml").write_text(yaml.safe_dump(told))
+
+
+@pytest.fixture
+def render_candy():
+    """Return the function (seed, side, kinds of defect) -> `Candy`."""
+    return _render_candy
+
+
+@pytest.fixture
+def write_candy():
+    """Return the function (folder, name, `Candy`, kinds, mask, metadata) that writes a scan."""
+    return _write_candy
+
+
+CANDY_KINDS = (("bumps",), ("dents",), ("colors",), ("normals",), ("colors", "dents"), ())
+
+
+@pytest.fixture
+def eyecandies_tree():
+    """Return a function that writes a small data set as Eyecandies stores it, and its root.
+
+    Arguments: root; categories; side in px; num (train, validation, good test, bad test). Bad
+    scans come after the good ones and take single kinds of defect, two at once, and one
+    that has no metadata, in turn. Names have three digits, in test_public two.
+    """
+
+    def write(root, categories=("CandyCane",), side=160, num=(3, 2, 2, 3), seed=0):
+        for number, category in enumerate(categories):
+            for split, count in zip(("train", "val", "test_public"), num[:3], strict=True):
+                folder = Path(root) / category / split / "data"
+                digits = 2 if split == "test_public" else 3
+                for index in range(count):
+                    candy = _render_candy([seed, number, len(split), index], side)
+                    with_mask = split == "test_public" or index % 2 == 0
+                    with_metadata = index % 2 == 1
+                    _write_candy(folder, f"{index:0{digits}d}", candy, (), with_mask, with_metadata)
+            for index in range(num[3]):
+                kinds = CANDY_KINDS[index % len(CANDY_KINDS)]
+                made = kinds or ("bumps", "colors")
+                candy = _render_candy([seed, number, 0, index], side, made)
+                name = f"{num[2] + index:02d}"
+                _write_candy(folder, name, candy, kinds, metadata=bool(kinds))
+        return Path(root)
+
+    return write
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="torch sees no CUDA device"))

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from g2sf_lib.baselines import METHODS, Baseline, Calibration, concatenate, fit_concat_bank, fuse
+from g2sf_lib.baselines import METHODS, Baseline, Calibration, SideBySide, fit_concat_bank, fuse
 from g2sf_lib.config import MODALITIES, BankConfig
-from g2sf_lib.detector import counted_cells, foreground_features
+from g2sf_lib.detector import counted_cells
+from g2sf_lib.features import foreground_features
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,13 +43,13 @@ def test_calibration_by_hand():
     assert calibration.std.tolist() == pytest.approx([2.0, 3**0.5])
 
 
-def test_concatenate_gives_both_modalities_the_same_weight():
+def test_side_by_side_gives_both_modalities_the_same_weight():
     feat = {"pcd": torch.ones(1, 4), "rgb": torch.full((1, 9), 2.0)}
-    assert concatenate(feat).tolist()[0] == pytest.approx([0.5] * 4 + [2 / 3] * 9)
+    assert SideBySide(feat)[:].tolist()[0] == pytest.approx([0.5] * 4 + [2 / 3] * 9)
     # so a squared distance is the mean squared difference of one plus that of the other
     a = {m: torch.randn(5, d) for m, d in (("pcd", 4), ("rgb", 90))}
     b = {m: torch.randn(5, d) for m, d in (("pcd", 4), ("rgb", 90))}
-    squared = (concatenate(a) - concatenate(b)).square().sum(1)
+    squared = (SideBySide(a)[:] - SideBySide(b)[:]).square().sum(1)
     each = sum((a[m] - b[m]).square().mean(1) for m in MODALITIES)
     torch.testing.assert_close(squared, each)
 
@@ -100,7 +101,7 @@ def test_one_modality_is_blind_to_the_other(fitted, make_patches, method, other)
 @pytest.mark.parametrize("method", ["rgb", "pcd"])
 def test_one_modality_is_the_distance_to_the_nearest_prototype(fitted, make_patches, method):
     baseline, patches = fitted(method), make_patches(8)[0]
-    feat = baseline.standardiser(foreground_features([patches]))[method]
+    feat = baseline.standardiser(foreground_features([patches]))[method][:]
     nearest = torch.cdist(feat, baseline.banks[method].prototypes).amin(1)
     counted = counted_cells(patches, "exclude")[patches.foreground]
     found = baseline.predict_patches(patches).image_score
@@ -113,7 +114,7 @@ def test_calibration_comes_from_the_held_out_scans(small_config, make_patches):
     baseline = Baseline("max", small_config).fit_patches(train, held_out)
     feat = baseline.standardiser(foreground_features(held_out))
     for m, mod in enumerate(MODALITIES):
-        s0 = torch.cdist(feat[mod], baseline.banks[mod].prototypes).amin(1)
+        s0 = torch.cdist(feat[mod][:], baseline.banks[mod].prototypes).amin(1)
         assert baseline.calibration.mean[m].item() == pytest.approx(s0.mean().item(), rel=1e-4)
         assert baseline.calibration.std[m].item() == pytest.approx(s0.std().item(), rel=1e-4)
 
@@ -129,12 +130,20 @@ def test_bank_points_score_zero(small_config, make_patches):
         assert baseline.predict_patches(patches).image_score == 0
 
 
+def test_side_by_side_reads_what_is_asked_for():
+    feat = {mod: torch.randn(20, dim) for mod, dim in (("pcd", 4), ("rgb", 9))}
+    both, which = SideBySide(feat), torch.tensor([7, 2, 7])
+    assert both.shape == (20, 13) and len(both) == 20
+    assert torch.equal(both[which], both[:][which]) and torch.equal(both[3:9], both[:][3:9])
+    assert torch.equal(torch.cat(list(both.blocks(7))), both[:])
+
+
 def test_the_concatenated_bank_is_one_coreset_of_both():
     generator = torch.Generator().manual_seed(0)
     feat = {m: torch.randn(50, d, generator=generator) for m, d in (("pcd", 3), ("rgb", 5))}
     bank = fit_concat_bank(feat, BankConfig(bank_fraction=0.2))
     assert bank.prototypes.shape == (10, 8)
-    assert torch.equal(bank.prototypes, concatenate(feat)[bank.rows])
+    assert torch.equal(bank.prototypes, SideBySide(feat)[:][bank.rows])
 
 
 def test_what_cannot_be_fitted_is_refused(small_config, make_sample):

@@ -252,9 +252,9 @@ def test_every_section_belongs_to_a_stage():
 def test_the_hash_changes_with_the_code_of_a_stage(monkeypatch):
     config = make_config()
     before = {stage: config.stage_hash(stage) for stage in STAGES}
-    real = Path.read_bytes
+    real = module._source
     monkeypatch.setattr(
-        Path, "read_bytes", lambda p: real(p) + (b"#" if p.name == "losses.py" else b"")
+        module, "_source", lambda p: real(p) + (b"#" if p.name == "losses.py" else b"")
     )
     differs = [stage for stage in STAGES if config.stage_hash(stage) != before[stage]]
     assert differs == ["lspn", "scores"]
@@ -293,10 +293,10 @@ def test_raw_data_lie_apart_by_the_code_that_renders_them(monkeypatch):
     before = raw_dir(make_config())
     text = "\n".join(p.read_text() for p in (folder / "procedural.py", folder / "defects.py"))
     rendering = {"procedural"} | set(re.findall(r"from g2sf_lib\.datasets\.(\w+) import", text))
-    real = Path.read_bytes
+    real = module._source
     for name in rendering:
         monkeypatch.setattr(
-            Path, "read_bytes", lambda p, n=name: real(p) + (b"#" if p.stem == n else b"")
+            module, "_source", lambda p, n=name: real(p) + (b"#" if p.stem == n else b"")
         )
         assert raw_dir(make_config()) != before, name
 
@@ -306,3 +306,27 @@ def test_raw_data_lie_apart_by_how_they_are_rendered():
     assert raw_dir(base) != raw_dir(make_config("smoke", num_train=9))
     assert raw_dir(base) != raw_dir(make_config("smoke", seed_set="development"))
     assert raw_dir(base) == raw_dir(make_config("smoke", epochs=9, category="rope"))
+
+
+def test_the_hash_is_that_of_the_code_that_runs(tmp_path):
+    """Somebody who edits the library beside a run does not move the run's results away."""
+    path = tmp_path / "module.py"
+    path.write_text("x = 1")
+    before = module._code_hash([path])
+    path.write_text("x = 2")
+    assert module._code_hash([path]) == before
+
+
+@pytest.mark.parametrize("dataset", ["procedural", "mvtec3d", "eyecandies"])
+def test_a_category_that_a_data_set_has_not_is_refused(dataset):
+    with pytest.raises(ConfigError, match=f"category is 'nut'; dataset '{dataset}' has .*folder"):
+        make_config(dataset=dataset, data_root="/x", category="nut")
+    for category in module.CATEGORIES[dataset]:
+        assert make_config(dataset=dataset, data_root="/x", category=category)
+    assert make_config(dataset="folder", data_root="/x", category="nut").category == "nut"
+
+
+def test_profile_paper_has_the_papers_loss_weights():
+    loss = make_config("paper").loss
+    assert (loss.alpha, loss.beta, loss.gamma, loss.mu) == (10, 40, 3, 20)
+    assert loss.form == "paper" and make_config("paper").training.max_batch_share == 0.035

@@ -16,12 +16,12 @@ from g2sf_lib.detector import (
     banks_from,
     counted_cells,
     flat_settings,
-    foreground_features,
     labelled_cells,
     pick_device,
+    query_banks,
     to_prediction,
 )
-from g2sf_lib.features import Patches
+from g2sf_lib.features import Patches, foreground_features
 from g2sf_lib.memory import MemoryBank
 from g2sf_lib.storage import StoredFileError, write_json
 from g2sf_lib.training import CollapseWarning
@@ -142,13 +142,15 @@ def test_pick_device():
 def test_labelled_cells_say_which_image_and_which_cell(small_config, synthetic, make_patches):
     detector = G2SF(small_config).fit_bank([make_patches(n)[0] for n in range(6)])
     patches, labels = synthetic
-    cells = labelled_cells(patches, labels, detector.standardiser, detector.banks, 2)
+    found = query_banks(detector.banks, detector.standardiser(foreground_features(patches)), 5)
+    cells = labelled_cells(patches, labels, detector.standardiser, *found)
     per_image = int(patches[0].foreground.sum())
     assert len(cells) == 6 * per_image
     assert torch.equal(cells.image, torch.arange(6).repeat_interleave(per_image))
     assert cells.is_anomalous.sum() == sum(int(label.sum()) for label in labels)
     third = cells.take(cells.image == 2)
     standard = detector.standardiser(foreground_features([patches[2]]))
+    standard = {mod: rows[:] for mod, rows in standard.items()}
     for m, mod in enumerate(MODALITIES):
         assert torch.equal(third.feat[mod], standard[mod])
         exact = torch.cdist(standard[mod].double(), detector.banks[mod].prototypes.double())

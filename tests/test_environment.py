@@ -3,6 +3,8 @@
 import importlib.metadata
 import importlib.util
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -69,6 +71,41 @@ def test_conda_file_agrees_with_the_project():
     assert SpecifierSet(PROJECT["requires-python"]).contains(python)
     (floor,) = Requirement(EXTRAS["cpu"][0]).specifier
     assert versions["faiss-gpu"] == str(floor)
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess:
+    """Call make with the environment taken as it is."""
+    command = ["make", "--no-print-directory", "-o", ".venv/installed-cpu", "GPU=0", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_names_its_targets_and_passes_their_options_on():
+    told = set(re.findall(r"^make ([\w-]+) ", make("help").stdout, re.MULTILINE))
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE).group(1)
+    assert set(targets.split()) - told == {"help", "environment"}
+    real = ("DATASET=mvtec3d", "DATA_ROOT=/a folder")
+    book = make("-n", "book", "PROFILE=paper", *real, "CATEGORIES=bagel foam", "DEVICE=cpu").stdout
+    for option in ('--data-root "/a folder"', '--categories "bagel foam"', '--device "cpu"'):
+        assert option in book
+    check = make("-n", "check-data", *real).stdout
+    assert 'g2sf_lib.datasets.check --dataset "mvtec3d" --data-root "/a folder"' in check
+    assert "-m g2sf_lib.features.weights" in make("-n", "weights").stdout
+    asked = make("check-data")
+    said = [line for line in asked.stderr.splitlines() if not line.startswith("make: ")]
+    assert asked.returncode != 0 and asked.stdout == ""
+    assert len(said) == 1 and "DATASET=mvtec3d|eyecandies|folder DATA_ROOT=" in said[0]
+
+
+def test_weights_and_computed_files_are_not_committed():
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {"data/weights/", "data/runs/", "data/raw/"} <= set(ignored)
+    assert "data/paper/" not in ignored and "data/results/" not in ignored
+
+
+def test_slurm_s_plugin_is_an_extra_and_there_for_the_tests():
+    (plugin,) = EXTRAS["slurm"]
+    assert plugin in EXTRAS["dev"] and plugin not in PROJECT["dependencies"]
 
 
 @pytest.fixture

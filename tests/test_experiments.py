@@ -11,9 +11,10 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from g2sf_lib import experiments, training
+from g2sf_lib import experiments, synthesis, training
 from g2sf_lib.config import MODALITIES, dataset_dir, make_config, scans_dir, stage_dir
-from g2sf_lib.detector import foreground_features
+from g2sf_lib.datasets.preprocess import list_prepared, load_prepared
+from g2sf_lib.detector import query_banks
 from g2sf_lib.experiments import (
     METHODS,
     best_epoch,
@@ -33,8 +34,11 @@ from g2sf_lib.experiments import (
     run_scores,
     score_methods,
     select_loss_weights,
+    synthetic_cells,
     synthetic_scans,
 )
+from g2sf_lib.features import foreground_features
+from g2sf_lib.memory import MemoryBank
 from g2sf_lib.storage import StoredFileError
 
 pytestmark = [
@@ -159,8 +163,6 @@ def test_interrupted_feature_extraction_goes_on(scans):
 
 def test_synthetic_scans_are_the_same_on_every_call_and_stand_on_their_split(scans, monkeypatch):
     read = []
-    from g2sf_lib import synthesis
-
     real = synthesis.load_prepared
     monkeypatch.setattr(synthesis, "load_prepared", lambda path: read.append(path) or real(path))
     for split, num in (("train", 4), ("validation", 2)):
@@ -180,6 +182,60 @@ def test_point_sources_are_training_scans_of_every_category(scans):
     assert [path.parts[-4:-2] for path in sources] == [("foam", "train")] * 2 + [
         ("rope", "train")
     ] * 2
+
+
+def test_finished_synthetic_scans_are_not_made_again(scans, monkeypatch):
+    run_features(scans, ["foam"])
+    folder = stage_dir(scans, "features") / "synthetic"
+    (folder / "0002.safetensors").unlink()
+    made = []
+    real = synthesis.synthesise
+    monkeypatch.setattr(synthesis, "synthesise", lambda *a: made.append(a) or real(*a))
+    run_features(scans, ["foam"])
+    assert len(made) == 1 and (folder / "0002.safetensors").exists()
+
+
+def test_neighbours_are_looked_up_once_and_the_search_goes_on(run, monkeypatch):
+    run_bank(run)
+    folder = stage_dir(run, "bank") / "synthetic-5-nearest"
+    original, cells = contents(folder), synthetic_cells(run)
+    assert len(original) == 6
+    patches, labels = load_features(run, "synthetic")
+    found = query_banks(
+        load_banks(run).banks, load_banks(run).standardiser(foreground_features(patches)), 5
+    )
+    torch.testing.assert_close(cells.s, found[1])
+    assert all(torch.equal(cells.index[mod].long(), found[0][mod]) for mod in MODALITIES)
+    truth = [lab[p.foreground] for lab, p in zip(labels, patches, strict=True)]
+    assert torch.equal(cells.is_anomalous, torch.cat(truth))
+    for name in ("0001", "0004"):
+        (folder / f"{name}.safetensors").unlink()
+    searched = []
+    real = MemoryBank.query
+    monkeypatch.setattr(MemoryBank, "query", lambda self, *a: searched.append(1) or real(self, *a))
+    run_lspn(run)  # what is missing is searched, and what is there is not
+    assert len(searched) <= 2 * 2 * 2 and contents(folder) == original
+
+
+def test_a_damaged_file_of_neighbours_is_named(run):
+    run_bank(run)
+    path = stage_dir(run, "bank") / "synthetic-5-nearest" / "0003.safetensors"
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(StoredFileError, match=r"0003\.safetensors: cannot be read"):
+        run_lspn(run)
+
+
+@pytest.mark.parametrize(("dataset", "num"), [("eyecandies", 24), ("mvtec3d", 8)])
+def test_the_published_number_of_point_sources_is_the_default(tmp_path, monkeypatch, dataset, num):
+    config = make_config("paper", dataset=dataset, data_root=str(tmp_path),
+                         category="Lollipop" if dataset == "eyecandies" else "foam")  # fmt: skip
+    paths = [tmp_path / f"{n}.safetensors" for n in range(60)]
+    monkeypatch.setattr(experiments, "list_prepared", lambda *place: paths)
+    assert len(point_sources(config, ["a", "b"])) == 2 * num
+    fewer = dataclasses.replace(
+        config, synthesis=dataclasses.replace(config.synthesis, sources_per_category=3)
+    )
+    assert len(point_sources(fewer, ["a"])) == 3
 
 
 def test_an_interrupted_training_goes_on_to_the_same_detector(run, monkeypatch):
@@ -225,6 +281,7 @@ def test_banks_hold_what_the_paper_says(run):
     banks = run_bank(run)
     assert banks.banks.keys() == {"pcd", "rgb", "concat"}
     train = banks.standardiser(foreground_features(load_features(run, "train")[0]))
+    train = {mod: rows[:] for mod, rows in train.items()}
     num = round(0.3 * len(train["pcd"]))
     for mod in MODALITIES:
         bank = banks.banks[mod]
@@ -233,7 +290,7 @@ def test_banks_hold_what_the_paper_says(run):
         assert train[mod].mean().item() == pytest.approx(0, abs=1e-5)
         assert train[mod].std().item() == pytest.approx(1, abs=1e-5)
     held_out = banks.standardiser(foreground_features(load_features(run, "validation")[0]))
-    nearest = torch.cdist(held_out["rgb"], banks.banks["rgb"].prototypes).amin(1)
+    nearest = torch.cdist(held_out["rgb"][:], banks.banks["rgb"].prototypes).amin(1)
     assert banks.calibration.mean[1].item() == pytest.approx(nearest.mean().item(), rel=1e-4)
 
 
@@ -424,7 +481,7 @@ def test_data_are_rendered_and_prepared(small_config, tmp_path, monkeypatch):
     record = json.loads(done_file(config, "data").read_text())
     assert record["result"] == {"cookie": 11}
     place = dataclasses.replace(config, category="cookie")
-    scans = experiments.load_scans(place, "test")
+    scans = [load_prepared(path) for path in list_prepared(scans_dir(place), "cookie", "test")]
     assert len(scans) == 7 and [s.label for s in scans[:2]] == ["good", "good"]
     assert all(s.foreground.any() for s in scans) and all(s.mask.any() for s in scans[2:])
     with warnings.catch_warnings():

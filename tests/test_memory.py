@@ -4,7 +4,8 @@ import pytest
 import torch
 from sklearn.random_projection import SparseRandomProjection
 
-from g2sf_lib.memory import MemoryBank, Standardiser, greedy_coreset
+from g2sf_lib import memory
+from g2sf_lib.memory import MemoryBank, Rows, Standardiser, greedy_coreset, nearest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -24,6 +25,92 @@ def plain_greedy(features, num, start=0):
 
 def gaussian(num, dim, seed=0):
     return torch.randn(num, dim, generator=torch.Generator().manual_seed(seed))
+
+
+# --- rows ---
+
+
+@pytest.fixture(params=["float32", "float16"])
+def rows_and_plain(request):
+    """Return `Rows` of three parts whose rows several cells share, and their tensor."""
+    draw = torch.Generator().manual_seed(5)
+    parts = [gaussian(num, 6, num).to(getattr(torch, request.param)) for num in (11, 1, 20)]
+    place = torch.randint(32, (70,), generator=draw)
+    rows = Rows(parts, place.int()).scaled(0.3, 1.7)
+    return rows, (torch.cat(parts).float()[place] - 0.3) / 1.7
+
+
+def test_rows_read_what_the_tensor_holds(rows_and_plain):
+    rows, plain = rows_and_plain
+    assert rows.shape == plain.shape == (len(rows), 6) and rows[:].dtype == torch.float32
+    some = torch.tensor([69, 0, 33, 0, 12])
+    for which in (
+        slice(None),
+        slice(5, 41),
+        slice(60, 99),
+        some,
+        some[:0],
+        torch.arange(70) % 3 == 0,
+    ):
+        assert torch.equal(rows[which], plain[which])
+    assert torch.equal(torch.cat(list(rows.blocks(9))), plain)
+    assert torch.equal(rows.at(some)[:], plain[some])
+    assert torch.equal(rows.at(torch.arange(70) < 9)[torch.tensor([8, 1])], plain[[8, 1]])
+    assert torch.equal(rows.stored[rows.place], plain)
+
+
+def test_rows_without_places_read_ranges_over_parts():
+    parts = [gaussian(num, 4, num) for num in (3, 1, 8)]
+    rows, plain = Rows(parts), torch.cat(parts)
+    for which in (slice(None), slice(2, 9), slice(3, 4), slice(12, 12), torch.tensor([11, 3, 2])):
+        assert torch.equal(rows[which], plain[which])
+    rows[:].zero_()  # what was read is a copy
+    assert torch.equal(rows[:], plain)
+    both = Rows.joined([rows, Rows([parts[2]], torch.tensor([7, 7, 0]))])
+    assert torch.equal(both[:], torch.cat([plain, parts[2][[7, 7, 0]]]))
+
+
+def test_rows_are_scaled_once():
+    with pytest.raises(ValueError, match="scaled already"):
+        Rows([gaussian(4, 2)]).scaled(1.0, 2.0).scaled(1.0, 2.0)
+
+
+def test_statistics_and_bank_of_rows_are_those_of_the_tensor(rows_and_plain):
+    rows, plain = rows_and_plain
+    feat = {"pcd": rows.stored, "rgb": rows.stored}
+    raw = {mod: value[:] for mod, value in feat.items()}
+    found = Standardiser.fit({mod: Rows([value]) for mod, value in raw.items()}, "both")
+    assert found.mean["rgb"] == pytest.approx(raw["rgb"].mean().item(), rel=1e-5)
+    assert found.std["pcd"] == pytest.approx(raw["pcd"].std().item(), rel=1e-5)
+    ours, theirs = MemoryBank.fit(rows.stored, 0.4), MemoryBank.fit(raw["rgb"], 0.4)
+    assert torch.equal(ours.rows, theirs.rows) and torch.equal(ours.prototypes, theirs.prototypes)
+    index, distance = ours.query(rows, 3)
+    expected = torch.cdist(plain.double(), ours.prototypes.double()).topk(3, largest=False).values
+    torch.testing.assert_close(distance.double(), expected, atol=1e-5, rtol=1e-5)
+    assert index.shape == (70, 3)
+
+
+def test_shared_rows_are_chosen_once_and_counted_as_often_as_they_occur():
+    rows = Rows([gaussian(50, 5)], torch.arange(50).repeat_interleave(4))
+    bank = MemoryBank.fit(rows, 0.1)
+    assert len(bank.prototypes) == 20  # a tenth of 200 cells
+    assert len(bank.rows.unique()) == 20
+    plain = MemoryBank.fit(rows[:], 0.1)  # every row four times: none is chosen twice
+    assert torch.equal(bank.prototypes, plain.prototypes)
+    assert len(MemoryBank.fit(rows, 0.9).prototypes) == 50  # there are no more
+
+
+def test_blocks_and_pools_do_not_change_the_choice(monkeypatch):
+    features = gaussian(900, 12)
+    expected = plain_greedy(features.double(), 300)
+    for pool, block, at_once in ((4096, 16384, 2**22), (64, 100, 512), (1, 7, 1), (350, 900, 4096)):
+        monkeypatch.setattr(memory, "_POOL", pool)
+        monkeypatch.setattr(memory, "_BLOCK_ROWS", block)
+        monkeypatch.setattr(memory, "_AT_ONCE", at_once)
+        assert torch.equal(greedy_coreset(features, 300), expected)
+
+
+# --- coreset ---
 
 
 def test_greedy_coreset_by_hand():
@@ -85,6 +172,27 @@ def test_greedy_covers_better_than_random():
         bank = MemoryBank.fit(features, 0.05, coreset)
         radius[coreset] = torch.cdist(features, bank.prototypes).amin(1).max()
     assert radius["greedy"] < 0.9 * radius["random"]
+
+
+@pytest.mark.parametrize("num", [1, 3, 8, 20, 61])
+def test_the_approximate_choice_takes_different_rows_and_bounds_its_radius(num):
+    features = gaussian(500, 6, num)
+    bank = MemoryBank.fit(features, num / 500, "approximate")
+    assert len(bank.rows) == len(bank.rows.unique()) == len(bank.radius) == num
+    assert bank.rows[0] == 0 and torch.equal(bank.prototypes, features[bank.rows])
+    covered = torch.cdist(features, bank.prototypes).amin(1).max().item()
+    assert covered <= bank.radius[-1].item() * (1 + 1e-5)
+    again = MemoryBank.fit(features, num / 500, "approximate")
+    assert torch.equal(bank.rows, again.rows)
+
+
+def test_the_approximate_choice_lies_between_greedy_and_random():
+    features = gaussian(4000, 6)
+    radius = {}
+    for coreset in ("greedy", "approximate", "random"):
+        bank = MemoryBank.fit(features, 0.05, coreset)
+        radius[coreset] = torch.cdist(features, bank.prototypes).amin(1).max().item()
+    assert radius["greedy"] <= radius["approximate"] < 0.9 * radius["random"]
 
 
 def test_fit_keeps_the_fraction_and_says_which_rows():
@@ -173,3 +281,24 @@ def test_standardiser_by_hand():
     rgb = Standardiser.fit(feat, "rgb")
     assert torch.equal(rgb(feat)["pcd"], feat["pcd"])
     torch.testing.assert_close(rgb(feat)["rgb"], both(feat)["rgb"])
+
+
+@pytest.mark.parametrize("offset", [0.0, 300.0])
+def test_neighbours_by_torch_are_those_of_faiss(offset):
+    feat, bank = gaussian(300, 20) + offset, gaussian(150, 20, 1) + offset
+    expected = torch.cdist(feat.double(), bank.double()).topk(5, largest=False).indices
+    assert torch.equal(nearest(feat, bank, 5), expected)
+    assert nearest(feat[:0], bank, 5).shape == (0, 5)
+
+
+@pytest.mark.gpu
+def test_bank_and_neighbours_on_a_gpu_are_those_on_the_cpu():
+    features, queries = gaussian(3000, 64), gaussian(500, 64, 1)
+    here = MemoryBank.fit(features, 0.1)
+    there = MemoryBank.fit(features.cuda(), 0.1)
+    # Equally far rows may be taken in another order: the coverage is what has to agree.
+    assert there.radius[-1].item() == pytest.approx(here.radius[-1].item(), rel=1e-3)
+    index, distance = here.query(queries, 5)
+    for found in (here.query(queries.cuda(), 5), here.query(queries, 5, torch.device("cuda"))):
+        assert torch.equal(found[0].cpu(), index)
+        torch.testing.assert_close(found[1].cpu(), distance, atol=1e-4, rtol=1e-4)

@@ -104,7 +104,22 @@ def all_figures(history):
         "defect_dots": (plots.defect_dots(results("defect")), 4),
         "roc_curves": (plots.roc_curves({"G2SF": curve}), 1),
         "pro_curves": (plots.pro_curves({"every threshold": curve}), 2),
+        "scale_curves": (plots.scale_curves(costs(), limit_mb=8000), 2),
+        "coreset_quality": (plots.coreset_quality(coresets()), 2),
     }
+
+
+def costs():
+    """Two steps at three sizes, the largest of the first one extrapolated; made up."""
+    rows = [("bank", n, n / 100, n / 200, "measured") for n in (1000, 2000)]
+    rows += [("bank", 4000, 40.0, np.nan, "extrapolated")]
+    rows += [("epoch", n, n / 50, n / 100, "measured") for n in (1000, 2000, 4000)]
+    return pd.DataFrame(rows, columns=["step", "cells", "seconds", "peak_mb", "kind"])
+
+
+def coresets():
+    rows = [("greedy", 0.5, 2.0, 60.0), ("greedy", 1.0, 1.5, 240.0), ("random", 0.5, 3.0, 0.0)]
+    return pd.DataFrame(rows, columns=["coreset", "fraction", "radius", "seconds"])
 
 
 def _depths():
@@ -388,3 +403,29 @@ def test_cloud_refuses_nothing_to_draw():
         plots.cloud(np.zeros((4, 4, 3)), "empty", values=np.zeros((4, 4)))
     with pytest.raises(ValueError, match="either colour or values"):
         plots.cloud(np.ones((4, 4, 3)), "neither")
+
+
+def test_measured_costs_are_filled_and_extrapolated_ones_hollow():
+    fig = plots.scale_curves(costs(), limit_mb=8000)
+    time, memory = panels(fig)
+    assert time.get_xscale() == time.get_yscale() == "log"
+    assert memory.get_yscale() == "linear" and memory.get_ylim()[0] == 0
+    hollow = [line for line in time.lines if line.get_markerfacecolor() == "white"]
+    assert [list(line.get_xdata()) for line in hollow] == [[4.0], []]
+    curves = [line for line in time.lines if line.get_linestyle() != "None"]
+    assert [line.get_label() for line in curves] == ["bank", "epoch"]
+    assert list(curves[0].get_ydata()) == [10.0, 20.0, 40.0]
+    # a size whose memory is not known is left out, not drawn at zero
+    of_bank = [line for line in memory.lines if line.get_label() == "bank"]
+    assert list(of_bank[0].get_ydata()) == [0.005, 0.01]
+    limit = [line for line in memory.lines if line.get_linestyle() == ":"]
+    assert any(list(line.get_ydata()) == [8.0, 8.0] for line in limit)
+    names = [text.get_text() for text in fig.legends[0].get_texts()]
+    assert names == ["bank", "epoch", "measured", "extrapolated"]
+
+
+def test_a_coreset_that_takes_no_time_has_no_place_on_a_logarithmic_axis():
+    radius, seconds = panels(plots.coreset_quality(coresets()))
+    assert [list(line.get_ydata()) for line in radius.lines] == [[2.0, 1.5], [3.0]]
+    assert [list(line.get_ydata()) for line in seconds.lines] == [[60.0, 240.0], []]
+    assert radius.get_ylim()[0] == 0 and radius.get_legend() is not None

@@ -75,8 +75,18 @@ def records(config):
         place = dataclasses.replace(config, category=category)
         packages = dict.fromkeys(PACKAGES, "1.0")
         result = record(category, LIFT)
-        write_json(done_file(place, "scores"), {"result": result, "packages": packages})
+        scored = {"result": result, "packages": packages}
+        scored["config_hash"] = place.stage_hash("scores")
+        write_json(done_file(place, "scores"), scored)
     return read_records(config, CATEGORIES)
+
+
+def test_a_category_scored_with_other_settings_is_named(config, records):
+    other = dataclasses.replace(
+        config, scoring=dataclasses.replace(config.scoring, aggregate="mean")
+    )
+    with pytest.raises(ValueError, match=r"foam.scores\.json: scored with other settings"):
+        read_records(other, CATEGORIES)
 
 
 def test_a_category_without_scores_is_named(config, records):

@@ -10,6 +10,7 @@ import torch
 from g2sf_lib import training
 from g2sf_lib.config import MODALITIES, LossConfig, ModelConfig, TrainingConfig
 from g2sf_lib.fusion import LSPN, GlobalScale, encode, joint_direction
+from g2sf_lib.memory import Rows
 from g2sf_lib.storage import StoredFileError
 from g2sf_lib.training import (
     TERMS,
@@ -403,3 +404,76 @@ def test_cells_take_rows_of_everything(toy):
     assert torch.equal(
         cells.take(cells.is_anomalous).is_anomalous, torch.ones(16, dtype=torch.bool)
     )
+
+
+def test_cells_read_batch_by_batch_train_to_the_same_bytes(toy):
+    cells, bank = toy()
+    rows = {mod: Rows(value.split([100, 1, 259])) for mod, value in cells.feat.items()}
+    small = {mod: value.int() for mod, value in cells.index.items()}
+    lazy = dataclasses.replace(cells, feat=rows, index=small)
+    assert bytes_of(train((lazy, bank))[0]) == bytes_of(train((cells, bank))[0])
+
+
+def test_only_batches_of_cells_are_ever_read(toy, monkeypatch):
+    cells, bank = toy()
+    lazy = dataclasses.replace(cells, feat={m: Rows([v]) for m, v in cells.feat.items()})
+    most = []
+    real = Rows.__getitem__
+
+    def watched(self, which):
+        found = real(self, which)
+        most.append(len(found))
+        return found
+
+    monkeypatch.setattr(Rows, "__getitem__", watched)
+    monkeypatch.setattr(training, "_CELLS_AT_ONCE", 50)
+    train((lazy, bank))
+    assert 0 < max(most) <= TRAINING.batch_size < len(cells)
+
+
+def test_held_out_cells_judged_in_parts_give_the_same_history(toy, monkeypatch):
+    whole = train(toy())[1]
+    monkeypatch.setattr(training, "_CELLS_AT_ONCE", 32)
+    parts = train(toy())[1]
+    for one, other in zip(whole, parts, strict=True):
+        same = {k for k in one if k != "heldout_cma"}  # mismatched pairs come from one part
+        assert {k: other[k] for k in same} == pytest.approx({k: one[k] for k in same}, rel=1e-4)
+
+
+def test_a_batch_is_at_most_a_share_of_the_cells(toy, monkeypatch):
+    sizes = []
+    real = training.loss_terms
+
+    def watched(metric, cells, *rest):
+        sizes.append(len(cells))
+        return real(metric, cells, *rest)
+
+    monkeypatch.setattr(training, "loss_terms", watched)
+    training_config = dataclasses.replace(TRAINING, epochs=1, batch_size=64, max_batch_share=0.1)
+    train(toy(), training=training_config)
+    assert set(sizes) == {18} and len(sizes) == 10  # a tenth of 180 cells trained on
+
+
+@pytest.mark.gpu
+def test_training_on_a_gpu_agrees_with_the_cpu(toy):
+    cells, bank = toy()
+    here = train((cells, bank))[1]
+    there = train(
+        (cells.to(torch.device("cuda")), {m: b.prototypes.cuda() for m, b in bank.items()})
+    )
+    # Dropout draws other numbers on a GPU, so the course agrees and the digits do not.
+    assert there[1][0]["heldout"] == pytest.approx(here[0]["heldout"], rel=1e-4)
+    assert there[1][-1]["heldout"] == pytest.approx(here[-1]["heldout"], rel=0.3)
+    assert there[0].s_mean.is_cuda
+
+
+@pytest.mark.gpu
+def test_scale_factors_on_a_gpu_are_those_of_the_cpu(toy):
+    cells, bank = toy()
+    metric = random_metric()
+    here = metric.scale_factors(cells.feat, bank, cells.index, cells.s)
+    metric.lspn.cuda()
+    metric.s_mean = metric.s_mean.cuda()
+    rows = {mod: Rows([value]) for mod, value in cells.feat.items()}
+    there = metric.scale_factors(rows, bank, cells.index, cells.s)
+    torch.testing.assert_close(there.cpu(), here, atol=1e-4, rtol=1e-4)

@@ -4,15 +4,20 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
+import yaml
+
+from g2sf_lib import config as library
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = (
@@ -22,12 +27,19 @@ NOTEBOOKS = (
     "03_lspn_training",
     "04_anomaly_scoring",
     "90_loss_weights",
+    "91_real_data",
 )
 ALL_JOBS = {
     "data": 1, "features": 2, "bank": 2, "lspn": 4, "loss_weights": 1,
-    "scores": 1, "showcase": 1, "book": 1, "all": 1,
+    "scores": 1, "showcase": 1, "real_data": 1, "book": 1, "all": 1,
 }  # fmt: skip
-FROM_TRAINING = {k: v for k, v in ALL_JOBS.items() if k not in ("data", "features", "bank")}
+TRAINING_NEEDS_NOT = ("data", "features", "bank", "real_data")
+FROM_TRAINING = {k: v for k, v in ALL_JOBS.items() if k not in TRAINING_NEEDS_NOT}
+PAPER_JOBS = {
+    "data": 1, "features": 10, "bank": 10, "lspn": 30,
+    "scores": 9, "showcase": 1, "real_data": 1, "book": 1, "all": 1,
+}  # fmt: skip
+SLURM = ("--workflow-profile", "workflow/profiles/slurm")
 # Stand-ins for the two programs that jobs start: they leave the files and compute nothing.
 STAND_IN_NOTEBOOK = """
 import json, pathlib, sys
@@ -35,10 +47,11 @@ out = pathlib.Path(sys.argv[2])
 given = json.loads(sys.argv[sys.argv.index("--parameters") + 1])
 runs = pathlib.Path("data/runs", given["profile"], given["dataset"])
 stage = {"00": "scans/data", "01": "features", "02": "bank", "03": f"seed{given.get('seed')}/lspn",
-         "04": "scores", "90": "loss_weights"}[out.name[:2]]
+         "04": "scores", "90": "loss_weights", "91": "real_data"}[out.name[:2]]
 done = runs / given.get("category", "") / f"{stage}.json"
-results = pathlib.Path("data/results/smoke.json")
-written = [out, done] + [results] * (out.name[:2] == "04" and len(given["categories"]) > 1)
+prefix = "" if given["dataset"] == "procedural" else given["dataset"] + "_"
+results = pathlib.Path("data/results", prefix + given["profile"] + ".json")
+written = [out, done] + [results] * (out.name[:2] == "04" and "categories" in given)
 for path in written:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(given))
@@ -52,17 +65,18 @@ page.write_text("a book")
 
 
 def snakemake(tree: Path, *arguments: str, check: bool = True) -> str:
-    command = [sys.executable, "-m", "snakemake", "-s", "workflow/Snakefile", "--cores", "4"]
-    command += ["--scheduler", "greedy", *arguments]
+    command = [sys.executable, "-m", "snakemake", "-s", "workflow/Snakefile", *arguments]
+    if "--workflow-profile" not in arguments:
+        command += ["--cores", "4", "--scheduler", "greedy"]
     done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=300)
     said = done.stdout + done.stderr
     assert (done.returncode == 0) == check, said
     return said
 
 
-def jobs(tree: Path, *config: str) -> dict[str, int]:
+def jobs(tree: Path, *config: str, profile: str = "smoke", more: tuple = ()) -> dict[str, int]:
     """Return rule -> number of jobs that would run now."""
-    said = snakemake(tree, "-n", "--config", "profile=smoke", *config)
+    said = snakemake(tree, "-n", *more, "--config", f"profile={profile}", *config)
     if "Nothing to be done" in said:
         return {}
     table = said[said.index("Job stats:") :].split("total")[0]
@@ -80,6 +94,9 @@ def pristine(tmp_path_factory):
         shutil.copytree(ROOT / name, tree / name, ignore=ignore)
     for name in ("_config.yml", "book/_toc.yml"):
         shutil.copy2(ROOT / name, tree / name)
+    shutil.copytree(ROOT / "data" / "paper", tree / "data" / "paper")
+    (tree / "data" / "results").mkdir()
+    (tree / "data" / "results" / "scale.json").write_text("{}")
     (tree / "book" / "intro.md").write_text("# Introduction\n")
     (tree / "notebooks").mkdir()
     for name in NOTEBOOKS:
@@ -108,7 +125,7 @@ def edit(finished):
         path.write_bytes(path.read_bytes() + text.encode())
 
     yield append
-    for path, content, stat in changed:
+    for path, content, stat in reversed(changed):
         path.write_bytes(content)
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
@@ -122,7 +139,9 @@ def test_parameters_reach_the_notebooks(finished):
     last = json.loads((executed / "gland" / "04_anomaly_scoring.ipynb").read_text())
     assert last["categories"] == ["cookie", "gland"] and last["seeds"] == [0, 1]
     other = json.loads((executed / "cookie" / "04_anomaly_scoring.ipynb").read_text())
-    assert other["categories"] == ["cookie"]
+    assert "categories" not in other  # or it would write the summary of all
+    shown = json.loads((executed / "91_real_data.ipynb").read_text())
+    assert shown["profile"] == "smoke" and shown["category"] == "gland"
     trained = json.loads((executed / "cookie" / "03_lspn_training_seed1.ipynb").read_text())
     assert trained["seed"] == 1 and trained["category"] == "cookie"
 
@@ -156,13 +175,18 @@ def test_changed_module_reruns_the_stages_that_use_it(finished, edit):
 
 def test_changed_notebook_reruns_its_stage_and_what_follows(finished, edit):
     edit("notebooks/02_memory_bank.ipynb", "\n")
-    after = {k: v for k, v in ALL_JOBS.items() if k not in ("data", "features")}
+    after = {k: v for k, v in ALL_JOBS.items() if k not in ("data", "features", "real_data")}
     assert jobs(finished) == after
 
 
 def test_changed_prose_rebuilds_only_the_book(finished, edit):
     edit("book/intro.md", "One more sentence.\n")
     assert jobs(finished) == {"book": 1, "all": 1}
+
+
+def test_changed_measurements_run_only_the_chapter_that_shows_them(finished, edit):
+    edit("data/results/scale.json", "\n")
+    assert jobs(finished) == {"real_data": 1, "book": 1, "all": 1}
 
 
 def test_a_new_date_alone_reruns_nothing(finished, edit):
@@ -212,18 +236,256 @@ def test_failing_job_keeps_the_committed_table_and_the_old_book(finished, edit):
         (["profile=smoke", "settings={alhpa: 1.0}"], "unknown parameter 'alhpa'; allowed: "),
         (["profile=smoke", "settings={epochs: many}"], "epochs is 'many'; expected int >= 1"),
         (["profile=smoke", "dataset=mvtec3d"], "needs data_root"),
+        (["profile=smoke", "dataset=mvtec"], "dataset is 'mvtec'; expected one of "),
+        (["profile=smoke", "device=gpu"], "device is 'gpu'; expected one of "),
+        (["profile=smoke", "categories=gland tire"], "category is 'tire'; found in dataset "),
+        (["profile=smoke", "settings={category: rope}"], "category is 'rope'; this run has "),
+        (["profile=smoke", "settings={device: cpu}"], "device is no setting of the profile"),
+        (["profile=smoke", "settings=alpha"], "settings is 'alpha'; expected a mapping"),
+        (["dataset=folder", "data_root=/nowhere"], "data_root is '/nowhere', where there is no "),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_runs(pristine, config, message):
     assert message in snakemake(pristine, "-n", "--config", *config, check=False)
 
 
-def test_demo_and_real_data_have_their_categories(pristine):
-    said = snakemake(pristine, "-n", "--quiet", "rules", "--config", "profile=demo")
-    assert re.search(r"^lspn\s+15$", said, re.MULTILINE), said
-    real = ["profile=paper", "dataset=mvtec3d", "data_root=/data/mvtec3d"]
-    said = snakemake(pristine, "-n", "--quiet", "rules", "--config", *real)
-    assert re.search(r"^lspn\s+30$", said, re.MULTILINE), said
+def test_demo_has_its_categories_and_asks_for_no_gpu(pristine):
+    said = snakemake(pristine, "-n", "--config", "profile=demo")
+    assert re.search(r"^lspn +15$", said, re.MULTILINE)
+    assert re.search(r"^loss_weights +1$", said, re.MULTILINE)
+    assert "mem_mb=3000" in said and not re.search(r"gpu=[1-9]", said)
+
+
+# ------------------------------------------------------------------ real data
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory):
+    """Returns a function that makes a folder with empty categories: a plan needs no scans."""
+
+    def make(dataset: str, names=None) -> Path:
+        root = tmp_path_factory.mktemp(dataset)
+        for name in names or library.CATEGORIES[dataset]:
+            (root / name / "train" / "good" / "rgb").mkdir(parents=True)
+        return root
+
+    return make
+
+
+def resources(tree: Path, *arguments: str) -> dict[str, dict[str, int]]:
+    """Return rule -> its jobs' resources, and threads, all whole numbers, as a dry run has them."""
+    said = snakemake(tree, "-n", *arguments)
+    found = {}
+    for block in re.split(r"\n(?:local)?rule (?=\w+:)", said)[1:]:
+        rule = block.split(":")[0]
+        threads = re.search(r"^    threads: (\d+)$", block, re.MULTILINE)
+        line = re.search(r"^    resources: (.*)$", block, re.MULTILINE).group(1)
+        plain = {name: int(num) for name, num in re.findall(r"(\w+)=(\d+)(?=,|$)", line)}
+        plain |= {"threads": int(threads.group(1)) if threads else 1}
+        assert found.setdefault(rule, plain) == plain  # the same for every job of a rule
+    return found
+
+
+@pytest.mark.parametrize("more", [(), SLURM], ids=["here", "slurm"])
+def test_plan_of_all_of_mvtec3d(pristine, data_root, more):
+    real = ("dataset=mvtec3d", f"data_root={data_root('mvtec3d')}")
+    assert jobs(pristine, *real, profile="paper", more=more) == PAPER_JOBS
+
+
+def test_plans_of_eyecandies_of_a_part_and_of_ones_own_scans(pristine, data_root):
+    sweets = ("dataset=eyecandies", f"data_root={data_root('eyecandies')}")
+    assert jobs(pristine, *sweets, profile="paper") == PAPER_JOBS
+    part = ("dataset=mvtec3d", f"data_root={data_root('mvtec3d', ['tire', 'bagel'])}")
+    two = PAPER_JOBS | {"features": 2, "bank": 2, "lspn": 6, "scores": 1}
+    assert jobs(pristine, *part, profile="paper") == two
+    own = ("dataset=folder", f"data_root={data_root('folder', ['left door', 'lid (v1.2)'])}")
+    assert jobs(pristine, *own, profile="paper") == two
+    alone = {k: v for k, v in PAPER_JOBS.items() if k != "scores"}
+    alone |= {"features": 1, "bank": 1, "lspn": 3}
+    assert jobs(pristine, *part, "categories=bagel", profile="paper") == alone
+
+
+def test_one_category_of_ones_own_runs_to_the_book(pristine, data_root, tmp_path):
+    """With a name that has to be quoted in shells and escaped in patterns."""
+    tree = tmp_path / "tree"
+    shutil.copytree(pristine, tree)
+    root = data_root("folder", ["it's a (lid)"])
+    given = ("profile=smoke", "dataset=folder", f"data_root={root}", f"html={tmp_path}/a book")
+    snakemake(tree, "--quiet", "all", "--config", *given)
+    summary = json.loads((tree / "data/results/folder_smoke.json").read_text())
+    assert summary["categories"] == ["it's a (lid)"] and summary["data_root"] == str(root)
+    assert (tmp_path / "a book" / "index.html").read_text() == "a book"
+    assert jobs(tree, *given[1:]) == {}
+
+
+def test_memory_time_and_gpu_of_each_rule_arrive_in_the_plan(pristine, data_root):
+    real = ("dataset=mvtec3d", f"data_root={data_root('mvtec3d')}")
+    plan = resources(pristine, *SLURM, "--config", "profile=paper", *real)
+    wanted = ("mem_mb", "runtime", "gpu", "threads")
+    shown = {rule: tuple(x.get(n, 0) for n in wanted) for rule, x in plan.items() if rule != "all"}
+    assert shown == {
+        "data": (32000, 120, 0, 8),
+        "features": (12000, 240, 1, 1),
+        "bank": (12000, 120, 1, 1),
+        "lspn": (12000, 720, 1, 1),
+        "scores": (12000, 120, 1, 1),
+        "showcase": (12000, 120, 1, 1),
+        "real_data": (3000, 240, 0, 1),
+        "book": (3000, 240, 0, 1),
+    }
+    again = ("--attempt", "2", "--config", "profile=paper", *real, "device=cpu")
+    tried_again_on_cpu = resources(pristine, *SLURM, *again)
+    assert not any(x.get("gpu") for x in tried_again_on_cpu.values())
+    assert tried_again_on_cpu["lspn"]["mem_mb"] == 24000
+    assert tried_again_on_cpu["lspn"]["runtime"] == 1440
+    on_gpu = resources(pristine, "--config", "profile=demo", "device=cuda")
+    assert {x["mem_mb"] for rule, x in on_gpu.items() if rule != "all"} == {3000}
+    assert {rule for rule, x in on_gpu.items() if x.get("gpu")} == {
+        "features", "bank", "lspn", "scores", "showcase", "loss_weights",
+    }  # fmt: skip
+
+
+def test_slurm_is_asked_for_what_the_plan_says(pristine, data_root):
+    """The plugin's own functions make sbatch's options of it."""
+    slurm = pytest.importorskip("snakemake_executor_plugin_slurm.submit_string")
+    from snakemake_executor_plugin_slurm.utils import set_gres_string
+
+    class Resources(dict):
+        __getattr__ = dict.__getitem__
+
+    real = ("dataset=mvtec3d", f"data_root={data_root('mvtec3d')}")
+    plan = resources(pristine, *SLURM, "--config", "profile=paper", *real)
+    named = ("run_uuid", "slurm_logfile", "comment_str", "account", "partition", "workdir")
+    options = {}
+    for rule in ("data", "lspn"):
+        job = SimpleNamespace(resources=Resources(plan[rule]), threads=plan[rule]["threads"])
+        call = slurm.get_submit_command(job, dict.fromkeys(named, "")) + set_gres_string(job)
+        options[rule] = set(re.findall(r"(?:--mem|-t|--gpus|--cpus-per-task)[ =]\S+", call))
+    assert options == {
+        "data": {"--mem 32000", "-t 120", "--cpus-per-task=8"},
+        "lspn": {"--mem 12000", "-t 720", "--cpus-per-task=1", "--gpus=1"},
+    }
+
+
+def test_every_rule_that_the_slurm_profile_names_exists():
+    text = (ROOT / "workflow/profiles/slurm/config.yaml").read_text()
+    examples = text[text.index("#set-resources") :].splitlines()
+    shown = "\n".join([text, *(line.removeprefix("#") for line in examples)])
+    rules = set(re.findall(r"^rule (\w+):", (ROOT / "workflow/Snakefile").read_text(), re.M))
+    for profile in (yaml.safe_load(text), yaml.safe_load(shown)):
+        assert profile["executor"] == "slurm" and profile["retries"] >= 1
+        assert profile["rerun-incomplete"] and profile["latency-wait"] > 0
+        assert set(profile.get("set-resources", {})) <= rules
+    assert set(yaml.safe_load(shown)["set-resources"]) == {"lspn", "features"}
+
+
+def test_paper_profile_chooses_no_weights_but_can_be_asked_to(pristine, data_root):
+    real = ("dataset=mvtec3d", f"data_root={data_root('mvtec3d')}")
+    said = snakemake(pristine, "-n", "--printshellcmds", "--config", "profile=paper", *real)
+    assert "rule loss_weights" not in said
+    left_out = shlex.split(re.search(r"--left-out .*", said).group())[1]
+    assert list(json.loads(left_out)) == ["90_loss_weights"]
+    asked = jobs(pristine, *real, profile="paper", more=("loss_weights",))
+    assert asked["loss_weights"] == 1 and "lspn" not in asked
+
+
+# ------------------------------------------------------------------ run.py
+
+
+def load(name: str):
+    """Import a program of the workflow's folder, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"workflow_{name}", ROOT / f"workflow/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def call_run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "workflow/run.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_a_wrong_folder_is_told_in_one_line(data_root, tmp_path):
+    real = ("--profile", "paper", "--dataset", "mvtec3d", "--data-root")
+    holds_others = data_root("folder", ["screws", "nuts"])
+    names = ", ".join(library.CATEGORIES["mvtec3d"])
+    for root, message in (
+        ("", "dataset 'mvtec3d' needs data_root, the folder that holds its categories"),
+        (str(tmp_path / "no"), f"data_root is '{tmp_path}/no', where there is no folder"),
+        (
+            str(holds_others),
+            f"data_root is '{holds_others}', which holds the folders: nuts, screws; "
+            f"expected one or more of {names}",
+        ),
+    ):
+        done = call_run(*real, root)
+        assert done.returncode == 1 and done.stdout == ""
+        assert done.stderr == f"g2sf-book: {message}\n"
+
+
+def test_wrong_settings_and_missing_weights_are_told_in_one_line(data_root, tmp_path):
+    done = call_run("--profile", "smoke", "--settings", "{alpha: ", "-n")
+    assert done.stderr.startswith("g2sf-book: settings is '{alpha: '; expected a mapping")
+    done = call_run("--profile", "smoke", "--settings", "{alhpa: 1}", "-n")
+    assert done.stderr.startswith("g2sf-book: unknown parameter 'alhpa'")
+    missing = str(tmp_path / "no.pth")
+    real = ["--profile", "paper", "--dataset", "mvtec3d", "--data-root", str(data_root("mvtec3d"))]
+    done = call_run(*real, "--settings", f"{{pcd_weights: {missing}}}")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert missing in done.stderr and "make weights" in done.stderr
+
+
+def test_what_jobs_share_is_limited_by_the_machine(monkeypatch):
+    run = load("run")
+    monkeypatch.setattr(run.shutil, "which", lambda name: None)
+    (memory,) = run.limits()
+    assert int(memory.removeprefix("mem_mb=")) == run.psutil.virtual_memory().total // 2**20
+    monkeypatch.setattr(run.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert run.limits() == [memory, "gpu=1"]
+    given = {"profile": "demo", "device": "cpu", "data_root": "", "settings": None}
+    command = run.snakemake_command(given, 3, ["loss_weights", "-n"])
+    assert command[-5:] == ["loss_weights", "-n", "--config", "profile=demo", "device=cpu"]
+    assert command[command.index("loss_weights") - 2 :][:2] == ["--scheduler", "greedy"]
+
+
+def test_jobs_too_large_to_run_side_by_side_are_planned_all_the_same(pristine, data_root):
+    """On 8 GB a job of 12 GB is no error: it runs alone."""
+    real = ("dataset=mvtec3d", f"data_root={data_root('mvtec3d')}")
+    more = ("--resources", "mem_mb=8000", "gpu=1", "--scheduler", "greedy")
+    assert jobs(pristine, *real, profile="paper", more=more) == PAPER_JOBS
+
+
+# ------------------------------------------------------------------ the book's pages
+
+
+def test_a_notebook_that_was_not_run_has_a_page_that_says_why(tmp_path, monkeypatch):
+    """Its links resolve: the book is built with warnings as errors."""
+    pytest.importorskip("jupyter_book")
+    builder = load("build_book")
+    (tmp_path / "book" / "_static").mkdir(parents=True)
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "book" / "_toc.yml").write_text(
+        "format: jb-book\nroot: intro\nchapters:\n- file: 90_loss_weights\n- file: status\n"
+    )
+    (tmp_path / "book" / "intro.md").write_text("# A book\n\nSee [there](90_loss_weights.ipynb).\n")
+    (tmp_path / "_config.yml").write_text("title: A book\nonly_build_toc_files: true\n")
+    notebook = write_notebook(tmp_path / "notebooks" / "90_loss_weights.ipynb", "a = 1", "b = 2")
+    monkeypatch.setattr(builder, "ROOT", tmp_path)
+    executed = tmp_path / "executed"
+    executed.mkdir()
+    source = tmp_path / "work" / "source"
+    builder.assemble(executed, "foam", source, {"90_loss_weights": "Nothing is chosen here."})
+    builder.build(source, tmp_path / "work", tmp_path / "html")
+    page = (tmp_path / "html" / "90_loss_weights.html").read_text()
+    assert "A title" in page and "Nothing is chosen here." in page and "b = 2" not in page
+    assert "90_loss_weights.html" in (tmp_path / "html" / "intro.html").read_text()
+    # One that was run all the same is shown.
+    ran = nbformat.read(notebook, as_version=4)
+    ran.metadata["papermill"] = {"end_time": "2026-01-01T00:00:00"}
+    nbformat.write(ran, executed / "90_loss_weights.ipynb")
+    (executed / "90_loss_weights.tsv").write_text("s\tmax_rss\n1.0\t2.0\n")
+    builder.assemble(executed, "foam", source, {"90_loss_weights": "Nothing is chosen here."})
+    assert "b = 2" in (source / "90_loss_weights.ipynb").read_text()
 
 
 # ------------------------------------------------------------------ one notebook
@@ -327,9 +589,7 @@ def test_stopped_notebook_leaves_no_output_and_no_kernel(tmp_path, how):
 
 
 def test_a_second_run_is_refused_while_the_first_holds_the_lock(tmp_path):
-    spec = importlib.util.spec_from_file_location("workflow_run", ROOT / "workflow" / "run.py")
-    run = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(run)
+    run = load("run")
     held = run.hold_lock(tmp_path / "state" / "lock")
     with pytest.raises(SystemExit, match="Another run is at work"):
         run.hold_lock(tmp_path / "state" / "lock")

@@ -5,6 +5,9 @@ Usage, from the repository root::
     python workflow/build_book.py --executed book/executed/demo/procedural --showcase foam
         --work _build/demo-procedural --html _build/html
 
+Pages of notebooks that a profile does not run are short ones that say so (`--left-out`), because
+the table of contents and other pages link to them.
+
 Every build starts from nothing: Sphinx repeats a page's warnings only when it reads the page, so
 a build on top of an old one could pass with warnings that a fresh clone would fail on.
 """
@@ -90,13 +93,26 @@ def status_page(executed: Path, notebooks: list[Path]) -> str:
     )
 
 
-def assemble(executed: Path, showcase: str, source: Path) -> None:
+def left_out_page(notebook: Path, reason: str) -> dict[str, Any]:
+    """Return the notebook that stands for one that was not run: its title, and why.
+
+    It is a notebook and no Markdown page, since links to it end in .ipynb.
+    """
+    written = json.loads(notebook.read_text(encoding="utf-8"))
+    title = "".join(written["cells"][0]["source"]).splitlines()[0]
+    text = f"{title}\n\n```{{admonition}} Not part of this run\n:class: note\n{reason}\n```\n"
+    cell = {"cell_type": "markdown", "id": "left-out", "metadata": {}, "source": text}
+    return {**written, "cells": [cell]}
+
+
+def assemble(executed: Path, showcase: str, source: Path, left_out: dict[str, str]) -> None:
     """Write the folder that Sphinx reads.
 
     Args:
         executed: folder of the executed notebooks; those of a category in its sub-folder.
         showcase: the category whose notebooks are pages. Of its trainings seed 0 is shown.
         source: the folder to write; emptied first.
+        left_out: notebook -> why it was not run. One that was run all the same is shown.
     """
     shutil.rmtree(source, ignore_errors=True)
     source.mkdir(parents=True)
@@ -115,6 +131,11 @@ def assemble(executed: Path, showcase: str, source: Path) -> None:
         name = path.name.replace("_seed0.ipynb", ".ipynb")
         if relative.parent.as_posix() in (".", showcase) and "_seed" not in name:
             (source / name).write_text(json.dumps(page_notebook(path)), encoding="utf-8")
+    for name, reason in left_out.items():
+        page = source / f"{name}.ipynb"
+        if not page.exists():
+            substitute = left_out_page(ROOT / "notebooks" / page.name, reason)
+            page.write_text(json.dumps(substitute), encoding="utf-8")
     (source / "status.md").write_text(status_page(executed, notebooks), encoding="utf-8")
 
 
@@ -145,9 +166,16 @@ def main() -> None:
     parser.add_argument("--showcase", required=True)
     parser.add_argument("--work", type=Path, required=True, help="folder for source and build")
     parser.add_argument("--html", type=Path, required=True)
+    parser.add_argument(
+        "--left-out",
+        type=json.loads,
+        default={},
+        metavar="JSON",
+        help="notebooks that were not run: name -> reason",
+    )
     arguments = parser.parse_args()
     source = (arguments.work / "source").absolute()
-    assemble(arguments.executed, arguments.showcase, source)
+    assemble(arguments.executed, arguments.showcase, source, arguments.left_out)
     build(source, arguments.work.absolute(), arguments.html)
 
 

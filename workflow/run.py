@@ -8,10 +8,14 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import psutil
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,21 +38,63 @@ def hold_lock(path: Path) -> int:
     return descriptor
 
 
-def snakemake_command(arguments: argparse.Namespace, more: list[str]) -> list[str]:
-    """Return the command line of Snakemake."""
-    config = {
-        "profile": arguments.profile,
-        "dataset": arguments.dataset,
-        "data_root": arguments.data_root,
-        "settings": arguments.settings,
-        "html": arguments.html,
-    }
+def check(given: dict, is_dry: bool) -> None:
+    """Leave with one line where the call is wrong, before Snakemake adds what it was doing.
+
+    Args:
+        given: the arguments for the Snakefile.
+        is_dry: whether the plan is only shown; it needs no weights.
+
+    Raises:
+        SystemExit: see `plan.make_plan`; or the features' weights are missing, which would
+            else stop the run only when all scans have been prepared.
+    """
+    sys.path.insert(0, str(ROOT))
+    from plan import make_plan
+
+    from g2sf_lib.config import ConfigError
+
+    try:
+        plan = make_plan(given | {"settings": yaml.safe_load(given["settings"] or "{}")})
+    except yaml.YAMLError:
+        example = "expected a mapping, e.g. '{alpha: 2.0}'"
+        raise SystemExit(f"g2sf-book: settings is {given['settings']!r}; {example}") from None
+    except ConfigError as error:
+        raise SystemExit(f"g2sf-book: {error}") from None
+    features = plan.base.features
+    if features.pcd_features == "pointmae" and not is_dry:
+        from g2sf_lib.features.pointmae import DEFAULT_FILE, WHERE
+
+        path = Path(features.pcd_weights or DEFAULT_FILE)
+        if not path.is_file():
+            raise SystemExit(f"g2sf-book: Point-MAE needs its weights; no file at {path}. {WHERE}")
+
+
+def limits() -> list[str]:
+    """Return what this machine has of the resources that jobs share, for Snakemake.
+
+    Jobs that together would not fit into memory then run one after the other (a single job that
+    asks for more than there is runs alone), and so do those that use the GPU: all take the first.
+    """
+    memory = psutil.virtual_memory().total // 2**20
+    return [f"mem_mb={memory}", *(["gpu=1"] if shutil.which("nvidia-smi") else [])]
+
+
+def snakemake_command(given: dict, jobs: int, more: list[str]) -> list[str]:
+    """Return the command line of Snakemake.
+
+    Args:
+        given: its `--config`; what is empty is left out.
+        jobs: cores to use.
+        more: further arguments; where one is given twice, Snakemake takes the last.
+    """
     return [
         *(sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile"),
-        *("--cores", str(arguments.jobs), "--nolock", "--rerun-incomplete", "--keep-going"),
-        *("--scheduler", "greedy", "--quiet", "host", "rules"),
+        *("--cores", str(jobs), "--nolock", "--rerun-incomplete", "--keep-going"),
+        *("--quiet", "host", "rules", "--resources", *limits()),
+        *("--scheduler", "greedy"),  # after those that take many values: `more` may be a target
         *more,
-        *("--config", *(f"{name}={value}" for name, value in config.items() if value)),
+        *("--config", *(f"{name}={value}" for name, value in given.items() if value)),
     ]
 
 
@@ -60,16 +106,22 @@ def main() -> None:
     parser.add_argument("--profile", default="demo")
     parser.add_argument("--dataset", default="procedural")
     parser.add_argument("--data-root")
+    parser.add_argument("--categories", help="some of the data set's, e.g. 'bagel foam'")
+    parser.add_argument("--device", help="auto, cpu or cuda")
     parser.add_argument("--settings", help="settings that differ, e.g. '{alpha: 2.0}'")
     parser.add_argument("--jobs", type=int, default=2, help="cores to use")
     parser.add_argument("--html", default="_build/html", help="folder of the built book")
     arguments, more = parser.parse_known_args()
     os.chdir(ROOT)
+    names = ("profile", "dataset", "data_root", "categories", "device", "settings", "html")
+    given = {name: getattr(arguments, name) for name in names}
+    is_dry = any(option in more for option in ("-n", "--dry-run", "--dryrun"))
+    check(given, is_dry)
     lock = hold_lock(Path(".snakemake", "g2sf-run.lock"))
     started = time.monotonic()
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     workflow = subprocess.Popen(
-        snakemake_command(arguments, more), env=environment, pass_fds=[lock]
+        snakemake_command(given, arguments.jobs, more), env=environment, pass_fds=[lock]
     )
     while True:
         try:
@@ -80,7 +132,7 @@ def main() -> None:
     if code != 0:
         raise SystemExit(code if code > 0 else 128 - code)
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
-    if any(option in more for option in ("-n", "--dry-run", "--dryrun")):
+    if is_dry:
         return
     headline = [sys.executable, "-m", "g2sf_lib.results", "headline"]
     headline += ["--profile", arguments.profile, "--dataset", arguments.dataset]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import signal
 import sys
@@ -191,6 +192,7 @@ def main() -> None:
     try:
         run(arguments.notebook, arguments.out, arguments.parameters, arguments.threads)
     except KeyboardInterrupt:
+        logging.disable()  # asyncio would add, on the way out, that the kernel died
         print(f"{arguments.notebook} interrupted", file=sys.stderr)
         raise SystemExit(130) from None
 

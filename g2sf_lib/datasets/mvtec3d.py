@@ -14,20 +14,7 @@ from PIL import Image
 
 from g2sf_lib.datasets import Sample, ScanError
 
-CATEGORIES = (
-    "bagel",
-    "cable_gland",
-    "carrot",
-    "cookie",
-    "dowel",
-    "foam",
-    "peach",
-    "potato",
-    "rope",
-    "tire",
-)
-
-_SUFFIX = {"rgb": ".png", "xyz": ".tiff", "gt": ".png"}
+_SUFFIX = {"rgb": ".png", "xyz": ".tiff", "depth": ".png", "gt": ".png"}
 _SINGLE_CHANNEL_MODES = ("1", "L", "P", "I", "I;16")
 
 
@@ -42,6 +29,7 @@ class ScanFiles:
         split: "train", "validation" or "test".
         label: "good", or the kind of defect.
         index: the file name without suffix, e.g. "003".
+        camera: file of the camera that made a depth image of the points, or None.
     """
 
     rgb: Path
@@ -50,11 +38,17 @@ class ScanFiles:
     split: str
     label: str
     index: str
+    camera: Path | None = None
 
     @property
     def name(self) -> str:
         """What the scan is called in messages and tables, e.g. "test/dent/003"."""
         return f"{self.split}/{self.label}/{self.index}"
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that the scan is made of."""
+        return tuple(path for path in (self.rgb, self.xyz, self.gt, self.camera) if path)
 
 
 def _files_by_index(folder: Path, suffix: str) -> dict[str, Path]:
@@ -66,13 +60,16 @@ def _files_by_index(folder: Path, suffix: str) -> dict[str, Path]:
     }
 
 
-def find_scans(root: Path, category: str, split: str) -> tuple[list[ScanFiles], list[str]]:
+def find_scans(
+    root: Path, category: str, split: str, points: str = "xyz"
+) -> tuple[list[ScanFiles], list[str]]:
     """Return the complete scans of a split, and one message for each that is not complete.
 
     Args:
         root: the folder that holds the categories.
         category: any name; the folder below `root`.
         split: "train", "validation" or "test".
+        points: which folder holds the points: "xyz", or "depth" for depth images.
 
     Returns:
         Scans in the order of `list_scans`, and messages, each naming the file that is missing.
@@ -90,10 +87,12 @@ def find_scans(root: Path, category: str, split: str) -> tuple[list[ScanFiles], 
         raise ScanError(f"{folder}: no sub-folder found; expected good/ or one a kind of defect")
     scans, problems = [], []
     for label in sorted(labels, key=lambda name: (name != "good", name)):
-        found = {kind: _files_by_index(folder / label / kind, _SUFFIX[kind]) for kind in _SUFFIX}
-        if not found["rgb"] and not found["xyz"]:
-            problems.append(f"{folder / label}: no scan found; expected rgb/*.png and xyz/*.tiff")
-        needed = ("rgb", "xyz") if label == "good" else ("rgb", "xyz", "gt")
+        kinds = ("rgb", points, "gt")
+        found = {kind: _files_by_index(folder / label / kind, _SUFFIX[kind]) for kind in kinds}
+        if not found["rgb"] and not found[points]:
+            expected = f"rgb/*.png and {points}/*{_SUFFIX[points]}"
+            problems.append(f"{folder / label}: no scan found; expected {expected}")
+        needed = ("rgb", points) if label == "good" else ("rgb", points, "gt")
         for index in sorted(set().union(*found.values()), key=lambda text: (len(text), text)):
             missing = [kind for kind in needed if index not in found[kind]]
             if missing:
@@ -106,7 +105,7 @@ def find_scans(root: Path, category: str, split: str) -> tuple[list[ScanFiles], 
                 continue
             gt = found["gt"].get(index)
             scans.append(
-                ScanFiles(found["rgb"][index], found["xyz"][index], gt, split, label, index)
+                ScanFiles(found["rgb"][index], found[points][index], gt, split, label, index)
             )
     return scans, problems
 
@@ -116,7 +115,7 @@ def list_scans(root: Path, category: str, split: str) -> list[ScanFiles]:
 
     Args:
         root: the folder that holds the categories.
-        category: any name, not only one of `CATEGORIES`.
+        category: any name; the published ones are in `config.CATEGORIES`.
         split: "train", "validation" or "test".
 
     Raises:
@@ -129,8 +128,8 @@ def list_scans(root: Path, category: str, split: str) -> list[ScanFiles]:
     return scans
 
 
-def _read_png(path: Path, modes: tuple[str, ...], expected: str) -> np.ndarray:
-    """Return the pixels of an 8-bit PNG whose mode is one of `modes`."""
+def _open_png(path: Path, expected: str) -> tuple[np.ndarray, str, int]:
+    """Return pixels, mode and bit depth of a PNG."""
     try:
         with Image.open(path) as image:
             image.load()
@@ -139,13 +138,55 @@ def _read_png(path: Path, modes: tuple[str, ...], expected: str) -> np.ndarray:
             bit_depth = file.read(25)[24]  # Pillow cuts 16-bit RGB to 8 bits without a word
     except Exception as error:  # Pillow raises many kinds of exception for damaged files
         raise ScanError(f"{path}: cannot be read ({error}); expected {expected}") from error
-    if found != "PNG" or mode not in modes or (mode == "RGB" and bit_depth != 8):
-        raise ScanError(f"{path}: {found} of mode {mode}, {bit_depth} bits; expected {expected}")
+    if found != "PNG":
+        raise ScanError(f"{path}: {found} of mode {mode}; expected {expected}")
+    return pixels, mode, bit_depth
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """Return an image as (H, W, 3) uint8.
+
+    Raises:
+        ScanError: for anything but an 8-bit RGB PNG without alpha.
+    """
+    expected = "an 8-bit RGB PNG without alpha"
+    pixels, mode, bits = _open_png(path, expected)
+    if mode != "RGB" or bits != 8:
+        raise ScanError(f"{path}: PNG of mode {mode}, {bits} bits; expected {expected}")
     return pixels
 
 
-def _read_tiff(path: Path) -> np.ndarray:
-    """Return the points of a TIFF as (H, W, 3) float32, finite, at least one of them set."""
+def read_mask(path: Path) -> np.ndarray:
+    """Return (H, W) bool, True where a single-channel PNG is not zero.
+
+    Raises:
+        ScanError: for anything else.
+    """
+    pixels, mode, bits = _open_png(path, "a single-channel PNG")
+    if mode not in _SINGLE_CHANNEL_MODES:
+        raise ScanError(f"{path}: PNG of mode {mode}, {bits} bits; expected a single-channel PNG")
+    return pixels != 0
+
+
+def read_depth(path: Path) -> np.ndarray:
+    """Return (H, W) uint16 of a depth image.
+
+    Raises:
+        ScanError: for anything but a 16-bit single-channel PNG.
+    """
+    expected = "a 16-bit single-channel PNG"
+    pixels, mode, bits = _open_png(path, expected)
+    if mode not in ("I", "I;16", "I;16B") or bits != 16 or pixels.ndim != 2:
+        raise ScanError(f"{path}: PNG of mode {mode}, {bits} bits; expected {expected}")
+    return pixels.astype(np.uint16)
+
+
+def read_tiff(path: Path) -> np.ndarray:
+    """Return the points of a TIFF as (H, W, 3) float32, finite, at least one of them set.
+
+    Raises:
+        ScanError: naming the file, what was found and what was expected.
+    """
     expected = "one (H, W, 3) float32 array, metres"
     try:
         with tifffile.TiffFile(path) as tiff:
@@ -195,8 +236,12 @@ def read_scan(files: ScanFiles) -> Sample:
             that are not finite (H, W, 3) float32, an empty cloud, sizes that differ, or a
             ground truth that contradicts the label.
     """
-    rgb = _read_png(files.rgb, ("RGB",), "an 8-bit RGB PNG without alpha")
-    xyz = _read_tiff(files.xyz)
+    return assemble(files, read_tiff(files.xyz))
+
+
+def assemble(files: ScanFiles, xyz: np.ndarray) -> Sample:
+    """Return the scan of some files whose points are at hand; see `read_scan`."""
+    rgb = read_rgb(files.rgb)
     if xyz.shape != rgb.shape:
         raise ScanError(
             f"{files.xyz}: {xyz.shape[0]} x {xyz.shape[1]} points;"
@@ -204,7 +249,7 @@ def read_scan(files: ScanFiles) -> Sample:
         )
     mask = np.zeros(rgb.shape[:2], dtype=bool)
     if files.gt is not None:
-        mask = _read_png(files.gt, _SINGLE_CHANNEL_MODES, "a single-channel PNG") != 0
+        mask = read_mask(files.gt)
         if mask.shape != rgb.shape[:2]:
             raise ScanError(
                 f"{files.gt}: {mask.shape[0]} x {mask.shape[1]} pixels;"

@@ -6,11 +6,10 @@ import dataclasses
 import hashlib
 import json
 import os
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +18,10 @@ from safetensors.numpy import save_file
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
-from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from g2sf_lib.config import PreprocessConfig
-from g2sf_lib.datasets import Sample, ScanError
-from g2sf_lib.datasets.mvtec3d import ScanFiles, find_scans, read_scan
+from g2sf_lib.datasets import Sample, ScanError, reader, start_worker
 
 SPLITS = ("train", "validation", "test")
 _FORMAT_VERSION = 1
@@ -33,7 +30,9 @@ _TENSORS = {"rgb": np.uint8, "xyz": np.float32, "foreground": np.bool_, "mask": 
 
 
 def dbscan(points: np.ndarray, eps: float, min_points: int) -> np.ndarray:
-    """Return the DBSCAN cluster of every point, exactly, in a tenth of the plain time.
+    """Return the DBSCAN cluster of every point, exactly, in a fraction of the plain time.
+
+    A test and a benchmark compare it with Open3D's, which lists all neighbours of every point.
 
     A surface sampled every 0.46 mm has 500 neighbours within 6 mm of each point, and
     listing them is what takes the time. Here space is cut into cells of side eps / sqrt(3),
@@ -154,20 +153,67 @@ def _pad(array: np.ndarray, side: int) -> np.ndarray:
     return np.pad(array, before_after)
 
 
+def _largest_cluster(sample: Sample, keep: np.ndarray, config: PreprocessConfig) -> np.ndarray:
+    """Return (H, W) bool: those of the pixels to keep that lie in the largest cluster."""
+    labels = dbscan(sample.xyz[keep], config.cluster_eps_m, config.cluster_points)
+    if not np.any(labels >= 0):
+        raise ScanError(
+            f"{sample.name}: {keep.sum()} of {sample.foreground.sum()} points lie off the"
+            f" background and none has {config.cluster_points} neighbours; expected an object"
+        )
+    largest = keep.copy()
+    largest[keep] = labels == np.bincount(labels[labels >= 0]).argmax()
+    return largest
+
+
+def _off_the_conveyor(sample: Sample, config: PreprocessConfig) -> np.ndarray:
+    """Return (H, W) bool: pixels above the conveyor of Eyecandies, and near its middle.
+
+    The conveyor's frame is that of the camera's world, turned about x until the line between
+    the points in the middle of the first and of the last row is level; heights, depths from
+    the last row on and sides are taken there. The published rule, in the published scale.
+    """
+    height, width = sample.mask.shape
+    # Back from the published order of axes: y points down, z away, as the rule has it.
+    x, y, z = np.moveaxis(sample.xyz.astype(np.float64)[..., [0, 2, 1]] * (1, 1, -1), -1, 0)
+    near, far = (height - 1, width // 2), (0, width // 2)
+    rise, run = y[far] - y[near], z[far] - z[near]
+    length = np.hypot(rise, run)
+    if not (sample.foreground[near] and sample.foreground[far]) or length < 1e-6:
+        raise ScanError(
+            f"{sample.name}: no two points in the middle of the first and of the last row;"
+            " expected the conveyor there"
+        )
+    down = ((y - y[near]) * run - (z - z[near]) * rise) / length
+    away = ((y - y[near]) * rise + (z - z[near]) * run) / length
+    inside = (away <= config.conveyor_depth_m) & (np.abs(x) <= config.conveyor_side_m)
+    keep = sample.foreground & (down <= -config.conveyor_height_m) & inside
+    if not keep.any():
+        raise ScanError(
+            f"{sample.name}: no point more than {config.conveyor_height_m} above the conveyor;"
+            " expected an object"
+        )
+    return keep
+
+
 def preprocess(sample: Sample, config: PreprocessConfig) -> Sample:
     """Return the object of a scan alone, on a square; the scan itself is left as it is.
 
-    The background plane is fitted by RANSAC to the points of the image border; points within
-    `plane_margin_m` of it go; the scan is padded to a square; of what is left only the
-    largest DBSCAN cluster stays. Equal input gives equal output: RANSAC has a fixed seed.
+    `background` says how the rest is known. "plane": a plane is fitted by RANSAC to the points
+    of the image border, points within `plane_margin_m` of it go, and of what is left only the
+    largest DBSCAN cluster stays. "none": the cluster alone. "conveyor": as published for
+    Eyecandies, by height above the conveyor and place, without clusters. Then the scan is
+    padded to a square (Eyecandies' are). Equal input gives equal output: RANSAC has a fixed
+    seed.
 
     A pixel where the sensor saw no point cannot be near a plane. Its colour stays where the
     nearest pixel that has a point belongs to the object, so that small holes in the cloud do
     not become black dots in the image.
 
     Args:
-        sample: a scan with its background, as `read_scan` returns it.
-        config: distances and counts of facts.md, section 1.
+        sample: a scan with its background, as a reader's `read_scan` returns it.
+        config: distances and counts of facts.md, section 1; "auto" as background means
+            "plane" here, `prepare` knows the data set and says which.
 
     Returns:
         A `Sample` of side S, the next multiple of `pad_multiple_px`: `rgb` and `xyz` zero on
@@ -180,19 +226,18 @@ def preprocess(sample: Sample, config: PreprocessConfig) -> Sample:
         Published preprocessing of BTF, M3DM and CFM, which overwrites the data set and keeps
         the colour of every pixel without a point.
     """
-    normal, offset = np.split(_floor_plane(sample, config), [3])
     has_point = sample.foreground
-    keep = has_point & (np.abs(sample.xyz @ normal + offset) > config.plane_margin_m)
-    labels = dbscan(sample.xyz[keep], config.cluster_eps_m, config.cluster_points)
-    if not np.any(labels >= 0):
-        raise ScanError(
-            f"{sample.name}: {keep.sum()} of {has_point.sum()} points lie off the background plane"
-            f" and none has {config.cluster_points} neighbours; expected an object"
-        )
-    keep[keep] = labels == np.bincount(labels[labels >= 0]).argmax()
+    multiple = config.pad_multiple_px
+    if config.background == "conveyor":
+        keep, multiple = _off_the_conveyor(sample, config), 1
+    else:
+        keep = has_point
+        if config.background != "none":
+            normal, offset = np.split(_floor_plane(sample, config), [3])
+            keep = has_point & (np.abs(sample.xyz @ normal + offset) > config.plane_margin_m)
+        keep = _largest_cluster(sample, keep, config)
     nearest = distance_transform_edt(~has_point, return_distances=False, return_indices=True)
     silhouette = keep[tuple(nearest)]
-    multiple = config.pad_multiple_px
     side = -(-max(keep.shape) // multiple) * multiple
     return dataclasses.replace(
         sample,
@@ -203,13 +248,9 @@ def preprocess(sample: Sample, config: PreprocessConfig) -> Sample:
     )
 
 
-def _fingerprint(files: ScanFiles, config: PreprocessConfig) -> str:
+def _fingerprint(paths: Sequence[Path], config: PreprocessConfig) -> str:
     """Return 16 hex digits that change when the settings or the source files do."""
-    stats = {
-        str(path.resolve()): (path.stat().st_size, path.stat().st_mtime_ns)
-        for path in (files.rgb, files.xyz, files.gt)
-        if path is not None
-    }
+    stats = {str(path.resolve()): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
     text = json.dumps([_FORMAT_VERSION, dataclasses.asdict(config), stats], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -246,26 +287,16 @@ def save_prepared(sample: Sample, path: Path, fingerprint: str = "") -> None:
     os.replace(partial, path)
 
 
-def _prepare_scan(files: ScanFiles, path: Path, config: PreprocessConfig, fingerprint: str) -> None:
+def _prepare_scan(
+    dataset: str, files: object, path: Path, config: PreprocessConfig, fingerprint: str
+) -> None:
     """Read, preprocess and write one scan."""
-    scan = read_scan(files)
+    scan = reader(dataset).read_scan(files)
     try:
         sample = preprocess(scan, config)
     except ScanError as error:
-        raise ScanError(f"{files.xyz}: {error}") from error
+        raise ScanError(f"{files.paths[1]}: {error}") from error  # the file of the points
     save_prepared(sample, path, fingerprint)
-
-
-def _start_worker() -> None:
-    """Keep a worker process to one thread, and end it when its parent is gone."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # for Open3D, which is not loaded yet
-    threadpool_limits(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent_process().join()
-    os._exit(1)  # a killed parent tells its workers nothing: they would wait for ever
 
 
 def _run_jobs(jobs: list[tuple], workers: int, bar: tqdm) -> list[str]:
@@ -281,7 +312,7 @@ def _run_jobs(jobs: list[tuple], workers: int, bar: tqdm) -> list[str]:
         return problems
     # Spawned, not forked: forking after Open3D or torch have started threads can hang.
     with ProcessPoolExecutor(
-        min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=_start_worker
+        min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=start_worker
     ) as pool:
         futures = [pool.submit(_prepare_scan, *job) for job in jobs]
         for future in as_completed(futures):
@@ -306,6 +337,7 @@ def prepare(
     splits: Sequence[str] = SPLITS,
     workers: int = 1,
     progress: bool = True,
+    dataset: str = "mvtec3d",
 ) -> None:
     """Write ``<out>/<category>/<split>/<label>/NNN.safetensors`` for every scan of a data set.
 
@@ -322,15 +354,20 @@ def prepare(
         splits: which of train, validation and test.
         workers: processes; each runs on one thread.
         progress: show a bar.
+        dataset: as in the config; says how the scans are stored, and what "auto" means as
+            their background.
 
     Raises:
         ScanError: after every other scan has been written, with one line for each bad file.
     """
+    if config.background == "auto":
+        rule = "conveyor" if dataset == "eyecandies" else "plane"
+        config = dataclasses.replace(config, background=rule)
     jobs, problems = [], []
     for category in categories:
         for split in splits:
             try:
-                scans, incomplete = find_scans(root, category, split)
+                scans, incomplete = reader(dataset).find_scans(root, category, split)
             except ScanError as error:
                 problems.append(str(error))
                 continue
@@ -341,9 +378,9 @@ def prepare(
                 for path in set(folder.glob("*/*.safetensors")) - set(paths):
                     path.unlink()
             for files, path in zip(scans, paths, strict=True):
-                fingerprint = _fingerprint(files, config)
+                fingerprint = _fingerprint(files.paths, config)
                 if not _is_prepared(path, fingerprint):
-                    jobs.append((files, path, config, fingerprint))
+                    jobs.append((dataset, files, path, config, fingerprint))
         if (Path(root) / category).is_dir():
             _write_settings(Path(out) / category, root, config)
     with tqdm(total=len(jobs), desc="preprocess", unit="scan", disable=not progress) as bar:

@@ -13,7 +13,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -23,11 +22,11 @@ import numpy as np
 import tifffile
 from PIL import Image
 from scipy import ndimage
-from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
+from g2sf_lib import config as library
 from g2sf_lib.config import DataConfig
-from g2sf_lib.datasets import Sample, ScanError
+from g2sf_lib.datasets import Sample, ScanError, start_worker
 from g2sf_lib.datasets.defects import (
     CATEGORY_SCALE,
     DEFECTS,
@@ -38,7 +37,7 @@ from g2sf_lib.datasets.defects import (
 )
 from g2sf_lib.datasets.parts import MAKERS, Part, grid_normals, grid_triangles, smoothstep
 
-CATEGORIES = ("cookie", "dowel", "foam", "gland", "rope")
+CATEGORIES = library.CATEGORIES["procedural"]
 MASK_DISTANCE_M = 0.00025  # a surface that moved by more is anomalous
 MASK_ALBEDO = 0.03  # so is a reflectance that changed by more in any channel
 MIN_MASK_AREA_MM2 = 5.0  # a defect that shows less is drawn again elsewhere
@@ -427,18 +426,6 @@ def _write_scan(job: tuple[Path, DataConfig, tuple[str, str, str, int]]) -> None
             _write(path, lambda p, k=kind: Image.fromarray(image[k]).save(p, format="PNG"))
 
 
-def _start_worker() -> None:
-    """Keep a worker to one thread, and end it when its parent is killed."""
-    threadpool_limits(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Wait for the parent to end; a worker would otherwise wait for its next job for ever."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
 def _write_json(path: Path, value: dict) -> None:
     """Write a JSON file in one step."""
     _write(path, lambda p: p.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n"))
@@ -518,7 +505,7 @@ def generate(
         with ProcessPoolExecutor(
             min(workers, len(jobs)),
             mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start_worker,
+            initializer=start_worker,
         ) as pool:
             for _ in pool.map(_write_scan, jobs, chunksize=2):
                 bar.update()

@@ -7,6 +7,7 @@ patches does not wait for them.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,7 @@ from scipy import ndimage
 
 from g2sf_lib.config import MODALITIES, FeatureConfig
 from g2sf_lib.datasets import Sample
+from g2sf_lib.memory import Rows
 
 MIN_COVER = 0.25  # of a cell's pixels
 
@@ -37,11 +39,66 @@ class Patches:
         grid: (rows, columns) of the common grid; cell (r, c) covers the same fraction of
             image and cloud, top left first.
         foreground: (grid[0] * grid[1],) bool; False where the whole point feature is zero.
+        shared: the RGB feature is the same in every square of so many cells on a side (2 where
+            28 x 28 tokens are paired with 56 x 56 point features), but for background.
     """
 
     feat: dict[str, torch.Tensor]
     grid: tuple[int, int]
     foreground: torch.Tensor
+    shared: int = 1
+
+    @property
+    def cells(self) -> dict[str, Rows]:
+        """Features of the foreground cells, mod -> (n, D_mod), row-major."""
+        return {mod: Rows([self.feat[mod][self.foreground]]) for mod in MODALITIES}
+
+
+@dataclass(frozen=True)
+class PackedPatches:
+    """The patches of one scan without what is redundant, in half precision.
+
+    Attributes:
+        cells: mod -> (n, D_mod): the features of the foreground cells, row-major; an RGB
+            feature that several cells share is stored once.
+        grid: (rows, columns) of the common grid.
+        foreground: (grid[0] * grid[1],) bool, n of them True.
+    """
+
+    cells: dict[str, Rows]
+    grid: tuple[int, int]
+    foreground: torch.Tensor
+
+    @property
+    def feat(self) -> dict[str, torch.Tensor]:
+        """Features of all cells as in `Patches`, mod -> (cells, D_mod); made anew on every call."""
+        feat = {}
+        for mod, rows in self.cells.items():
+            feat[mod] = torch.zeros(len(self.foreground), rows.shape[1], device=rows.device)
+            feat[mod][self.foreground] = rows[:]
+        return feat
+
+
+def pack(patches: Patches) -> PackedPatches:
+    """Return patches in half precision, background left out, shared features once."""
+    inside = torch.nonzero(patches.foreground)[:, 0]
+    cells = {"pcd": Rows([patches.feat["pcd"][inside].half()])}
+    row, column = inside // patches.grid[1], inside % patches.grid[1]
+    columns = -(-patches.grid[1] // patches.shared)
+    square = row // patches.shared * columns + column // patches.shared
+    used, place = torch.unique(square, return_inverse=True)
+    # The first cell of each square; its others have the same feature.
+    first = torch.full((len(used),), len(inside), device=inside.device)
+    first.scatter_reduce_(0, place, torch.arange(len(inside), device=inside.device), "amin")
+    rgb = patches.feat["rgb"][inside[first]].half()
+    cells["rgb"] = Rows([rgb], place.int() if patches.shared > 1 else None)
+    return PackedPatches(cells, patches.grid, patches.foreground)
+
+
+def foreground_features(patches: Sequence[Patches | PackedPatches]) -> dict[str, Rows]:
+    """Return mod -> (N, D_mod): the foreground cells of several scans, one after another."""
+    cells = [p.cells for p in patches]
+    return {mod: Rows.joined([c[mod] for c in cells]) for mod in MODALITIES}
 
 
 class FeatureExtractor:
@@ -97,7 +154,16 @@ class FeatureExtractor:
         feat = {"pcd": pcd.to(self.device), "rgb": self._rgb([sample.rgb])[0]}
         for mod in MODALITIES:
             feat[mod] = torch.where(foreground[:, None], feat[mod], 0.0)
-        return Patches(feat, (self.config.grid_size, self.config.grid_size), foreground)
+        grid = (self.config.grid_size, self.config.grid_size)
+        return Patches(feat, grid, foreground, self._rgb.shared)
+
+
+def half_precision(device: torch.device) -> torch.autocast:
+    """Return the context in which a frozen network runs: float16 products on a GPU only.
+
+    Features are stored in float16 anyway; a CPU is slower in half precision, not faster.
+    """
+    return torch.autocast(device.type, dtype=torch.float16, enabled=device.type == "cuda")
 
 
 def nearest_index(size: int, num: int) -> np.ndarray:
@@ -131,8 +197,10 @@ def cell_labels(
     return torch.from_numpy(dilated[np.ix_(rows, columns)].reshape(-1))
 
 
-def save_patches(path: str | Path, patches: Patches, cell_mask: torch.Tensor | None = None) -> None:
-    """Write patches as one safetensors file, features in float16; all of it or nothing.
+def save_patches(
+    path: str | Path, patches: Patches | PackedPatches, cell_mask: torch.Tensor | None = None
+) -> None:
+    """Write patches as one safetensors file, packed (see `pack`); all of it or nothing.
 
     Args:
         path: the file; its folder exists.
@@ -143,31 +211,36 @@ def save_patches(path: str | Path, patches: Patches, cell_mask: torch.Tensor | N
         ValueError: a feature is not finite in float16.
     """
     path = Path(path)
-    tensors = {mod: patches.feat[mod].to("cpu", torch.float16).contiguous() for mod in MODALITIES}
+    packed = pack(patches) if isinstance(patches, Patches) else patches
+    tensors = {mod: torch.cat(packed.cells[mod].parts) for mod in MODALITIES}
     for mod in MODALITIES:
         if not torch.isfinite(tensors[mod]).all():
             raise ValueError(f"{path}: {mod} features are not finite, or above 65504, in float16")
-    tensors["foreground"] = patches.foreground.to("cpu", torch.bool).contiguous()
+        if packed.cells[mod].place is not None:
+            tensors[f"{mod}_place"] = packed.cells[mod].place
+    tensors["foreground"] = packed.foreground.bool()
     if cell_mask is not None:
-        tensors["cell_mask"] = cell_mask.to("cpu", torch.bool).contiguous()
+        tensors["cell_mask"] = cell_mask.bool()
+    tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
     # Written beside the target and renamed, so that a killed run leaves no half file.
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, draft, metadata={"grid": "{} {}".format(*patches.grid)})
+        save_file(tensors, draft, metadata={"grid": "{} {}".format(*packed.grid)})
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
 
 
-def load_patches(path: str | Path) -> tuple[Patches, torch.Tensor | None]:
+def load_patches(path: str | Path) -> tuple[PackedPatches, torch.Tensor | None]:
     """Return the patches of a file that `save_patches` wrote, and its cell mask if it has one.
+
+    The file is mapped into memory: features are read from the disk when they are used.
 
     Args:
         path: the file.
 
     Returns:
-        Patches on the CPU, features float32 with the precision of float16; and (cells,)
-        bool, or None.
+        Patches on the CPU; and (cells,) bool, or None.
 
     Raises:
         ValueError: the file is damaged, or not one of ours.
@@ -177,8 +250,10 @@ def load_patches(path: str | Path) -> tuple[Patches, torch.Tensor | None]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
         rows, columns = (int(side) for side in metadata["grid"].split())
-        feat = {mod: tensors[mod].float() for mod in MODALITIES}
+        cells = {mod: Rows([tensors[mod]], tensors.get(f"{mod}_place")) for mod in MODALITIES}
         foreground = tensors["foreground"]
+        if any(len(cells[mod]) != int(foreground.sum()) for mod in MODALITIES):
+            raise ValueError("as many features as foreground cells were expected")
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: not a readable patch file: {error}") from error
-    return Patches(feat, (rows, columns), foreground), tensors.get("cell_mask")
+    return PackedPatches(cells, (rows, columns), foreground), tensors.get("cell_mask")

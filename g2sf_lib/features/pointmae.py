@@ -18,15 +18,16 @@ from torch import nn
 
 from g2sf_lib.config import FeatureConfig
 from g2sf_lib.datasets import ScanError
-from g2sf_lib.features import WeightsError, nearest_index
+from g2sf_lib.features import WeightsError, half_precision, nearest_index
 
 WIDTH, DEPTH, NUM_HEADS = 384, 12, 6
 TAPS = (4, 8, 12)  # blocks whose outputs are concatenated: 3 * 384 = 1152 numbers
 PIXELS = 224  # side of the grid on which point features are laid before pooling
 DECODER = ("mask_token", "decoder_pos_embed.", "MAE_decoder.", "increase_dim.")
+URL = "https://github.com/Pang-Yatian/Point-MAE/releases/download/main/pretrain.pth"
+DEFAULT_FILE = Path("data/weights/pointmae_pretrain.pth")  # where `make weights` puts it
 WHERE = (
-    "Fetch https://github.com/Pang-Yatian/Point-MAE/releases/download/main/pretrain.pth, keep it "
-    "where you like, and set pcd_weights to its path."
+    f"Call `make weights`, or fetch {URL}, keep it where you like, and set pcd_weights to its path."
 )
 
 
@@ -107,15 +108,19 @@ class PointMAE(nn.Module):
 
         Args:
             path: a .pth file whose key ``base_model`` holds names with the prefixes
-                ``module.`` (optional) and ``MAE_encoder.``.
+                ``module.`` (optional) and ``MAE_encoder.``; None: `DEFAULT_FILE`.
 
         Raises:
             WeightsError: there is no such file, it cannot be read without running code in
                 it, or a tensor is missing, left over or of another shape.
         """
-        if path is None or not Path(path).is_file():
-            found = "not set" if path is None else f"{str(path)!r}, where there is no file"
-            raise WeightsError(f"Point-MAE needs its weights; pcd_weights is {found}. {WHERE}")
+        found = f"{str(path)!r}" if path is not None else f"not set, which means {DEFAULT_FILE}"
+        path = DEFAULT_FILE if path is None else Path(path)
+        if not path.is_file():
+            raise WeightsError(
+                f"Point-MAE needs its weights; pcd_weights is {found}, where there is no file. "
+                f"{WHERE}"
+            )
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -174,13 +179,14 @@ class PointMAE(nn.Module):
         member = member.reshape(self.num_groups, self.group_size)
         groups = torch.from_numpy(host[member] - host[centre][:, None]).to(device)  # (G, S, 3)
         # 64 groups at a time: the widest layer of all groups at once would take 270 MB.
-        x = torch.cat([self.encoder(part) for part in groups.split(64)])  # (G, 384)
-        position = self.pos_embed(torch.from_numpy(host[centre]).to(device))
         taps = []
-        for number, block in enumerate(self.blocks.blocks, start=1):
-            x = block(x + position)
-            if number in TAPS:
-                taps.append(self.norm(x))
+        with half_precision(device):
+            x = torch.cat([self.encoder(part) for part in groups.split(64)])  # (G, 384)
+            position = self.pos_embed(torch.from_numpy(host[centre]).to(device))
+            for number, block in enumerate(self.blocks.blocks, start=1):
+                x = block(x + position)
+                if number in TAPS:
+                    taps.append(self.norm(x).float())
         return torch.cat(taps, dim=1), torch.from_numpy(centre).to(device)
 
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from g2sf_lib.config import ConfigError, FeatureConfig
-from g2sf_lib.features import WeightsError
+from g2sf_lib.features import WeightsError, half_precision
 
 PACKAGED_MODEL = "tf_efficientnet_lite0"
 STRIDES = (8, 16)
@@ -55,6 +55,11 @@ class RGBFeatures:
         self._levels = [reductions.index(s) for s in STRIDES if s in reductions]
         # A plain transformer has one and the same stride throughout, which may well be 8.
         self._has_tokens = len(set(reductions)) == 1 and hasattr(self.model, "num_prefix_tokens")
+        # How many cells along a side share a token: tells storage and search.
+        self.shared = 1
+        if self._has_tokens:
+            side = config.rgb_size // reductions[0]
+            self.shared = self.grid // side if side and self.grid % side == 0 else 1
         if not self._has_tokens and len(self._levels) < len(STRIDES):
             raise ConfigError(
                 f"rgb_model is {config.rgb_model!r}, with strides {reductions}; expected outputs "
@@ -74,19 +79,23 @@ class RGBFeatures:
         """
         x = torch.cat([self._resize(image) for image in images])  # (B, 3, size, size)
         x = (x - self._mean) / self._std
+        with half_precision(self.device):
+            maps = self._maps(x)
+        cells = torch.cat([_to_grid(m.float(), self.grid) for m in maps], dim=1)
+        return cells.flatten(2).transpose(1, 2).contiguous()  # (B, grid * grid, D)
+
+    def _maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Return maps (B, C, h, h) of normalised images."""
         if self._has_tokens:
             tokens = self.model.forward_features(x)  # (B, prefix + n * n, D)
             tokens = tokens[:, self.model.num_prefix_tokens :]
             side = math.isqrt(tokens.shape[1])
-            maps = [tokens.transpose(1, 2).unflatten(2, (side, side))]
-        else:
-            maps = self.model.forward_intermediates(
-                x, indices=self._levels, stop_early=True, intermediates_only=True
-            )
-            # Padding is left out of the mean: zeros would make the border look special.
-            maps = [F.avg_pool2d(m, 3, 1, 1, count_include_pad=False) for m in maps]
-        cells = torch.cat([_to_grid(m, self.grid) for m in maps], dim=1)  # (B, D, grid, grid)
-        return cells.flatten(2).transpose(1, 2).contiguous().float()
+            return [tokens.transpose(1, 2).unflatten(2, (side, side))]
+        maps = self.model.forward_intermediates(
+            x, indices=self._levels, stop_early=True, intermediates_only=True
+        )
+        # Padding is left out of the mean: zeros would make the border look special.
+        return [F.avg_pool2d(m, 3, 1, 1, count_include_pad=False) for m in maps]
 
     def _resize(self, image: np.ndarray) -> torch.Tensor:
         """Return one image as (1, 3, size, size) float32 in [0, 1], resized bicubically."""

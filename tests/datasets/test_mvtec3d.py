@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from g2sf_lib.config import CATEGORIES
 from g2sf_lib.datasets import ScanError
-from g2sf_lib.datasets.mvtec3d import CATEGORIES, list_scans, read_scan
+from g2sf_lib.datasets.mvtec3d import list_scans, read_scan
 
 HEIGHT, WIDTH = 12, 17
 
@@ -55,8 +56,8 @@ def check_error(files, path):
 
 
 def test_ten_categories():
-    assert len(set(CATEGORIES)) == 10
-    assert list(CATEGORIES) == sorted(CATEGORIES)
+    assert len(set(CATEGORIES["mvtec3d"])) == 10
+    assert list(CATEGORIES["mvtec3d"]) == sorted(CATEGORIES["mvtec3d"])
 
 
 def test_scan_is_read_as_written_and_need_not_be_square():
@@ -194,7 +195,7 @@ def test_truncated_file_is_refused_or_lost_nothing(kind, kept, options):
         except ScanError as error:
             assert str(path) in str(error) and "expected" in str(error)
         else:  # only what follows the pixels was cut off
-            assert kept > 0.6
+            assert kept > 0.55
             assert np.array_equal(sample.xyz, xyz)
             assert np.array_equal(sample.rgb, rgb)
             assert np.array_equal(sample.mask, mask > 0)

@@ -1,6 +1,10 @@
 import dataclasses
 import json
 import os
+import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +15,8 @@ import tifffile
 from PIL import Image
 
 from g2sf_lib.config import PreprocessConfig
-from g2sf_lib.datasets import Sample, ScanError
+from g2sf_lib.datasets import Sample, ScanError, reader
+from g2sf_lib.datasets import preprocess as preprocess_module
 from g2sf_lib.datasets.mvtec3d import list_scans, read_scan
 from g2sf_lib.datasets.preprocess import (
     dbscan,
@@ -23,6 +28,7 @@ from g2sf_lib.datasets.preprocess import (
 
 PITCH = 0.001
 CONFIG = PreprocessConfig(pad_multiple_px=16, border_px=6)
+CONVEYOR = dataclasses.replace(CONFIG, background="conveyor")
 TENSORS = ("rgb", "xyz", "mask", "raw_xyz")
 
 
@@ -197,7 +203,7 @@ def test_prepared_scans_are_the_preprocessed_ones(tmp_path):
     for path, files in zip(paths, list_scans(root, "part", "test"), strict=True):
         assert_same(load_prepared(path), preprocess(read_scan(files), CONFIG))
     record = json.loads((out / "part/preprocess.json").read_text())
-    assert record["preprocess"] == dataclasses.asdict(CONFIG)
+    assert record["preprocess"] == dataclasses.asdict(CONFIG) | {"background": "plane"}
 
 
 def test_what_is_there_is_not_made_again(tmp_path):
@@ -222,7 +228,7 @@ def test_what_is_there_is_not_made_again(tmp_path):
     assert all(a != b for a, b in zip(second, times(), strict=True))
     assert load_prepared(paths[0]).mask.shape == (96, 96)
     assert json.loads((out / "part/preprocess.json").read_text())["preprocess"] == (
-        dataclasses.asdict(other)
+        dataclasses.asdict(other) | {"background": "plane"}
     )
     third = times()
     os.utime(source / "rgb/003.png")  # a source that changed
@@ -268,3 +274,296 @@ def test_truncated_prepared_scan_is_named(tmp_path, kept):
 def test_nothing_prepared_is_said(tmp_path):
     with pytest.raises(ScanError, match="part/train: no prepared scan found; expected"):
         list_prepared(tmp_path, "part", "train")
+
+
+# ---------------------------------------------------------------- no plane: conveyor, nothing
+
+
+def above_the_conveyor(xyz):
+    """Return what the published rule keeps, pixel by pixel, in the units of the renderer."""
+    height, width, _ = xyz.shape
+
+    def unit(row, column):
+        a, b, c = (10 * float(value) for value in xyz[row, column])
+        return a, c, -b  # to the side, down, away
+
+    _, y0, z0 = unit(height - 1, width // 2)
+    _, y1, z1 = unit(0, width // 2)
+    angle = np.arctan2(y1 - y0, z1 - z0)
+    keep = np.zeros((height, width), bool)
+    for row in range(height):
+        for column in range(width):
+            x, y, z = unit(row, column)
+            if (x, y, z) == (0, 0, 0):
+                continue
+            turned_y = np.cos(angle) * (y - y0) - np.sin(angle) * (z - z0)
+            turned_z = np.sin(angle) * (y - y0) + np.cos(angle) * (z - z0)
+            keep[row, column] = not (turned_y > -0.02 or turned_z > 1.8 or abs(x) > 1)
+    return keep
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("height", "width"), [(12, 12), (9, 14), (14, 9)])
+def test_conveyor_rule_is_the_published_one(seed, height, width):
+    generator = np.random.default_rng(seed)
+    xyz = generator.uniform((-0.13, -0.4, -0.05), (0.13, -0.1, 0.05), (height, width, 3))
+    xyz[generator.random((height, width)) < 0.1] = 0
+    middle = width // 2
+    xyz[0, middle] = 0.01, -0.33, 0.03 * (seed - 1)  # away from the camera: minus in y
+    xyz[height - 1, middle] = 0.02, -0.12, 0.01
+    xyz = xyz.astype(np.float32)
+    rgb = generator.integers(1, 256, (height, width, 3), dtype=np.uint8)
+    scan = Sample(rgb, xyz, np.zeros((height, width), bool), "good", "train/good/000")
+    sample = preprocess(scan, CONVEYOR)
+    expected = above_the_conveyor(xyz)
+    assert 5 < expected.sum() < expected.size - 30
+    side = max(height, width)  # a square, and no more
+    assert sample.mask.shape == (side, side)
+    top, left = (side - height) // 2, (side - width) // 2
+    window = np.s_[top : top + height, left : left + width]
+    assert np.array_equal(sample.foreground[window], expected)
+    assert np.array_equal(sample.xyz[window][expected], xyz[expected])
+    assert np.array_equal(sample.raw_xyz[window], xyz)
+
+
+def test_sides_and_depth_of_the_rule_in_its_own_units():
+    xyz = np.tile(np.float32([0, -0.2, 0]), (5, 5, 1))  # on a level conveyor
+    xyz[4, 2], xyz[0, 2] = (0, -0.1, 0), (0, -0.35, 0)
+    # height is minus in z of these axes; depth counts from the last row's middle
+    xyz[1] = [(0.0999, -0.2, -0.01), (-0.1001, -0.2, -0.01), (0, -0.2799, -0.01),
+              (0, -0.2801, -0.01), (0, -0.2, -0.0019)]  # fmt: skip
+    xyz[2, 0] = 0, -0.2, -0.0021
+    xyz[2, 1] = 0, -0.2, 0.01  # below
+    rgb = np.ones((5, 5, 3), np.uint8)
+    scan = Sample(rgb, xyz, np.zeros((5, 5), bool), "good", "test/good/00")
+    kept = preprocess(scan, CONVEYOR).foreground
+    assert np.argwhere(kept).tolist() == [[1, 0], [1, 2], [2, 0]]
+
+
+def test_a_rendered_sweet_is_what_is_left(tmp_path, render_candy, write_candy):
+    candy = render_candy(5, 96)
+    write_candy(tmp_path / "Lollipop/train/data", "000", candy)
+    eyecandies = reader("eyecandies")
+    (files,) = eyecandies.list_scans(tmp_path, "Lollipop", "train")
+    scan = eyecandies.read_scan(files)
+    sample = preprocess(scan, CONVEYOR)
+    certain = np.abs(candy.height - 0.02) > 1e-4  # the depth has 16 bits
+    assert certain.mean() > 0.99
+    assert np.array_equal(sample.foreground[certain], (candy.height > 0.02)[certain])
+    assert 0.25 < sample.foreground.mean() < 0.4
+    assert not sample.rgb[~sample.foreground].any()
+    assert np.array_equal(sample.rgb[sample.foreground], scan.rgb[sample.foreground])
+    assert_same(sample, preprocess(scan, CONVEYOR))
+
+
+def test_scans_without_conveyor_or_sweet_are_refused(tmp_path, render_candy):
+    candy = render_candy(5, 32)
+    xyz = (candy.world[..., [0, 2, 1]] * (0.1, -0.1, 0.1)).astype(np.float32)
+    scan = Sample(candy.rgb, xyz, candy.mask, "good", "train/good/000")
+    for pixel in ((0, 16), (31, 16)):
+        lost = dataclasses.replace(scan, xyz=xyz.copy())
+        lost.xyz[pixel] = 0
+        with pytest.raises(ScanError, match="train/good/000: no two points.*expected the conveyor"):
+            preprocess(lost, CONVEYOR)
+    same = dataclasses.replace(scan, xyz=xyz.copy())
+    same.xyz[0, 16] = same.xyz[31, 16]
+    with pytest.raises(ScanError, match="no two points"):
+        preprocess(same, CONVEYOR)
+    with pytest.raises(ScanError, match="no point more than 9 above the conveyor; expected an obj"):
+        preprocess(scan, dataclasses.replace(CONVEYOR, conveyor_height_m=9))
+
+
+def test_without_a_background_the_largest_cluster_stays():
+    config = dataclasses.replace(CONFIG, background="none")
+    scan, is_bump = make_scan(bumps=((36, 24, 14), (36, 64, 9)))
+    scan = dataclasses.replace(scan, xyz=np.where(is_bump[..., None], scan.xyz, np.float32(0)))
+    with pytest.raises(ScanError, match="0 points in the 6 px border"):
+        preprocess(scan, CONFIG)
+    sample = preprocess(scan, config)
+    expected = scan.foreground & (np.arange(88) < 45)
+    assert np.array_equal(sample.foreground[12:84, 4:92], expected)
+    sparse = dataclasses.replace(scan, xyz=scan.xyz * np.float32(20))
+    with pytest.raises(ScanError, match="none has 30 neighbours; expected an object"):
+        preprocess(sparse, config)
+
+
+def test_auto_is_a_plane_for_a_scan_alone():
+    scan, _ = make_scan()
+    plane = dataclasses.replace(CONFIG, background="plane")
+    assert CONFIG.background == "auto"
+    assert_same(preprocess(scan, CONFIG), preprocess(scan, plane))
+
+
+# ---------------------------------------------------------------- every data set
+
+
+DATASETS = {"mvtec3d": ("bagel", "plane"), "eyecandies": ("CandyCane", "conveyor"),
+            "folder": ("my part", "plane")}  # fmt: skip
+NUM = {"train": 3, "validation": 1, "test": 2}
+
+
+@pytest.fixture
+def make_tree(mvtec_tree, eyecandies_tree):
+    """Return a function (data set, root) that writes six small scans of one category."""
+
+    def make(dataset, root):
+        category = DATASETS[dataset][0]
+        if dataset == "eyecandies":
+            return eyecandies_tree(root, [category], side=48, num=(3, 1, 1, 1))
+        mvtec_tree(root, [category], side=(72, 88), num=(3, 1, 1, 1))
+        if dataset == "mvtec3d":
+            return root
+        for path in sorted(root.rglob("*.tiff")):
+            depth = np.round(tifffile.imread(path)[..., 2] / 1e-5).astype(np.uint16)
+            target = path.parents[1] / "depth" / f"{path.stem}.png"
+            target.parent.mkdir(exist_ok=True)
+            Image.fromarray(depth).save(target)
+            path.unlink()
+        for path in root.rglob("xyz"):
+            path.rmdir()
+        focal = 0.5 / (0.15 / 88)
+        (root / "camera.yaml").write_text(
+            f"{{fx: {focal}, fy: {focal}, cx: 44, cy: 36, depth_scale: 0.00001}}"
+        )
+        return root
+
+    return make
+
+
+def state(root):
+    """Return bytes and time of every file below, and the time of every folder."""
+    return {
+        path: (path.read_bytes() if path.is_file() else None, path.stat().st_mtime_ns)
+        for path in [root, *root.rglob("*")]
+    }
+
+
+def contents(root):
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_every_data_set_is_prepared_and_left_alone(tmp_path, make_tree, dataset):
+    category, background = DATASETS[dataset]
+    root = make_tree(dataset, tmp_path / "raw")
+    before = state(root)
+    out, second = tmp_path / "first", tmp_path / "second"
+    prepare(root, out, [category], CONFIG, progress=False, dataset=dataset)
+    prepare(root, second, [category], CONFIG, ["test"], progress=False, dataset=dataset)
+    assert state(root) == before
+    config = dataclasses.replace(CONFIG, background=background)
+    record = json.loads((out / category / "preprocess.json").read_text())
+    assert record["preprocess"] == dataclasses.asdict(config)
+    assert record["root"] == str(root)
+    for split, num in NUM.items():
+        paths = list_prepared(out, category, split)
+        scans = reader(dataset).list_scans(root, category, split)
+        assert len(paths) == len(scans) == num
+        for path, files in zip(paths, scans, strict=True):
+            assert (path.parent.name, path.stem) == (files.label, files.index)
+            sample = load_prepared(path)
+            assert_same(sample, preprocess(reader(dataset).read_scan(files), config))
+            assert 0.1 < sample.foreground.mean() < 0.4
+    assert contents(out / category / "test") == contents(second / category / "test")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "source"),
+    [
+        ("eyecandies", "CandyCane/train/data/001_pose.txt"),
+        ("eyecandies", "CandyCane/train/data/001_info_depth.yaml"),
+        ("folder", "camera.yaml"),
+    ],
+)
+def test_what_a_scan_depends_on_is_watched(tmp_path, make_tree, dataset, source):
+    category = DATASETS[dataset][0]
+    root = make_tree(dataset, tmp_path / "raw")
+
+    def made_anew():
+        times = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.safetensors")}
+        prepare(root, tmp_path / "out", [category], CONFIG, ["train"], 1, False, dataset)
+        paths = list_prepared(tmp_path / "out", category, "train")
+        return [p.stem for p in paths if times.get(p) != p.stat().st_mtime_ns]
+
+    assert made_anew() == ["000", "001", "002"]
+    assert made_anew() == []
+    os.utime(root / source, ns=(1, 1))
+    assert made_anew() == (["000", "001", "002"] if dataset == "folder" else ["001"])
+
+
+@pytest.mark.parametrize("dataset", ["eyecandies", "folder"])
+def test_bad_scans_of_every_data_set_are_named_and_the_rest_is_made(tmp_path, make_tree, dataset):
+    category = DATASETS[dataset][0]
+    root = make_tree(dataset, tmp_path / "raw")
+    name = {"eyecandies": "train/data/{}_depth.png", "folder": "train/good/depth/{}.png"}[dataset]
+    bad, flat = (root / category / name.format(index) for index in ("000", "001"))
+    bad.write_bytes(bad.read_bytes()[:40])
+    depth = np.array(Image.open(flat))
+    depth[:] = 50000
+    depth[2, 3] = 50001  # no object
+    Image.fromarray(depth).save(flat)
+    with pytest.raises(ScanError) as caught:
+        prepare(root, tmp_path / "out", [category], CONFIG, ["train"], 1, False, dataset)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "2 bad scan(s):" and len(lines) == 3
+    for path in (bad, flat):
+        assert sum(line.startswith(f"{path}: ") and "expected" in line for line in lines) == 1
+    assert [p.stem for p in list_prepared(tmp_path / "out", category, "train")] == ["002"]
+
+
+def test_a_write_that_fails_leaves_no_scan_behind(tmp_path, make_tree, monkeypatch):
+    root = make_tree("eyecandies", tmp_path / "raw")
+
+    def half(tensors, path, metadata):
+        Path(path).write_bytes(b"half of a scan")
+        raise OSError("no space left on device")
+
+    arguments = (root, tmp_path / "out", ["CandyCane"], CONFIG, ["train"], 1, False, "eyecandies")
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocess_module, "save_file", half)
+        with pytest.raises(OSError, match="no space left"):
+            prepare(*arguments)
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+    prepare(*arguments)
+    assert len(list_prepared(tmp_path / "out", "CandyCane", "train")) == 3
+    assert not list((tmp_path / "out").rglob("*.partial"))
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from g2sf_lib.config import PreprocessConfig
+from g2sf_lib.datasets.preprocess import prepare
+config = PreprocessConfig(pad_multiple_px=16, border_px=6)
+prepare(Path(sys.argv[1]), Path(sys.argv[2]), ["bagel"], config, ["train"])
+"""
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path, mvtec_tree):
+    num = 16
+    root = mvtec_tree(tmp_path / "raw", side=(72, 88), num=(2, 1, 1, 1))
+    good = root / "bagel/train/good"
+    for index in range(2, num):  # the same two scans, many times
+        for kind, suffix in (("rgb", "png"), ("xyz", "tiff")):
+            source = good / kind / f"{index % 2:03d}.{suffix}"
+            shutil.copyfile(source, good / kind / f"{index:03d}.{suffix}")
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    folder = out / "bagel/train/good"
+    command = [sys.executable, "-c", KILLED, root, out]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while len(list(folder.glob("*.safetensors"))) < 3 and time.monotonic() < deadline:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert "scan" in process.stderr.read()  # the progress bar
+    times = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
+    assert 3 <= len(times) < num
+    for path in times:
+        assert load_prepared(path).label == "good"  # none is half written
+    prepare(root, out, ["bagel"], CONFIG, ["train"], progress=False)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    prepare(root, whole, ["bagel"], CONFIG, ["train"], progress=False)
+    assert len(list_prepared(out, "bagel", "train")) == num
+    assert contents(out) == contents(whole)  # no litter either

@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,8 +16,10 @@ from g2sf_lib.features import (
     Patches,
     WeightsError,
     cell_labels,
+    foreground_features,
     load_patches,
     nearest_index,
+    pack,
     save_patches,
 )
 from g2sf_lib.features.pointmae import PointMAE
@@ -152,6 +155,59 @@ def test_cell_labels_of_a_mask_that_is_not_square():
     assert not cell_labels(np.zeros((6, 12), bool), 3).any()
 
 
+# --- packing ---
+
+
+@pytest.fixture
+def shared_patches():
+    """Return patches of a 6 x 6 grid whose RGB feature is one in every 2 x 2 cells."""
+    generator = torch.Generator().manual_seed(3)
+    foreground = torch.rand(36, generator=generator) > 0.4
+    tokens = torch.randn(1, 7, 3, 3, generator=generator)
+    rgb = torch.nn.functional.interpolate(tokens, (6, 6)).flatten(2)[0].T
+    feat = {"pcd": torch.randn(36, 5, generator=generator), "rgb": rgb}
+    feat = {mod: value * foreground[:, None] for mod, value in feat.items()}
+    return Patches(feat, (6, 6), foreground, shared=2)
+
+
+def test_packing_keeps_every_feature_and_shared_ones_once(shared_patches):
+    packed = pack(shared_patches)
+    inside = shared_patches.foreground
+    squares = inside.view(3, 2, 3, 2).any(3).any(1).sum()
+    assert len(packed.cells["rgb"]) == inside.sum() and len(packed.cells["rgb"].stored) == squares
+    assert len(packed.cells["pcd"].stored) == inside.sum()
+    for mod in ("pcd", "rgb"):
+        assert torch.equal(packed.feat[mod], shared_patches.feat[mod].half().float())
+        assert torch.equal(packed.cells[mod][:], shared_patches.cells[mod][:].half().float())
+
+
+def test_packed_patches_of_several_scans_are_joined_in_order(shared_patches):
+    other = dataclasses.replace(
+        shared_patches, feat={m: 2 * v for m, v in shared_patches.feat.items()}
+    )
+    both = foreground_features([pack(shared_patches), pack(other)])
+    plain = foreground_features([shared_patches, other])
+    for mod in ("pcd", "rgb"):
+        assert torch.equal(both[mod][:], plain[mod][:].half().float())
+    assert len(both["rgb"].stored) == 2 * len(pack(other).cells["rgb"].stored)
+
+
+def test_packing_a_scan_without_object_gives_no_cells(shared_patches):
+    nothing = torch.zeros(36, dtype=torch.bool)
+    packed = pack(Patches({m: v * 0 for m, v in shared_patches.feat.items()}, (6, 6), nothing, 2))
+    assert {len(rows) for rows in packed.cells.values()} == {0}
+    assert not packed.feat["rgb"].any() and packed.feat["rgb"].shape == (36, 7)
+
+
+def test_saved_shared_patches_come_back_and_take_less_room(tmp_path, shared_patches):
+    save_patches(tmp_path / "shared", shared_patches)
+    save_patches(tmp_path / "alone", dataclasses.replace(shared_patches, shared=1))
+    loaded = load_patches(tmp_path / "shared")[0]
+    assert torch.equal(loaded.feat["rgb"], load_patches(tmp_path / "alone")[0].feat["rgb"])
+    rows = [len(load_patches(tmp_path / n)[0].cells["rgb"].stored) for n in ("shared", "alone")]
+    assert rows[0] < rows[1]
+
+
 # --- files ---
 
 
@@ -192,7 +248,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, patches, monkeypatch):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
 def test_what_half_precision_cannot_hold_is_refused(tmp_path, patches, value):
-    patches.feat["rgb"][3, 7] = value
+    patches.feat["rgb"][torch.nonzero(patches.foreground)[2], 7] = value
     with pytest.raises(ValueError, match="bad.safetensors: rgb features are not finite"):
         save_patches(tmp_path / "bad.safetensors", patches)
     assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ from timm.models.vision_transformer import Block as TimmBlock
 
 from g2sf_lib.config import make_config
 from g2sf_lib.datasets import ScanError
-from g2sf_lib.features import WeightsError
+from g2sf_lib.features import WeightsError, pointmae
 from g2sf_lib.features.pointmae import PointMAE, interpolate, pointmae_patches
 
 CONFIG = make_config("paper").features
@@ -310,3 +310,24 @@ def test_bad_clouds_are_refused_by_name(scan_xyz, net):
     xyz[100, 100, 0] = np.nan
     with pytest.raises(ScanError, match="test/cut/004: points with NaN"):
         pointmae_patches(xyz, CONFIG, net, name="test/cut/004")
+
+
+def relative_error(found, expected):
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+def test_half_precision_stays_within_tolerance(net, cloud, monkeypatch):
+    exact, centre = net(cloud)
+    half = torch.autocast("cpu", torch.bfloat16)
+    monkeypatch.setattr(pointmae, "half_precision", lambda device: half)
+    rough, same_centre = net(cloud)
+    assert rough.dtype == torch.float32 and torch.equal(centre, same_centre)
+    assert 0 < relative_error(rough, exact) < 0.05  # bfloat16 has 8 bits, a GPU's float16 has 11
+
+
+@pytest.mark.gpu
+def test_features_on_a_gpu_are_those_of_the_cpu(cloud):
+    here, centre = make_net()(cloud)
+    there, same_centre = make_net().cuda()(cloud)
+    assert there.is_cuda and torch.equal(centre, same_centre.cpu())
+    assert relative_error(there.cpu(), here) < 0.01

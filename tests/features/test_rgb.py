@@ -260,3 +260,27 @@ def test_a_file_without_tensors_is_refused(tmp_path):
     torch.save([1, 2], path)
     with pytest.raises(WeightsError, match="list.pth: holds no table of tensors"):
         load_model(replace(CONFIG, rgb_model="resnet18", rgb_weights=str(path)))
+
+
+def test_half_precision_stays_within_tolerance(vit, scan_rgb, monkeypatch):
+    net, image = RGBFeatures(vit[1], CPU), scan_rgb(size=224)
+    exact = net([image])
+    monkeypatch.setattr(rgb, "half_precision", lambda at: torch.autocast("cpu", torch.bfloat16))
+    rough = net([image])
+    assert rough.dtype == torch.float32
+    # bfloat16 has 8 bits, a GPU's float16 has 11
+    assert 0 < ((rough - exact).norm() / exact.norm()).item() < 0.05
+
+
+def test_tokens_coarser_than_the_grid_are_shared_by_squares_of_cells(vit, features):
+    assert RGBFeatures(vit[1], CPU).shared == 2  # a token for 2 x 2 cells: see the test above
+    assert RGBFeatures(replace(vit[1], grid_size=14), CPU).shared == 1
+    assert RGBFeatures(replace(vit[1], grid_size=20), CPU).shared == 1  # 14 does not divide 20
+    assert features.shared == 1
+
+
+@pytest.mark.gpu
+def test_features_on_a_gpu_are_those_of_the_cpu(features, scan_rgb):
+    here = features([scan_rgb()])
+    there = RGBFeatures(CONFIG, torch.device("cuda"))([scan_rgb()])
+    assert there.is_cuda and ((there.cpu() - here).norm() / here.norm()).item() < 0.01

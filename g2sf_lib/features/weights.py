@@ -1,0 +1,140 @@
+"""Fetch the Point-MAE checkpoint, prove that it fits, and record what was fetched.
+
+Run by `make weights`. Its publishers give no SHA-256, so the first fetch records the one it saw,
+and whatever comes later is held against it: a result always belongs to one file of weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from json import JSONDecodeError, loads
+from pathlib import Path
+
+import pooch
+from requests.exceptions import ConnectionError, RequestException, Timeout
+
+from g2sf_lib.features import WeightsError
+from g2sf_lib.features.pointmae import DEFAULT_FILE, URL, PointMAE
+from g2sf_lib.storage import write_json
+
+
+def fetch_pointmae(
+    folder: Path = DEFAULT_FILE.parent, url: str = URL, show_progress: bool = False
+) -> dict:
+    """Put Point-MAE's checkpoint and its record into a folder, unless they are there.
+
+    The file is downloaded beside its place, loaded once into the network, recorded, and only
+    then moved to its place. So what lies there is complete and fits, however a fetch ended. A
+    file that was put there by hand is loaded and recorded in the same way, with no URL.
+
+    Args:
+        folder: where the file (named as `DEFAULT_FILE`) and its record (``.json``) lie.
+        url: where to fetch from.
+        show_progress: whether to draw a progress bar on standard error.
+
+    Returns:
+        The record: ``url`` (None: put there by hand), ``sha256``, ``bytes``, ``fetched`` (UTC).
+
+    Raises:
+        WeightsError: nothing can be fetched, a file has another SHA-256 than the record, or it
+            is no checkpoint of Point-MAE's encoder; the message says what to do.
+    """
+    path = Path(folder) / DEFAULT_FILE.name
+    record_path = path.with_suffix(".json")
+    record = _read_record(record_path)
+    if path.exists():
+        sha256 = pooch.file_hash(str(path))
+        if record is None:
+            record = _prove(path, None, sha256)
+            write_json(record_path, record)
+        elif record["sha256"] != sha256:
+            raise WeightsError(
+                f"{path}: SHA-256 is {sha256}, but {record_path} recorded {record['sha256']}; "
+                "delete the first to fetch it again, or the second to trust what is there"
+            )
+        return record
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for killed in path.parent.glob(".partial-*"):
+        shutil.rmtree(killed, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as private:
+        fetched = _download(url, Path(private), path, record and record["sha256"], show_progress)
+        record = record or _prove(fetched, url, pooch.file_hash(str(fetched)))
+        write_json(record_path, record)
+        os.replace(fetched, path)
+    return record
+
+
+def _read_record(path: Path) -> dict | None:
+    """Return the record of an earlier fetch, or None where there was none."""
+    if not path.exists():
+        return None
+    try:
+        record = loads(path.read_text())
+        if re.fullmatch(r"[0-9a-f]{64}", record["sha256"]):
+            return record
+    except (JSONDecodeError, KeyError, TypeError):
+        pass
+    raise WeightsError(f"{path}: has no SHA-256; expected the record of a fetch; delete it")
+
+
+def _download(url: str, folder: Path, place: Path, sha256: str | None, show_progress: bool) -> Path:
+    """Return the downloaded file, whose SHA-256 is the recorded one where there is one."""
+    pooch.get_logger().setLevel("ERROR")  # it would ask for a hash to be written into the code
+    by_hand = f"fetch it elsewhere, put it at {place}, and call this again"
+    try:
+        found = pooch.retrieve(
+            url,
+            known_hash=None,
+            path=str(folder),
+            fname=place.name,
+            downloader=pooch.HTTPDownloader(progressbar=show_progress, timeout=30),
+        )
+    except (RequestException, OSError) as error:
+        is_offline = isinstance(error, ConnectionError | Timeout)
+        reason = "no connection" if is_offline else str(error) or type(error).__name__
+        raise WeightsError(f"{url} cannot be fetched ({reason}); {by_hand}") from error
+    seen = pooch.file_hash(found)
+    if sha256 is not None and seen != sha256:
+        raise WeightsError(
+            f"{url}: SHA-256 is now {seen}, but {place.with_suffix('.json')} recorded {sha256}; "
+            "the published file has changed, or something between changes it. Delete the record "
+            "to accept the new one"
+        )
+    return Path(found)
+
+
+def _prove(path: Path, url: str | None, sha256: str) -> dict:
+    """Return the record of a file that Point-MAE's encoder has just loaded."""
+    PointMAE(num_groups=1, group_size=1).load_checkpoint(path)  # sizes of groups have no weights
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"url": url, "sha256": sha256, "bytes": path.stat().st_size, "fetched": now}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Fetch the Point-MAE checkpoint that profile `paper` reads."""
+    parser = argparse.ArgumentParser(
+        prog="python -m g2sf_lib.features.weights", description=main.__doc__
+    )
+    parser.add_argument("--to", type=Path, default=DEFAULT_FILE.parent, help="folder")
+    parser.add_argument("--url", default=URL, help="a mirror of the published file")
+    given = parser.parse_args(arguments)
+    path = given.to / DEFAULT_FILE.name
+    try:
+        record = fetch_pointmae(given.to, given.url, show_progress=True)
+    except WeightsError as error:
+        raise SystemExit(f"g2sf-book: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(f"g2sf-book: interrupted; {path} is as it was") from None
+    print(f"{path}: {record['bytes'] / 1e6:.1f} MB, SHA-256 {record['sha256']}")
+    if given.to != DEFAULT_FILE.parent:
+        print(f"It is not where it is looked for: set pcd_weights to {path}")
+
+
+if __name__ == "__main__":
+    main()

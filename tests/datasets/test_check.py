@@ -1,0 +1,394 @@
+import dataclasses
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+import yaml
+from PIL import Image
+
+from g2sf_lib.config import CATEGORIES
+from g2sf_lib.datasets import check as check_module
+from g2sf_lib.datasets.check import Count, Report, check, differences, main, table
+
+CATEGORY = {"mvtec3d": "bagel", "eyecandies": "CandyCane", "folder": "bagel"}
+
+
+@pytest.fixture
+def make_tree(mvtec_tree, eyecandies_tree):
+    """Return a function (data set, root) that writes small whole trees; folder has depths."""
+
+    def make(dataset, root):
+        if dataset == "eyecandies":
+            return eyecandies_tree(root, side=24, num=(2, 1, 1, 2))
+        mvtec_tree(root, side=(30, 40), num=(2, 1, 1, 2))
+        if dataset == "folder":
+            for path in list(root.rglob("*.tiff")):
+                depth = np.round(tifffile.imread(path)[..., 2] / 1e-5).astype(np.uint16)
+                (path.parents[1] / "depth").mkdir(exist_ok=True)
+                Image.fromarray(depth).save(path.parents[1] / "depth" / f"{path.stem}.png")
+                path.unlink()
+            for path in list(root.rglob("xyz")):
+                path.rmdir()
+            camera = {"fx": 133.0, "fy": 133.0, "cx": 20.0, "cy": 15.0, "depth_scale": 1e-5}
+            (root / "bagel/camera.yaml").write_text(yaml.safe_dump(camera))
+        return root
+
+    return make
+
+
+# ------------------------------------------------------- what can be wrong, and how it is said
+
+
+def save(array):
+    return lambda path: Image.fromarray(array).save(path)
+
+
+def points(change):
+    """Return a corruption of a TIFF: its array through `change`."""
+
+    def corrupt(path):
+        array = change(tifffile.imread(path))
+        tifffile.imwrite(path, array, photometric="minisblack" if array.ndim < 3 else "rgb")
+
+    return corrupt
+
+
+def at(row, column, value):
+    def change(xyz):
+        xyz[row, column, 1] = value
+        return xyz
+
+    return change
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def remove(path):
+    path.unlink()
+
+
+def text(content):
+    return lambda path: path.write_text(content)
+
+
+def gone(path):
+    for file in sorted(path.rglob("*"), reverse=True):
+        file.rmdir() if file.is_dir() else file.unlink()
+    path.rmdir()
+
+
+def emptied(path):
+    gone(path)
+    path.mkdir()
+
+
+def only_good(path):
+    for kind in ("cut", "contamination"):
+        gone(path / kind)
+
+
+def convert(mode):
+    def corrupt(path):
+        Image.open(path).convert(mode).save(path)
+
+    return corrupt
+
+
+GREY = np.arange(576, dtype=np.uint16).reshape(24, 24)
+MVTEC = {
+    "shape": ("train/good/xyz/001.tiff", points(lambda a: a[:-1]), "29 x 40 points; expected 30"),
+    "nan": ("train/good/xyz/001.tiff", points(at(7, 9, np.nan)), "row 7, column 9"),
+    "infinite": ("validation/good/xyz/000.tiff", points(at(0, 0, np.inf)), "1 pixels are NaN or"),
+    "empty": ("test/cut/xyz/000.tiff", points(lambda a: a * 0), "empty cloud"),
+    "dtype": ("test/good/xyz/000.tiff", points(lambda a: a.astype(float)), "float64"),
+    "one channel": ("train/good/xyz/000.tiff", points(lambda a: a[..., 2]), "shape (30, 40)"),
+    "cut points": ("train/good/xyz/000.tiff", cut, "truncated"),
+    "cut image": ("train/good/rgb/000.png", cut, "cannot be read"),
+    "cut truth": ("test/cut/gt/000.png", cut, "cannot be read"),
+    "no points": ("train/good/xyz/001.tiff", remove, "missing, but"),
+    "no image": ("train/good/rgb/001.png", remove, "missing, but"),
+    "no truth": ("test/cut/gt/000.png", remove, "missing, but"),
+    "grey image": ("train/good/rgb/000.png", convert("L"), "mode L"),
+    "alpha": ("train/good/rgb/000.png", convert("RGBA"), "mode RGBA"),
+    "small image": (
+        "train/good/rgb/000.png",
+        save(np.ones((5, 6, 3), np.uint8)),
+        "30 x 40 points; expected 5 x 6",
+        "train/good/xyz/000.tiff",
+    ),
+    "colour truth": ("test/cut/gt/000.png", convert("RGB"), "expected a single-channel PNG"),
+    "small truth": ("test/cut/gt/000.png", save(np.ones((5, 6), np.uint8)), "5 x 6 pixels"),
+    "good is bad": ("test/good/gt/000.png", save(np.ones((30, 40), np.uint8)), "1200 anomalous"),
+    "no split": ("validation", gone, "no such folder"),
+    "no label": ("train", emptied, "no sub-folder found"),
+    "only good": ("test", only_good, "1 good and 0 defective test scans", ""),
+}
+EYECANDIES = {
+    "no image": ("train/data/001_image_4.png", remove, "missing, but"),
+    "no depth": ("train/data/001_depth.png", remove, "missing, but"),
+    "no info": ("val/data/000_info_depth.yaml", remove, "missing, but"),
+    "no pose": ("test_public/data/02_pose.txt", remove, "missing, but"),
+    "no mask": ("test_public/data/00_mask.png", remove, "missing, but"),
+    "bits": ("train/data/000_depth.png", save(GREY.astype(np.uint8)), "8 bits"),
+    "shape": ("train/data/000_depth.png", save(GREY[1:]), "23 x 24 pixels; expected 24 x 24"),
+    "empty": ("train/data/000_depth.png", save(GREY * 0), "every depth is 0"),
+    "cut depth": ("train/data/000_depth.png", cut, "cannot be read"),
+    "cut image": ("test_public/data/01_image_4.png", cut, "cannot be read"),
+    "cut mask": ("test_public/data/01_mask.png", cut, "cannot be read"),
+    "grey image": ("train/data/000_image_4.png", convert("L"), "mode L"),
+    "nan": ("train/data/000_info_depth.yaml", text("normalization: {min: .nan, max: 2}"), "nan"),
+    "info": (
+        "train/data/000_info_depth.yaml",
+        text("normalization: {min: 2, max: 1}"),
+        "min < max",
+    ),
+    "no yaml": ("train/data/000_info_depth.yaml", text("{min: [\n"), "cannot be read"),
+    "pose": ("train/data/000_pose.txt", text("1 0 0 0\n0 1 0 0\n0 0 1 0\n"), "3 x 4 values"),
+    "no motion": ("train/data/000_pose.txt", text("1 1 1 1\n" * 4), "not a rigid motion"),
+    "no numbers": ("train/data/000_pose.txt", text("pose"), "cannot be read"),
+    "mask": ("test_public/data/01_mask.png", save(np.ones((5, 6), np.uint8)), "5 x 6 pixels"),
+    "train is bad": ("train/data/000_mask.png", save(np.ones((24, 24), np.uint8)), "anomalous"),
+    "metadata": ("test_public/data/01_metadata.yaml", text("- bumps"), "kinds of defect"),
+    "no split": ("val", gone, "no such folder", "val/data"),
+    "empty split": ("train/data", emptied, "no scan found"),
+}
+FOLDER = {
+    "no camera": ("camera.yaml", remove, "expected the camera"),
+    "camera": ("camera.yaml", text("{fx: 1, fy: 1, cx: 1, cy: 1}"), "found fx, fy, cx, cy;"),
+    "negative": (
+        "camera.yaml",
+        text("{fx: -1, fy: 1, cx: 1, cy: 1, depth_scale: 1}"),
+        "fx is -1",
+    ),
+    "bits": ("train/good/depth/000.png", save(GREY.astype(np.uint8)), "8 bits"),
+    "empty": ("train/good/depth/000.png", save(np.zeros((30, 40), np.uint16)), "empty cloud"),
+    "shape": ("train/good/depth/000.png", save(GREY), "24 x 24 points; expected 30 x 40"),
+    "no depth": ("train/good/depth/000.png", remove, "missing, but"),
+    "no truth": ("test/cut/gt/000.png", remove, "missing, but"),
+    "no split": ("validation", gone, "calibrate the scores"),
+}
+VARIANTS = [
+    pytest.param(dataset, variant, id=f"{dataset}: {name}")
+    for dataset, table_ in (("mvtec3d", MVTEC), ("eyecandies", EYECANDIES), ("folder", FOLDER))
+    for name, variant in table_.items()
+]
+
+
+@pytest.mark.parametrize(("dataset", "variant"), VARIANTS)
+def test_every_corrupted_variant_is_named(tmp_path, make_tree, capsys, dataset, variant):
+    name, corrupt, words, *named = variant
+    root = make_tree(dataset, tmp_path / "raw")
+    assert check(dataset, root).problems == ()
+    category = root / CATEGORY[dataset]
+    corrupt(category / name)
+    report = check(dataset, root)
+    assert len(report.problems) == 1
+    (line,) = report.problems
+    assert line.startswith(f"{category / (named or [name])[0]}: ") and words in line
+    assert "\n" not in line and "expected" in line
+    folder = name.split("/")[0]
+    split = {"val": "validation", "test_public": "test"}.get(folder, folder)
+    hit = [count.split for count in report.counts if count.problems]
+    assert hit == ([split] if folder != "camera.yaml" else ["train", "validation", "test"])
+    arguments = ["--dataset", dataset, "--data-root", str(root), "--workers", "1"]
+    assert main(arguments) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert line in out and out[-1] == "1 problem: a run would fail"
+
+
+@pytest.mark.parametrize("dataset", CATEGORY)
+def test_a_whole_tree_has_no_problem_and_is_counted(tmp_path, make_tree, dataset):
+    root = make_tree(dataset, tmp_path / "raw")
+    before = {p: (p.stat().st_mtime_ns, p.is_dir() or p.read_bytes()) for p in root.rglob("*")}
+    report = check(dataset, root)
+    category = CATEGORY[dataset]
+    assert report == Report(
+        dataset,
+        (
+            Count(category, "train", 2, 0, 0),
+            Count(category, "validation", 1, 0, 0),
+            Count(category, "test", 1, 2, 0),
+        ),
+        (),
+    )
+    assert report.counts[2].all == 3 and report.categories == (category,)
+    assert check(dataset, str(root), [category]) == report
+    after = {p: (p.stat().st_mtime_ns, p.is_dir() or p.read_bytes()) for p in root.rglob("*")}
+    assert after == before
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        report.dataset = "other"
+
+
+def test_the_first_bad_file_stops_nothing(tmp_path, mvtec_tree, monkeypatch):
+    root = mvtec_tree(tmp_path, ("bagel", "cookie"), side=(20, 30), num=(4, 2, 2, 3))
+    bad = [
+        root / "bagel/train/good/xyz/000.tiff",
+        root / "bagel/test/hole/gt/000.png",
+        root / "cookie/train/good/rgb/003.png",
+        root / "cookie/test/good/xyz/001.tiff",
+    ]
+    for path in bad[:3]:
+        cut(path)
+    bad[3].unlink()
+    gone(root / "bagel/validation")
+    report = check("mvtec3d", root)
+    assert len(report.problems) == 5
+    for path in [*bad, root / "bagel/validation"]:
+        assert sum(line.startswith(str(path)) for line in report.problems) == 1
+    assert [(c.all, c.problems) for c in report.counts] == [
+        *((4, 1), (0, 1), (5, 1)),
+        *((4, 1), (2, 0), (4, 1)),
+    ]
+    assert check("mvtec3d", root, workers=2) == report
+    only = check("mvtec3d", root, ["cookie"])
+    assert only.categories == ("cookie",) and len(only.problems) == 2
+    cut(bad[0].with_name("001.tiff"))
+    read_scan = check_module.reader("mvtec3d").read_scan
+
+    def out_of_memory(files):
+        if files.index == "002":
+            raise MemoryError("too large")
+        return read_scan(files)
+
+    monkeypatch.setattr(check_module.reader("mvtec3d"), "read_scan", out_of_memory)
+    (odd,) = [line for line in check("mvtec3d", root, ["cookie"]).problems if "too large" in line]
+    assert odd.startswith(f"{root / 'cookie/train/good/rgb/002.png'} or ")
+
+
+def test_a_process_that_dies_is_told_apart_from_a_bad_file():
+    with (
+        pytest.raises(RuntimeError, match="a process died .*fewer --workers"),
+        check_module._mapping(2) as apply,
+    ):
+        list(apply(os._exit, [3]))
+
+
+def test_a_root_without_categories_is_a_problem(tmp_path):
+    assert check("mvtec3d", tmp_path / "nowhere").problems == (
+        f"{tmp_path}/nowhere: no such folder; expected the folder that holds the categories",
+    )
+    (tmp_path / "Bagel").mkdir()
+    for dataset in ("mvtec3d", "eyecandies"):
+        report = check(dataset, tmp_path)
+        (line,) = report.problems
+        assert line.startswith(f"{tmp_path}: no category found, it holds Bagel; expected ")
+        assert line.endswith(CATEGORIES[dataset][-1])
+        assert report.counts == () and differences(report) == []
+    (line,) = check("folder", tmp_path).problems
+    assert line.startswith(f"{tmp_path}: no category found; expected <category>/train")
+
+
+def test_a_category_that_is_not_there_is_a_problem(tmp_path, mvtec_tree):
+    mvtec_tree(tmp_path, side=(20, 30))
+    report = check("mvtec3d", tmp_path, ["bagel", "bagel", "foam", "gasket"])
+    assert report.categories == ("bagel",) and len(report.counts) == 3
+    assert report.problems == tuple(
+        f"{tmp_path / name}: no category of that name; found bagel" for name in ("foam", "gasket")
+    )
+
+
+# ---------------------------------------------------------------- counts
+
+
+def counts(names, train, validation, test):
+    splits = {"train": train, "validation": validation, "test": test}
+    return tuple(Count(name, split, *num, 0) for name in names for split, num in splits.items())
+
+
+def test_counts_beside_the_published_ones():
+    whole = counts(CATEGORIES["eyecandies"], (1000, 0), (100, 0), (25, 25))
+    report = Report("eyecandies", whole, ())
+    assert differences(report) == []
+    lines = [line.split() for line in table(report).splitlines()]
+    assert lines[0][0] == "category" and len(lines) == 1 + 30 + 3
+    assert lines[3] == ["CandyCane", "test", "25", "25", "50", "0", "50"]
+    assert lines[-3] == ["all", "10", "train", "10000", "0", "10000", "0", "10000"]
+    assert lines[-1] == ["all", "10", "test", "250", "250", "500", "0", "500"]
+    short = Report("eyecandies", (whole[0], Count("CandyCane", "test", 24, 25, 1)), ("x",))
+    assert differences(short)[0] == (
+        "CandyCane/test: 24 good and 25 defective; published 25 and 25"
+    )
+    assert differences(short)[1].startswith("not looked at: ChocolateCookie, ")
+
+
+def test_totals_of_mvtec():
+    names = CATEGORIES["mvtec3d"]
+    some = counts(names[:9], (260, 0), (29, 0), (20, 100))
+    last = (("train", 316, 0), ("validation", 33, 0), ("test", 17, 100))
+    whole = Report("mvtec3d", some + tuple(Count("tire", *num, 0) for num in last), ())
+    assert differences(whole) == []
+    lines = [line.split() for line in table(whole).splitlines()]
+    assert lines[1] == ["bagel", "train", "260", "0", "260", "0", "-"]
+    assert [line[-1] for line in lines[-3:]] == ["2656", "294", "1197"]
+    less = dataclasses.replace(whole, counts=(*whole.counts[:-1], Count("tire", "test", 7, 9, 0)))
+    assert differences(less) == ["test: 1096 scans in ten categories; published 1197"]
+    part = Report("mvtec3d", some, ())
+    assert differences(part) == ["not looked at: tire"]
+    assert [line.split()[-1] for line in table(part).splitlines()[-3:]] == ["-"] * 3
+
+
+def test_folder_has_no_published_counts():
+    report = Report("folder", counts(("a", "b"), (3, 0), (2, 0), (1, 4)), ())
+    assert differences(report) == []
+    lines = [line.split() for line in table(report).splitlines()]
+    assert lines[-1] == ["all", "2", "test", "2", "8", "10", "0", "-"]
+
+
+# ---------------------------------------------------------------- command line
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "g2sf_lib.datasets.check", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_command_reads_by_all_cores_and_succeeds(tmp_path, make_tree):
+    make_tree("eyecandies", tmp_path)
+    done = run("--dataset", "eyecandies", "--data-root", tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[3].split() == ["CandyCane", "test", "1", "2", "3", "0", "50"]
+    assert "note: CandyCane/test: 1 good and 2 defective; published 25 and 25" in lines
+    assert lines[-1] == "no problem found"
+    assert "6/6" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_command_fails_and_names_what_is_bad(tmp_path, mvtec_tree):
+    root = mvtec_tree(tmp_path, ("bagel", "foam"), side=(20, 30))
+    bad = [root / "bagel/train/good/xyz/002.tiff", root / "foam/test/good/rgb/000.png"]
+    for path in bad:
+        cut(path)
+    done = run("--dataset", "mvtec3d", "--data-root", root, "--workers", 1)
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert sum(line.startswith(tuple(map(str, bad))) for line in lines) == 2
+    assert lines[-1] == "2 problems: a run would fail" and "Traceback" not in done.stderr
+
+
+def test_command_takes_some_categories(tmp_path, mvtec_tree, capsys):
+    root = mvtec_tree(tmp_path, ("bagel", "foam", "rope"), side=(20, 30))
+    cut(root / "foam/train/good/xyz/002.tiff")
+    place = ["--dataset", "mvtec3d", "--data-root", str(root), "--workers", "1"]
+    assert main([*place, "--category", "rope", "--category", "bagel"]) == 0
+    assert "foam " not in capsys.readouterr().out
+    assert main([*place, "--category", "foam"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--dataset", "mvtec3d", "--data-root", ""], "--data-root is empty"),
+        (["--dataset", "mvtec3d"], "--data-root"),
+        (["--dataset", "procedural", "--data-root", "x"], "invalid choice"),
+        (["--dataset", "folder", "--data-root", "x", "--workers", "0"], "--workers is 0"),
+    ],
+)
+def test_bad_arguments_are_refused(capsys, arguments, words):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2 and words in capsys.readouterr().err

@@ -1,0 +1,49 @@
+import pytest
+
+from g2sf_lib.config import CATEGORIES
+from g2sf_lib.datasets import ScanError, category_names, eyecandies, folder, mvtec3d, reader
+
+
+@pytest.mark.parametrize(
+    ("dataset", "module"),
+    [
+        ("procedural", mvtec3d),
+        ("mvtec3d", mvtec3d),
+        ("eyecandies", eyecandies),
+        ("folder", folder),
+    ],
+)
+def test_every_data_set_has_a_reader(dataset, module):
+    assert reader(dataset) is module
+    for name in ("find_scans", "list_scans", "read_scan"):
+        assert callable(getattr(module, name))
+
+
+@pytest.mark.parametrize("dataset", ["mvtec3d", "eyecandies", "procedural"])
+def test_published_categories_that_are_there_in_published_order(tmp_path, dataset):
+    known = CATEGORIES[dataset]
+    for name in (known[3], known[1], "something else"):
+        (tmp_path / name).mkdir()
+    (tmp_path / known[0]).write_text("a file")
+    assert category_names(dataset, tmp_path) == (known[1], known[3])
+    assert category_names(dataset, str(tmp_path)) == (known[1], known[3])
+
+
+@pytest.mark.parametrize("dataset", ["mvtec3d", "eyecandies"])
+def test_all_of_them_where_none_is_there(tmp_path, dataset):
+    assert category_names(dataset, tmp_path) == CATEGORIES[dataset]
+    assert category_names(dataset, tmp_path / "nowhere") == CATEGORIES[dataset]
+
+
+def test_names_of_ones_own_categories_are_free(tmp_path):
+    (tmp_path / "zinc/train").mkdir(parents=True)
+    (tmp_path / "bagel/test").mkdir(parents=True)
+    (tmp_path / "readme").mkdir()
+    assert category_names("folder", tmp_path) == ("bagel", "zinc")
+    with pytest.raises(ScanError, match="no category found"):
+        category_names("folder", tmp_path / "readme")
+
+
+def test_ten_sweets():
+    names = CATEGORIES["eyecandies"]
+    assert len(set(names)) == 10 and list(names) == sorted(names)

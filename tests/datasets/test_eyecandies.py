@@ -1,0 +1,275 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from g2sf_lib.datasets import ScanError
+from g2sf_lib.datasets.eyecandies import find_scans, list_scans, read_scan, unproject
+
+FOCAL = 711.11
+
+
+@pytest.fixture
+def one(tmp_path, render_candy, write_candy):
+    """Return the folder of test_public and its only scan, 24 px, number 07, anomalous."""
+    folder = tmp_path / "CandyCane/test_public/data"
+    candy = render_candy(1, 24, ("bumps",))
+    write_candy(folder, "07", candy, ("bumps",), metadata=True)
+    return folder, candy
+
+
+def read_only(root):
+    (files,) = list_scans(root, "CandyCane", "test")
+    return read_scan(files)
+
+
+def names(root, split):
+    return [files.name for files in list_scans(root, "CandyCane", split)]
+
+
+def check_error(root, path, *words):
+    """Reading must end in a one-line ScanError that starts with the file and says what is needed.
+
+    An error of `list_scans` is as good as one of `read_scan`.
+    """
+    with pytest.raises(ScanError) as caught:
+        read_only(root)
+    message = str(caught.value)
+    assert message.startswith(str(path)) and "expected" in message and "\n" not in message
+    for word in words:
+        assert word in message
+    return message
+
+
+def test_a_pixel_becomes_a_point_by_hand():
+    depth = np.zeros((2, 4))
+    depth[0, 0], depth[1, 3] = 2.0, 4.0
+    points = unproject(depth, np.eye(4))
+    assert points.shape == (2, 4, 3) and points.dtype == np.float32
+    # Camera (-2, -1, f) * 2 / f: x right, y down, z away; published: x, -z, y, a tenth of each.
+    expected = 0.1 * np.array([-2 * 2 / FOCAL, -2.0, -1 * 2 / FOCAL])
+    np.testing.assert_allclose(points[0, 0], expected, rtol=1e-6)
+    expected = 0.1 * np.array([1 * 4 / FOCAL, -4.0, 0 * 4 / FOCAL])
+    np.testing.assert_allclose(points[1, 3], expected, rtol=1e-6, atol=1e-9)
+    assert not points[depth == 0].any()
+
+
+def test_the_pose_goes_from_world_to_camera():
+    pose = np.eye(4)
+    pose[:3, :3] = [[0, -1, 0], [1, 0, 0], [0, 0, 1]]  # world x is the camera's y
+    pose[:3, 3] = 0, 0, 3  # the world's origin lies 3 before the camera
+    depth = np.full((2, 4), 5.0)
+    x, y = (3 - 2) * 5 / FOCAL, (0 - 1) * 5 / FOCAL  # of pixel row 0, column 3, camera
+    np.testing.assert_allclose(
+        unproject(depth, pose)[0, 3], 0.1 * np.array([y, -(5 - 3), -x]), rtol=1e-6
+    )
+
+
+def test_points_are_those_that_the_camera_saw(tmp_path, one, render_candy, write_candy):
+    shutil.rmtree(tmp_path / "CandyCane")
+    candy = render_candy(3, 48, ("dents",))
+    write_candy(tmp_path / "CandyCane/test_public/data", "00", candy, ("dents",))
+    sample = read_only(tmp_path)
+    step = (candy.depth.max() - candy.depth.min() + 0.02) / 65535
+    seen = sample.xyz.astype(float)[..., [0, 2, 1]] * (10, 10, -10)
+    distance = np.linalg.norm(seen - candy.world, axis=-1)
+    assert distance.max() < 0.5 * step * 1.01 + 3e-6  # half a step, and 24 bits of a float
+    assert np.array_equal(sample.rgb, candy.rgb) and np.array_equal(sample.mask, candy.mask)
+    assert sample.foreground.all() and sample.raw_xyz is None
+    assert np.ptp(sample.xyz[candy.height > 0], axis=0).max() < 0.2  # near MVTec's metres
+
+
+def test_raw_depth_becomes_metres_by_hand(tmp_path, one):
+    folder, _ = one
+    value = np.full((24, 24), 13107, np.uint16)  # a fifth of 65535
+    value[0, 0], value[0, 1] = 65535, 0
+    Image.fromarray(value).save(folder / "07_depth.png")
+    (folder / "07_info_depth.yaml").write_text("normalization: {min: 0, max: 3.5}\n")
+    np.savetxt(folder / "07_pose.txt", np.eye(4))
+    sample = read_only(tmp_path)
+    np.testing.assert_allclose(sample.xyz[5, 5, 1], -0.1 * 0.2 * 3.5, rtol=1e-6)
+    np.testing.assert_allclose(sample.xyz[0, 0, 1], -0.1 * 3.5, rtol=1e-6)
+    assert not sample.foreground[0, 1] and sample.foreground.sum() == 24 * 24 - 1
+    (folder / "07_info_depth.yaml").write_text("normalization: {min: 1.5, max: 3.5}\n")
+    sample = read_only(tmp_path)
+    np.testing.assert_allclose(sample.xyz[5, 5, 1], -0.1 * 1.9, rtol=1e-6)
+    np.testing.assert_allclose(sample.xyz[0, 1, 1], -0.1 * 1.5, rtol=1e-6)
+
+
+def test_the_tree_is_listed_good_first_then_by_kind_and_number(tmp_path, eyecandies_tree):
+    root = eyecandies_tree(tmp_path, side=16, num=(3, 2, 2, 7))
+    assert names(root, "train") == [f"train/good/{n:03d}" for n in range(3)]
+    assert names(root, "validation") == ["validation/good/000", "validation/good/001"]
+    assert names(root, "test") == [
+        *("test/good/00", "test/good/01", "test/bumps/02", "test/bumps/08", "test/colors/04"),
+        *("test/combined/06", "test/defective/07", "test/dents/03", "test/normals/05"),
+    ]
+    for split in ("train", "validation", "test"):
+        for files in list_scans(root, "CandyCane", split):
+            sample = read_scan(files)
+            assert sample.rgb.shape == sample.xyz.shape == (16, 16, 3)
+            assert sample.mask.any() == sample.is_anomalous == (files.label != "good")
+            assert all(path.is_file() for path in files.paths) and files.paths[1] == files.depth
+    masks = [files.mask for files in list_scans(root, "CandyCane", "train")]
+    assert [mask is None for mask in masks] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "label"),
+    [
+        (None, "defective"),
+        ({"anomalous": 1}, "defective"),
+        ({"anomalous": 1, "bumps": 0, "dents": 0, "colors": 0, "normals": 1}, "normals"),
+        ({"bumps": 1, "dents": 1, "colors": 1, "normals": 1}, "combined"),
+        ({"bumps": True, "dents": False}, "bumps"),
+    ],
+)
+def test_label_is_told_by_mask_and_metadata(tmp_path, one, metadata, label):
+    folder, _ = one
+    (folder / "07_metadata.yaml").unlink()
+    if metadata is not None:
+        (folder / "07_metadata.yaml").write_text(yaml.safe_dump(metadata))
+    assert names(tmp_path, "test") == [f"test/{label}/07"]
+    Image.fromarray(np.zeros((24, 24), np.uint8)).save(folder / "07_mask.png")
+    assert names(tmp_path, "test") == ["test/good/07"]  # the mask has the last word
+
+
+def test_only_the_light_that_is_used_need_be_there(tmp_path, one):
+    folder, candy = one
+    for light in (0, 1, 2, 3, 5):
+        (folder / f"07_image_{light}.png").unlink()
+    (folder / "._07_depth.png").write_bytes(b"left by macOS")
+    (folder / "07_bumps_mask.png").write_bytes(b"not read")
+    assert np.array_equal(read_only(tmp_path).rgb, candy.rgb)
+
+
+@pytest.mark.parametrize(
+    "ending", ["image_4.png", "depth.png", "info_depth.yaml", "pose.txt", "mask.png"]
+)
+def test_missing_partner_is_named_and_the_other_scans_are_listed(
+    tmp_path, one, render_candy, write_candy, ending
+):
+    folder, _ = one
+    write_candy(folder, "08", render_candy(2, 24))
+    lost = folder / f"07_{ending}"
+    lost.unlink()
+    scans, problems = find_scans(tmp_path, "CandyCane", "test")
+    assert [files.name for files in scans] == ["test/good/08"]
+    assert len(problems) == 1 and problems[0].startswith(f"{lost}: missing")
+    assert "08" not in problems[0].replace(str(tmp_path), "") and "expected" in problems[0]
+    with pytest.raises(ScanError, match=f"{lost}: missing"):
+        list_scans(tmp_path, "CandyCane", "test")
+
+
+def test_a_training_scan_may_not_be_anomalous(tmp_path, one):
+    folder, _ = one
+    train = tmp_path / "CandyCane/train"
+    folder.parent.rename(train)
+    with pytest.raises(ScanError, match="07_mask.png: anomalous pixels; expected none .* train"):
+        list_scans(tmp_path, "CandyCane", "train")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "normalization: {min: 1.0}",
+        "normalization: {min: 2.0, max: 1.0}",
+        "normalization: {min: 1.0, max: 1.0}",
+        "normalization: {min: -1.0, max: 1.0}",
+        "normalization: {min: .nan, max: 1.0}",
+        "normalization: {min: 0.0, max: .inf}",
+        "normalization: {min: one, max: two}",
+        "normalization: {min: true, max: 2}",
+        "normalization: 3",
+        "other: {min: 1.0, max: 2.0}",
+        "- 1.0",
+        "",
+        "normalization: {min: [1\n",
+        b"\xff\xfe\x00",
+    ],
+)
+def test_bad_range_is_refused(tmp_path, one, text):
+    path = one[0] / "07_info_depth.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    check_error(tmp_path, path, "normalization: {min, max}")
+
+
+def broken_poses():
+    pose = np.eye(4)
+    yield pytest.param(pose[:3], id="three rows")
+    yield pytest.param(np.where(pose == 1, np.nan, 0), id="not finite")
+    yield pytest.param(np.diag([2.0, 2, 2, 1]), id="scaled")
+    yield pytest.param(np.diag([1.0, 1, -1, 1]), id="mirrored")
+    yield pytest.param(pose + np.eye(4, k=1) * [[0.1], [0], [0], [0]], id="sheared")
+    yield pytest.param(pose + np.eye(4, k=-3), id="last row")
+
+
+@pytest.mark.parametrize("pose", list(broken_poses()))
+def test_bad_pose_is_refused(tmp_path, one, pose):
+    path = one[0] / "07_pose.txt"
+    np.savetxt(path, pose)
+    check_error(tmp_path, path, "4 x 4 numbers")
+
+
+@pytest.mark.parametrize("text", ["", "one two", "1 0 0 0\n0 1 0\n0 0 1 0\n0 0 0 1"])
+def test_a_pose_that_is_no_matrix_is_refused(tmp_path, one, text, recwarn):
+    path = one[0] / "07_pose.txt"
+    path.write_text(text)
+    check_error(tmp_path, path, "4 x 4 numbers")
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.arange(576, dtype=np.uint16).reshape(24, 24).astype(np.uint8), "8 bits"),
+        (np.zeros((24, 24, 3), np.uint8), "mode RGB"),
+        (np.full((24, 24), 7, np.uint16), "every depth is 7"),
+        (np.zeros((24, 24), np.uint16), "every depth is 0"),
+        (np.arange(480, dtype=np.uint16).reshape(20, 24), "20 x 24 pixels; expected 24 x 24"),
+    ],
+)
+def test_depth_of_another_kind_is_refused(tmp_path, one, array, words):
+    path = one[0] / "07_depth.png"
+    Image.fromarray(array).save(path)
+    check_error(tmp_path, path, words)
+
+
+@pytest.mark.parametrize("ending", ["image_4.png", "depth.png", "mask.png"])
+@pytest.mark.parametrize("kept", [0.0, 0.5])
+def test_truncated_picture_is_refused(tmp_path, one, ending, kept):
+    path = one[0] / f"07_{ending}"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(kept * len(data))])
+    check_error(tmp_path, path, "cannot be read")
+
+
+def test_image_and_mask_of_another_kind_are_refused(tmp_path, one):
+    folder, candy = one
+    mask = folder / "07_mask.png"
+    Image.fromarray(candy.mask[:, 1:]).save(mask)
+    check_error(tmp_path, mask, "24 x 23 pixels; expected 24 x 24")
+    Image.fromarray(candy.rgb).save(mask)
+    check_error(tmp_path, mask, "mode RGB", "single-channel")
+    Image.fromarray(candy.mask).save(mask)
+    Image.fromarray(candy.rgb).convert("RGBA").save(folder / "07_image_4.png")
+    check_error(tmp_path, folder / "07_image_4.png", "mode RGBA", "8-bit RGB")
+
+
+@pytest.mark.parametrize("text", ["- bumps", "{bumps: [", ""])
+def test_metadata_that_cannot_be_read_is_named(tmp_path, one, text):
+    path = one[0] / "07_metadata.yaml"
+    path.write_text(text)
+    check_error(tmp_path, path, "kinds of defect")
+
+
+def test_missing_folders_are_named(tmp_path, one):
+    with pytest.raises(ScanError, match="Lollipop.*no such folder.*holds CandyCane.*expected"):
+        list_scans(tmp_path, "Lollipop", "test")
+    with pytest.raises(ScanError, match="train/data: no such folder.*holds test_public"):
+        list_scans(tmp_path, "CandyCane", "train")
+    Path(tmp_path / "CandyCane/val/data").mkdir(parents=True)
+    with pytest.raises(ScanError, match="val/data: no scan found; expected NNN_image_4.png"):
+        list_scans(tmp_path, "CandyCane", "validation")

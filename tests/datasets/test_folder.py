@@ -1,0 +1,173 @@
+import shutil
+
+import numpy as np
+import pytest
+import tifffile
+import yaml
+from PIL import Image
+
+from g2sf_lib.datasets import ScanError, folder, mvtec3d
+from g2sf_lib.datasets.folder import Camera, list_categories, list_scans, read_camera, read_scan
+
+CAMERA = {"fx": 400.0, "fy": 500, "cx": 3.0, "cy": 2.0, "depth_scale": 0.001}
+DEPTH = np.array([[500, 500, 0, 500], [500, 400, 400, 500], [500, 400, 400, 500]], dtype=np.uint16)
+
+
+def write_scan(root, label="good", index="a1", split="train", category="gasket", depth=DEPTH):
+    home = root / category / split / label
+    for kind in ("rgb", "depth", "gt"):
+        (home / kind).mkdir(parents=True, exist_ok=True)
+    rgb = np.arange(depth.size * 3, dtype=np.uint8).reshape(*depth.shape, 3)
+    Image.fromarray(rgb).save(home / "rgb" / f"{index}.png")
+    Image.fromarray(depth).save(home / "depth" / f"{index}.png")
+    if label != "good":
+        Image.fromarray(np.eye(*depth.shape, dtype=np.uint8)).save(home / "gt" / f"{index}.png")
+    return home
+
+
+@pytest.fixture
+def one(tmp_path):
+    """Return the root of a data set of one scan, with its camera."""
+    write_scan(tmp_path)
+    (tmp_path / "camera.yaml").write_text(yaml.safe_dump(CAMERA))
+    return tmp_path
+
+
+def check_error(root, path, *words):
+    with pytest.raises(ScanError) as caught:
+        read_scan(list_scans(root, "gasket", "train")[0])
+    message = str(caught.value)
+    assert message.startswith(str(path)) and "expected" in message and "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_a_depth_image_becomes_points_by_hand(one):
+    (files,) = list_scans(one, "gasket", "train")
+    sample = read_scan(files)
+    assert sample.xyz.shape == (3, 4, 3) and sample.xyz.dtype == np.float32
+    np.testing.assert_allclose(
+        sample.xyz[0, 0], [-3 / 400 * 0.5, -2 / 500 * 0.5, 0.5], rtol=1e-6
+    )  # 500 units of 1 mm; column 0 is 3 px left of the middle, row 0 is 2 px above it
+    np.testing.assert_allclose(sample.xyz[2, 1], [-2 / 400 * 0.4, 0, 0.4], rtol=1e-6)
+    assert np.array_equal(sample.foreground, DEPTH > 0)
+    assert (sample.name, sample.label, sample.raw_xyz) == ("train/good/a1", "good", None)
+    assert not sample.mask.any()
+    assert files.paths == (files.rgb, files.xyz, one / "camera.yaml")
+
+
+def test_depth_and_points_of_one_tree_are_the_same_scan(tmp_path, mvtec_tree):
+    root = mvtec_tree(tmp_path / "points", ["my-part"], side=(40, 60), num=(2, 1, 1, 3))
+    with_depth = shutil.copytree(root, tmp_path / "depth")
+    for path in with_depth.rglob("*.tiff"):
+        depth = np.round(tifffile.imread(path)[..., 2] / 1e-5).astype(np.uint16)
+        path.unlink()
+        target = path.parent.parent / "depth" / f"{path.stem}.png"
+        target.parent.mkdir(exist_ok=True)
+        Image.fromarray(depth).save(target)
+    for path in with_depth.rglob("xyz"):
+        path.rmdir()
+    camera = {"fx": 200.0, "fy": 200.0, "cx": 30.0, "cy": 20.0, "depth_scale": 1e-5}
+    (with_depth / "my-part/camera.yaml").write_text(yaml.safe_dump(camera))
+    for split in ("train", "validation", "test"):
+        ours = list_scans(root, "my-part", split)
+        assert ours == mvtec3d.list_scans(root, "my-part", split)  # points: read as MVTec's are
+        depths = list_scans(with_depth, "my-part", split)
+        assert [files.name for files in depths] == [files.name for files in ours]
+        for left, right in zip(ours, depths, strict=True):
+            plain, made = read_scan(left), read_scan(right)
+            np.testing.assert_allclose(made.xyz, plain.xyz, atol=6e-6)  # half a unit of depth
+            assert np.array_equal(made.foreground, plain.foreground)
+            assert np.array_equal(made.mask, plain.mask) and np.array_equal(made.rgb, plain.rgb)
+            assert made.label == plain.label
+
+
+def test_the_camera_of_the_category_comes_before_that_of_the_root(one):
+    write_scan(one, category="other")
+    nearer = CAMERA | {"depth_scale": 0.0005}
+    (one / "gasket/camera.yaml").write_text(yaml.safe_dump(nearer))
+    (near,) = list_scans(one, "gasket", "train")
+    (far,) = list_scans(one, "other", "train")
+    np.testing.assert_allclose(2 * read_scan(near).xyz, read_scan(far).xyz, rtol=1e-6)
+
+
+def test_no_camera_is_said(one):
+    (one / "camera.yaml").unlink()
+    check_error(one, one / "gasket/camera.yaml", str(one / "camera.yaml"), "fx, fy, cx, cy")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"fx": None}, "fx is None"),
+        ({"fx": "400"}, "fx is '400'"),
+        ({"fy": 0}, "fy is 0"),
+        ({"cx": -3.0}, "cx is -3.0"),
+        ({"cy": float("nan")}, "cy is nan"),
+        ({"depth_scale": True}, "depth_scale is True"),
+        ({"depth_scale": float("inf")}, "depth_scale is inf"),
+        ({"k1": 0.1}, "found cx, cy, depth_scale, fx, fy, k1"),
+    ],
+)
+def test_bad_camera_is_refused(one, change, words):
+    (one / "camera.yaml").write_text(yaml.safe_dump(CAMERA | change))
+    check_error(one, one / "camera.yaml", words)
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "fx: 400", "{fx: [", "fx 400"])
+def test_camera_that_is_no_mapping_of_five_is_refused(one, text):
+    (one / "camera.yaml").write_text(text)
+    check_error(one, one / "camera.yaml", "fx, fy, cx, cy, depth_scale")
+
+
+def test_whole_numbers_are_numbers(tmp_path):
+    path = tmp_path / "camera.yaml"
+    path.write_text("{fx: 400, fy: 400, cx: 3, cy: 2, depth_scale: 1}")
+    assert read_camera(path) == Camera(400, 400, 3, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("depth", "words"),
+    [
+        (np.zeros((3, 4), np.uint16), "every depth is 0"),
+        (DEPTH.astype(np.uint8), "8 bits"),
+        (np.zeros((3, 4, 3), np.uint8), "mode RGB"),
+        (DEPTH[:2], "2 x 4 points; expected 3 x 4"),
+    ],
+)
+def test_depth_of_another_kind_is_refused(one, depth, words):
+    path = one / "gasket/train/good/depth/a1.png"
+    Image.fromarray(depth).save(path)
+    check_error(one, path, words)
+
+
+@pytest.mark.parametrize("kind", ["rgb", "depth", "gt"])
+def test_missing_partner_is_named(one, kind):
+    home = write_scan(one, "scratch")
+    lost = home / kind / "a1.png"
+    lost.unlink()
+    scans, problems = folder.find_scans(one, "gasket", "train")
+    assert [files.name for files in scans] == ["train/good/a1"]
+    assert len(problems) == 1 and problems[0].startswith(f"{lost}: missing")
+    with pytest.raises(ScanError, match=f"{lost}: missing"):
+        list_scans(one, "gasket", "train")
+
+
+def test_missing_folders_are_named(one):
+    with pytest.raises(ScanError, match="gasket/validation: no such folder.*calibrate"):
+        list_scans(one, "gasket", "validation")
+    with pytest.raises(ScanError, match="gasket/test: no such folder.*holds camera.yaml, train"):
+        (one / "camera.yaml").rename(one / "gasket/camera.yaml")
+        list_scans(one, "gasket", "test")
+    with pytest.raises(ScanError, match="other.*no such folder.*holds gasket"):
+        list_scans(one, "other", "validation")
+
+
+def test_categories_are_folders_with_a_split(one):
+    write_scan(one, category="Bolt 3", split="test")
+    (one / "notes").mkdir()
+    (one / "notes/train").write_text("no folder")
+    assert list_categories(one) == ["Bolt 3", "gasket"]
+    for root in (one / "notes", one / "nowhere", one / "camera.yaml"):
+        with pytest.raises(ScanError, match=f"{root}: no category found; expected <category>"):
+            list_categories(root)

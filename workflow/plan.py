@@ -1,0 +1,128 @@
+"""What a run consists of: settings, categories, seeds, and the category whose pages are shown.
+
+The Snakefile plans with it, and `run.py` asks it first, so that what is wrong with a call is said
+in one line before anything starts.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from g2sf_lib.config import CATEGORIES, Config, ConfigError, make_config
+from g2sf_lib.datasets import ScanError, category_names
+
+SHOWCASE = "foam"  # the book's examples are written for it; procedural and MVTec 3D-AD have it
+SEEDS = {"smoke": (0, 1), "demo": (0, 1, 2), "paper": (0, 1, 2)}
+SMOKE_CATEGORIES = ("cookie", "gland")  # of the procedural parts
+MAX_NAMES = 12  # of those found in a wrong folder, in its message
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One run of the workflow.
+
+    Attributes:
+        base: the configuration of the showcase category.
+        settings: single settings that differ from the profile's.
+        categories: all that take part.
+        seeds: every category is trained once from each.
+        showcase: the category whose notebooks are the pages of the book; its last chapter
+            compares all categories.
+    """
+
+    base: Config
+    settings: dict[str, Any]
+    categories: tuple[str, ...]
+    seeds: tuple[int, ...]
+    showcase: str
+
+
+def plain_value(value: Any) -> Any:
+    """Return a setting as a number, bool or None where Snakemake has left it a string."""
+    names = {"true": True, "false": False, "null": None, "none": None}
+    if not isinstance(value, str) or value.lower() in names:
+        return names[value.lower()] if isinstance(value, str) else value
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+
+
+def make_plan(given: Mapping[str, Any]) -> Plan:
+    """Return the plan that a call describes.
+
+    Args:
+        given: `profile`, `dataset`, `data_root`, `device`, `categories` (names in a list, or in a
+            text with blanks or commas between them; nothing: all that are there) and `settings`
+            (a mapping); each may be missing.
+
+    Raises:
+        ConfigError: for an unknown profile, data set, category or setting, and for a data_root
+            that is no folder or holds no category; the message says what was found and expected.
+    """
+    profile, dataset = str(given.get("profile", "demo")), str(given.get("dataset", "procedural"))
+    settings = given.get("settings") or {}
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"settings is {settings!r}; expected a mapping, e.g. '{{alpha: 2.0}}'")
+    settings = {str(name): plain_value(value) for name, value in settings.items()}
+    root = given.get("data_root") or None
+    root = None if root is None else str(Path(str(root)).expanduser())
+    device = str(given.get("device") or "auto")
+    place = {"dataset": dataset, "data_root": root, "device": device}
+    for name in place.keys() & settings.keys():
+        raise ConfigError(f"{name} is no setting of the profile; give it beside settings")
+    showcase = settings.pop("category", None)
+    # Profile, data set and settings are checked before any folder is looked at.
+    make_config(profile, **place, **settings, category=CATEGORIES.get(dataset, ("any",))[0])
+
+    found = _categories_found(dataset, root)
+    if profile == "smoke" and dataset == "procedural":
+        found = SMOKE_CATEGORIES
+    categories = _chosen(given.get("categories"), found, dataset)
+    if showcase is None:
+        showcase = SHOWCASE if SHOWCASE in categories else categories[-1]
+    elif showcase not in categories:
+        raise ConfigError(f"category is {showcase!r}; this run has {', '.join(categories)}")
+    base = make_config(profile, **place, **settings, category=showcase)
+    return Plan(base, settings, categories, SEEDS[profile], showcase)
+
+
+def _categories_found(dataset: str, root: str | None) -> tuple[str, ...]:
+    """Return the categories below the data set's folder, which has to hold one at least."""
+    if root is None or dataset == "procedural":
+        return CATEGORIES[dataset]
+    folder = Path(root)
+    if not folder.is_dir():
+        raise ConfigError(f"data_root is {root!r}, where there is no folder")
+    try:
+        names = tuple(category_names(dataset, root))
+    except ScanError as error:
+        raise ConfigError(str(error)) from error
+    present = tuple(name for name in names if (folder / name).is_dir())
+    if not present:
+        inside = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        shown = ", ".join(inside[:MAX_NAMES]) + ", ..." * (len(inside) > MAX_NAMES)
+        raise ConfigError(
+            f"data_root is {root!r}, which holds the folders: {shown or 'none'}; expected one or "
+            f"more of {', '.join(names)}"
+        )
+    return present
+
+
+def _chosen(asked: Any, found: tuple[str, ...], dataset: str) -> tuple[str, ...]:
+    """Return the categories asked for, in the data set's order; all of them if none is named."""
+    if not asked:
+        return found
+    if not isinstance(asked, list | tuple):
+        asked = str(asked).replace(",", " ").split()
+    asked = [str(name) for name in asked]
+    for name in asked:
+        if name not in found:
+            raise ConfigError(
+                f"category is {name!r}; found in dataset {dataset!r}: {', '.join(found)}"
+            )
+    return tuple(name for name in found if name in asked)
