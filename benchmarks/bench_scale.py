@@ -15,6 +15,7 @@ memory `resource.getrusage` tells.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -31,7 +32,7 @@ from tqdm.auto import tqdm
 from g2sf_lib.config import MODALITIES, make_config
 from g2sf_lib.detector import fit_banks, labelled_cells
 from g2sf_lib.features import PackedPatches, foreground_features, load_patches, save_patches
-from g2sf_lib.memory import MemoryBank, Rows, Standardiser
+from g2sf_lib.memory import MemoryBank, Rows, Standardiser, _project
 from g2sf_lib.storage import read_tensors, write_json, write_tensors
 from g2sf_lib.training import train_metric
 
@@ -41,6 +42,7 @@ NUM_TRAIN, NUM_SYNTHETIC, FOREGROUND = 244, 800, 1500
 NUM_OTHER = {"validation": 22, "test": 110, "synthetic_validation": 80}  # of a typical category
 NEIGHBOURS, SEARCHED_SHARE = 11, 0.02
 COVERED_ROWS = 20_000
+PLAIN_STEPS = 30
 FRACTIONS = (0.25, 0.5, 1.0)
 EXPECTED_LOAD = 1.2  # above this other work shared the machine, and the note says so
 
@@ -123,18 +125,24 @@ def read_banks(work: Path, fraction: float, coreset: str) -> dict[str, MemoryBan
     return {mod: MemoryBank(stored[mod].clone(), stored[f"{mod}.rows"]) for mod in MODALITIES}
 
 
-def standard_features(work: Path, sizes: dict, fraction: float):
-    """Return standardised training features of a share of the scans, and their scaling."""
+def standard_features(work: Path, sizes: dict, fraction: float) -> dict[str, Rows]:
+    """Return standardised training features of a share of the scans; keep their scaling."""
     files = share_of(scan_files(work, "train", sizes["train"]), fraction)
     feat = foreground_features([load_patches(file)[0] for file in files])
     standardiser = Standardiser.fit(feat, "rgb")
-    return standardiser(feat), standardiser
+    write_json(work / f"standardiser-{fraction:g}.json", dataclasses.asdict(standardiser))
+    return standardiser(feat)
+
+
+def kept_standardiser(work: Path, fraction: float) -> Standardiser:
+    """Return the scaling that `standard_features` kept."""
+    return Standardiser(**json.loads((work / f"standardiser-{fraction:g}.json").read_text()))
 
 
 def measure_bank(work: Path, sizes: dict, fraction: float, coreset: str) -> dict:
     """Build both banks of a share of the scans."""
     started = time.perf_counter()
-    feat, _ = standard_features(work, sizes, fraction)
+    feat = standard_features(work, sizes, fraction)
     banks = fit_banks(feat, settings(coreset).bank, progress=True)
     seconds = time.perf_counter() - started
     kept = {mod: bank.prototypes for mod, bank in banks.items()}
@@ -144,9 +152,28 @@ def measure_bank(work: Path, sizes: dict, fraction: float, coreset: str) -> dict
     return {"cells": len(feat["pcd"]), "seconds": seconds, "note": f"bank: {chosen}"}
 
 
+def measure_plain_bank(work: Path, sizes: dict, fraction: float, coreset: str) -> dict:
+    """Time some steps of the plain greedy loop, which reads all rows for every prototype."""
+    config = settings(coreset).bank
+    feat = standard_features(work, sizes, fraction)
+    seconds = 0.0
+    for rows in feat.values():
+        space = _project(rows.stored, config.projection_eps, 0, torch.device("cpu"))
+        norm2, nearest = space.square().sum(1), torch.full((len(space),), torch.inf)
+        started = time.perf_counter()
+        for row in range(PLAIN_STEPS):
+            far = torch.addmv(norm2 + norm2[row], space, space[row], alpha=-2.0)
+            torch.minimum(nearest, far, out=nearest)
+            nearest.argmax()
+        per_step = (time.perf_counter() - started) / PLAIN_STEPS
+        seconds += per_step * round(config.bank_fraction * len(rows))
+    note = f"from {PLAIN_STEPS} steps of the loop in each modality"
+    return {"cells": len(feat["pcd"]), "seconds": seconds, "kind": "extrapolated", "note": note}
+
+
 def measure_coverage(work: Path, sizes: dict, fraction: float, coreset: str) -> dict:
     """Return the largest distance of some training points to their nearest prototype."""
-    feat, _ = standard_features(work, sizes, fraction)
+    feat = standard_features(work, sizes, fraction)
     rows = feat["pcd"].stored
     if coreset == "random":
         bank = MemoryBank.fit(rows, settings(coreset).bank.bank_fraction, "random")
@@ -161,7 +188,7 @@ def measure_coverage(work: Path, sizes: dict, fraction: float, coreset: str) -> 
 def measure_neighbours(work: Path, sizes: dict, fraction: float, coreset: str) -> dict:
     """Search the 11 nearest prototypes of a sample of the training cells."""
     banks = read_banks(work, fraction, coreset)
-    _, standardiser = standard_features(work, sizes, fraction)
+    standardiser = kept_standardiser(work, fraction)
     files = share_of(scan_files(work, "synthetic", sizes["synthetic"]), fraction)
     sample = share_of(files, SEARCHED_SHARE)
     for bank in banks.values():
@@ -184,7 +211,7 @@ def measure_neighbours(work: Path, sizes: dict, fraction: float, coreset: str) -
 def measure_epoch(work: Path, sizes: dict, fraction: float, coreset: str) -> dict:
     """Train LSPN for one epoch. Neighbours are made up: they cost nothing here."""
     banks = read_banks(work, fraction, coreset)
-    _, standardiser = standard_features(work, sizes, fraction)
+    standardiser = kept_standardiser(work, fraction)
     files = share_of(scan_files(work, "synthetic", sizes["synthetic"]), fraction)
     patches, labels = zip(*(load_patches(file) for file in files), strict=True)
     num = sum(int(p.foreground.sum()) for p in patches)
@@ -258,6 +285,7 @@ def measure_scan(work: Path, sizes: dict, fraction: float, coreset: str) -> dict
 MEASURES = {
     "scan": measure_scan,
     "bank": measure_bank,
+    "plain_bank": measure_plain_bank,
     "coverage": measure_coverage,
     "neighbours": measure_neighbours,
     "epoch": measure_epoch,
@@ -344,6 +372,8 @@ def main() -> None:
     for fraction in FRACTIONS:
         for coreset in ("greedy", "approximate"):
             rows.append(measured(arguments, "bank", fraction, coreset))
+        plain = measured(arguments, "plain_bank", fraction, "greedy")
+        rows.append(plain | {"what": "bank", "coreset": "one-at-a-time greedy"})
         for coreset in ("greedy", "approximate", "random"):
             found = measured(arguments, "coverage", fraction, coreset)
             bank = [r for r in rows if (r["fraction"], r["coreset"]) == (fraction, coreset)]

@@ -38,6 +38,7 @@ STAGE_MODULES = {
     "lspn": ("fusion.py", "losses.py", "training.py"),
     "scores": ("evaluation.py",),
 }
+NO_STAGE = ("check.py", "weights.py")  # programs that lie beside modules of a stage
 
 
 def stage_files(stage: str) -> list[Path]:
@@ -47,7 +48,8 @@ def stage_files(stage: str) -> list[Path]:
     for name in STAGES[: STAGES.index(stage) + 1]:
         for module in STAGE_MODULES[name]:
             path = here / module
-            files += sorted(path.glob("*.py")) if path.is_dir() else [path]
+            inside = sorted(path.glob("*.py")) if path.is_dir() else [path]
+            files += [file for file in inside if file.name not in NO_STAGE]
     return files
 
 

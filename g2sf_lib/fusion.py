@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 from g2sf_lib.config import MODALITIES
 
@@ -157,15 +158,17 @@ class LSPN(nn.Module):
             prototypes = getattr(bank[mod], "prototypes", bank[mod])
             used, place = torch.unique(_of(index, mod), return_inverse=True)
             used = prototypes[used.to(prototypes.device)].to(feat[mod])
-            proto_part[mod] = (used @ self.proto_in.weight[:, columns].T)[place]
+            # Unlike indexing, `embedding` adds gradients up in the same order on every run.
+            proto_part[mod] = embedding(place, used @ self.proto_in.weight[:, columns].T)
             weight = self.direction_in.weight[:, columns]
-            difference = (feat[mod] @ weight.T)[:, None] - (used @ weight.T)[place]
+            difference = (feat[mod] @ weight.T)[:, None] - embedding(place, used @ weight.T)
             s_mod = _of(s, mod)
             if direction_form == "official":
                 inverse = torch.where(s_mod > 0, JOINT_DIRECTION_GAIN / joint, 0.0)
             else:
                 inverse = torch.where(s_mod > 0, 1.0 / s_mod, 0.0)
-            direction_part[mod] = difference * inverse[..., None]
+            # In place: the largest tensors of training, and nobody else holds this one.
+            direction_part[mod] = difference.mul_(inverse[..., None])
         return proto_part, direction_part
 
     def scale(

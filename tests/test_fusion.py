@@ -231,3 +231,23 @@ def test_modalities_keep_their_columns():
     torch.testing.assert_close(lspn.from_bank(changed, bank, index, s), w, atol=1e-12, rtol=0)
     changed = dict(feat, pcd=feat["pcd"] + 1)
     assert not torch.allclose(lspn.from_bank(changed, bank, index, s), w)
+
+
+def test_gradients_are_the_same_bytes_on_every_run_with_several_threads():
+    draw = torch.Generator().manual_seed(0)
+    feat = {mod: torch.randn(512, dim, generator=draw) for mod, dim in (("pcd", 30), ("rgb", 20))}
+    bank = {mod: torch.randn(90, value.shape[1], generator=draw) for mod, value in feat.items()}
+    index = {mod: torch.randint(90, (512, 11), generator=draw) for mod in feat}
+    s = {mod: 1 + torch.rand(512, 11, generator=draw) for mod in feat}
+    lspn = LSPN({mod: value.shape[1] for mod, value in feat.items()}, hidden=512, dropout=0.0)
+    torch.nn.init.normal_(lspn.head.weight, generator=draw)
+    before, found = torch.get_num_threads(), set()
+    torch.set_num_threads(4)
+    try:
+        for _ in range(8):
+            lspn.zero_grad()
+            lspn.from_bank(feat, bank, index, s).sum().backward()
+            found.add(b"".join(p.grad.numpy().tobytes() for p in lspn.parameters()))
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == 1
