@@ -1,4 +1,4 @@
-"""Greedy coreset: norms computed once, beside the loop that computes them in every step.
+"""Greedy coreset: many choices a pass over the rows, beside the loop with one choice a pass.
 
 ``pytest benchmarks/bench_memory.py --benchmark-only``. Both are timed in one run on the same
 features and must choose the same rows; no time is asserted.
