@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from g2sf_lib.config import CATEGORIES, make_config, settings_table
+from g2sf_lib.results import METRIC_NAMES
 
 PAPER_DIR = Path("data/paper")
 SCALE_FILE = Path("data/results/scale.json")
@@ -21,12 +22,6 @@ GPU_FILE = Path("data/results/scale_gpu.json")  # the same, measured on a GPU; n
 MEMORY_LIMIT_MB = 8000.0  # what a laptop with 16 GB can give beside everything else
 COLUMNS = ("dataset", "metric", "method", "category", "value", "note")
 DATASET_NAMES = {"mvtec3d": "MVTec 3D-AD", "eyecandies": "Eyecandies"}
-METRIC_NAMES = {
-    "i_auroc": "I-AUROC",
-    "p_auroc": "P-AUROC",
-    "aupro_30": "AUPRO@30 %",
-    "aupro_1": "AUPRO@1 %",
-}
 STEP_NAMES = {
     "features": "features of all scans",
     "bank": "building the bank",

@@ -17,7 +17,8 @@ FLOORS = (
     ("detector",),
     ("baselines",),
     ("experiments",),
-    ("results", "chapters", "published"),
+    ("results", "chapters"),
+    ("published",),
 )
 BESIDE = ("plots",)  # arrays in, Figure out
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

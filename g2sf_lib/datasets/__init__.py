@@ -66,6 +66,18 @@ def reader(dataset: str) -> ModuleType:
     return importlib.import_module(f"g2sf_lib.datasets.{module}")
 
 
+def complete(found: tuple[list, list[str]]) -> list:
+    """Return the scans of what a reader's `find_scans` found, if none is incomplete.
+
+    Raises:
+        ScanError: with one line for each message; every file is named.
+    """
+    scans, problems = found
+    if problems:
+        raise ScanError("\n".join(problems))
+    return scans
+
+
 def category_names(dataset: str, root: Path | str) -> tuple[str, ...]:
     """Return the categories of a data set that are there.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from g2sf_lib.datasets import Sample, ScanError
+from g2sf_lib.datasets import Sample, ScanError, complete
 from g2sf_lib.datasets.mvtec3d import read_depth, read_mask, read_rgb
 
 FOCAL_LENGTH_PX = 711.11  # of every image
@@ -133,10 +133,7 @@ def list_scans(root: Path, category: str, split: str) -> list[ScanFiles]:
     Raises:
         ScanError: as `find_scans`, and for scans that are not complete; every file is named.
     """
-    scans, problems = find_scans(root, category, split)
-    if problems:
-        raise ScanError("\n".join(problems))
-    return scans
+    return complete(find_scans(root, category, split))
 
 
 def _read_yaml(path: Path, expected: str) -> dict:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from g2sf_lib.datasets import Sample, ScanError, mvtec3d
+from g2sf_lib.datasets import Sample, ScanError, complete, mvtec3d
 from g2sf_lib.datasets.mvtec3d import ScanFiles
 
 CAMERA_FILE = "camera.yaml"
@@ -109,10 +109,7 @@ def list_scans(root: Path, category: str, split: str) -> list[ScanFiles]:
     Raises:
         ScanError: as `find_scans`, and for scans that are not complete; every file is named.
     """
-    scans, problems = find_scans(root, category, split)
-    if problems:
-        raise ScanError("\n".join(problems))
-    return scans
+    return complete(find_scans(root, category, split))
 
 
 def read_camera(path: Path) -> Camera:

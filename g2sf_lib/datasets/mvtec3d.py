@@ -12,7 +12,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from g2sf_lib.datasets import Sample, ScanError
+from g2sf_lib.datasets import Sample, ScanError, complete
 
 _SUFFIX = {"rgb": ".png", "xyz": ".tiff", "depth": ".png", "gt": ".png"}
 _SINGLE_CHANNEL_MODES = ("1", "L", "P", "I", "I;16")
@@ -122,10 +122,7 @@ def list_scans(root: Path, category: str, split: str) -> list[ScanFiles]:
         ScanError: for a missing or empty folder, an image without points or points without
             an image, a defective scan without ground truth; every such file is named.
     """
-    scans, problems = find_scans(root, category, split)
-    if problems:
-        raise ScanError("\n".join(problems))
-    return scans
+    return complete(find_scans(root, category, split))
 
 
 def _open_png(path: Path, expected: str) -> tuple[np.ndarray, str, int]:
