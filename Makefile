@@ -67,7 +67,7 @@ check-data: $(STAMP)
 	@$(PY) -m g2sf_lib.datasets.check --dataset "$(DATASET)" --data-root "$(DATA_ROOT)"
 
 readme: $(STAMP)
-	$(PY) -m g2sf_lib.results readme --profile $(PROFILE) --dataset $(DATASET)
+	$(PY) -m g2sf_lib.reports readme --profile $(PROFILE) --dataset $(DATASET)
 
 lock: $(STAMP)
 	$(PY) workflow/bootstrap.py --lock

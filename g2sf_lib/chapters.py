@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from g2sf_lib.benchmark import SEEDED, Comparison, Scores
 from g2sf_lib.config import MODALITIES, Config, LossConfig, raw_dir, scans_dir, stage_dir
 from g2sf_lib.datasets import Sample, reader
 from g2sf_lib.datasets.preprocess import list_prepared, load_prepared
@@ -29,10 +30,11 @@ from g2sf_lib.detector import (
     to_prediction,
 )
 from g2sf_lib.evaluation import image_auroc
-from g2sf_lib.experiments import Banks, Scores, best_epoch, load_banks, load_features
+from g2sf_lib.experiments import Banks, best_epoch, load_banks, load_features
 from g2sf_lib.features import FeatureExtractor, PackedPatches, foreground_features
 from g2sf_lib.fusion import LSPN, encode, local_metric
 from g2sf_lib.memory import MemoryBank, Rows
+from g2sf_lib.results import GROUPS, METHOD_NAMES
 from g2sf_lib.training import COLLAPSED
 
 SPLITS = ("train", "validation", "test")
@@ -469,13 +471,11 @@ def training_report(detector: G2SF) -> str:
 
 def separation_report(cells: JudgedCells) -> str:
     """Return, in Markdown, how well four scores tell synthetic anomalies from normal cells."""
-    scores = {
-        "points alone": cells.s[:, 0],
-        "RGB alone": cells.s[:, 1],
-        "metric before training": cells.plain,
-        "metric after training": cells.learned,
+    names = {"w = 1": "metric before training", "trained": "metric after training"}
+    areas = {
+        names.get(name, name): image_auroc(score, cells.is_anomalous)
+        for name, score in _quantities(cells).items()
     }
-    areas = {name: image_auroc(score, cells.is_anomalous) for name, score in scores.items()}
     told = ", ".join(f"{name} {area:.3f}" for name, area in areas.items())
     return f"AUROC over cells, synthetic anomalies against normal ones: {told}."
 
@@ -575,6 +575,244 @@ def some_scans(config: Config, split: str, numbers: Sequence[int]) -> list[Sampl
     return [load_prepared(paths[number]) for number in numbers]
 
 
+# ---------------------------------------------------------------- 05: benchmark
+
+
+@dataclass(frozen=True)
+class Case:
+    """A test scan that is shown, and the rule that chose it.
+
+    Attributes:
+        rule: in words, for the label of its row.
+        category: of the scan.
+        number: of the scan among the category's test scans.
+        label: "good" or its kind of defect.
+    """
+
+    rule: str
+    category: str
+    number: int
+    label: str
+
+    @property
+    def title(self) -> str:
+        """Rule, category and label, a line each."""
+        return f"{self.rule}\n{self.category}, {self.label}"
+
+
+def panel_methods(comparison: Comparison) -> dict[str, tuple[str, int]]:
+    """Return heading -> (method, seed) of those of Figure 5's methods that took part."""
+    shown = {
+        "RGB alone": "rgb",
+        "points alone": "pcd",
+        "CFM": "cfm",
+        "M3DM": "m3dm",
+        "G²SF": "g2sf",
+    }
+    first = comparison.seeds[0]
+    columns = {
+        name: (method, first if method in SEEDED else 0)
+        for name, method in shown.items()
+        if method in comparison.methods
+    }
+    return columns or {METHOD_NAMES[ruler(comparison)[0]]: ruler(comparison)}
+
+
+def ruler(comparison: Comparison) -> tuple[str, int]:
+    """Return whose scores choose the scans that are shown: G2SF, or else the first method."""
+    method = "g2sf" if "g2sf" in comparison.methods else comparison.methods[0]
+    return method, comparison.seeds[0] if method in SEEDED else 0
+
+
+def _standing(comparison: Comparison, method: str, seed: int) -> list[tuple[str, int, str, float]]:
+    """Return (category, number, label, share of the category's good scans below) of all scans."""
+    rule, found = comparison.config.scoring.silhouette, []
+    for category, scores in comparison.scores.items():
+        share = share_of_good_below(scores.image[method, seed, rule], scores.labels)
+        each = zip(scores.labels, share, strict=True)
+        found += [(category, n, label, float(x)) for n, (label, x) in enumerate(each)]
+    return found
+
+
+def complementary_cases(comparison: Comparison) -> list[Case]:
+    """Return two defective scans: one that RGB sees and points do not, and the other way round.
+
+    The rule: over all categories, the scan where the shares of good scans below it, by RGB alone
+    and by points alone, differ most. The first of several that are equal.
+    """
+    both = [_standing(comparison, mod, 0) for mod in ("rgb", "pcd")]
+    gaps = [(rgb[3] - pcd[3], rgb) for rgb, pcd in zip(*both, strict=True) if rgb[2] != "good"]
+    chosen = [
+        ("RGB sees it,\npoints do not", max(gaps, key=lambda gap: gap[0])[1]),
+        ("points see it,\nRGB does not", min(gaps, key=lambda gap: gap[0])[1]),
+    ]
+    return [Case(rule, category, n, label) for rule, (category, n, label, _) in chosen]
+
+
+def gallery_cases(comparison: Comparison, method: str, seed: int) -> list[Case]:
+    """Return a scan of each category, and the worst failures of a method.
+
+    The rules: in each category the defective scan with the median image score; over all
+    categories the defective scan that the most good scans of its category outscore (of those that
+    are equal, the one with the smallest score relative to its highest good scan), and the good
+    scan that outscores the most defective ones (ties likewise).
+
+    Args:
+        comparison: with the method in it.
+        method: whose scores the rules look at,
+        seed: and of which training.
+    """
+    rule, cases, misses, alarms = comparison.config.scoring.silhouette, [], [], []
+    for category, scores in comparison.scores.items():
+        image = scores.image[method, seed, rule]
+        is_bad = np.array([label != "good" for label in scores.labels])
+        order = np.flatnonzero(is_bad)[np.argsort(image[is_bad], kind="stable")]
+        middle = int(order[len(order) // 2])
+        cases.append(Case("median find", category, middle, scores.labels[middle]))
+        top = image[~is_bad].max()
+        for n in np.flatnonzero(is_bad):
+            misses.append(((image[~is_bad] > image[n]).mean(), -image[n] / top, category, int(n)))
+        for n in np.flatnonzero(~is_bad):
+            alarms.append(((image[is_bad] < image[n]).mean(), image[n] / top, category, int(n)))
+    for words, found in (("worst miss", misses), ("worst\nfalse alarm", alarms)):
+        _, _, category, n = max(found, key=lambda case: case[:2])
+        cases.append(Case(words, category, n, comparison.scores[category].labels[n]))
+    return cases
+
+
+def case_maps(
+    comparison: Comparison, cases: Sequence[Case], methods: dict[str, tuple[str, int]]
+) -> tuple[list[Sample], dict[str, list[np.ndarray]]]:
+    """Return the scans of some cases and their score maps in units of normal scans.
+
+    For each method and category, 0 is the median scored pixel of the validation scans, which are
+    normal, and 1 the highest that any of their pixels has. No test scan has a part in the scale.
+
+    Args:
+        comparison: of all categories.
+        cases: what is shown.
+        methods: heading -> (method, seed).
+    """
+    samples, maps = [], {name: [] for name in methods}
+    for case in cases:
+        of_case = dataclasses.replace(comparison.config, category=case.category)
+        samples += some_scans(of_case, "test", [case.number])
+        scores = comparison.scores[case.category]
+        for name, key in methods.items():
+            low, top = scores.normal[key]
+            raw = scores.maps.one(key, case.number)
+            maps[name].append(((raw - low) / max(top - low, 1e-12)).clip(0))
+    return samples, maps
+
+
+def standing_report(
+    comparison: Comparison, cases: Sequence[Case], methods: dict[str, tuple[str, int]]
+) -> pd.DataFrame:
+    """Return, for each case and method, the share of the category's good scans that score lower.
+
+    1 is a find without a false alarm, one half is chance; of a good scan, 1 is the worst.
+    """
+    rows = []
+    for case in cases:
+        scores, row = comparison.scores[case.category], {}
+        for name, (method, seed) in methods.items():
+            image = scores.image[method, seed, comparison.config.scoring.silhouette]
+            good = np.array([label == "good" for label in scores.labels])
+            good[case.number] = False  # a good scan is not compared with itself
+            row[name] = f"{(image[good] < image[case.number]).mean():.2f}"
+        rows.append({"case": case.title.replace("\n", " ")} | row)
+    return pd.DataFrame(rows).set_index("case")
+
+
+def cell_shifts(config: Config, categories: Sequence[str], seeds: Sequence[int]) -> pd.DataFrame:
+    """Return how well cells of pastes and of defects are told from normal ones, before and after.
+
+    Normal cells are those of the same scans' unpasted part (pastes) or of the good test scans
+    (defects). All cells are counted ones in their nearest neighbourhood.
+
+    Args:
+        config: of the run.
+        categories: all of them.
+        seeds: training seeds.
+
+    Returns:
+        A row a category, seed, group of defects and quantity ("points alone", "RGB alone",
+        "w = 1", "trained"): ``auroc`` over cells; with mean scale factors ``w_pcd``, ``w_rgb`` of
+        the group's anomalous cells, divided by those of the normal cells.
+    """
+    rows = []
+    for category in categories:
+        of_category = dataclasses.replace(config, category=category)
+        kinds = _cell_kinds(of_category)
+        for seed in seeds:
+            detector = stored_detector(of_category, seed)
+            pasted = judged_cells(of_category, detector)
+            test = judged_cells(of_category, detector, "test")
+            groups = {"pastes": (pasted, pasted.is_anomalous, ~pasted.is_anomalous)}
+            for group, members in GROUPS.items():
+                chosen = test.is_anomalous & np.isin(kinds, members)
+                if chosen.any():
+                    groups[group] = test, chosen, kinds == "good"
+            for group, (cells, bad, normal) in groups.items():
+                place = {"category": category, "seed": seed, "group": group}
+                w = cells.w[bad].mean(0) / cells.w[normal].mean(0)
+                place |= {f"w_{mod}": float(w[m]) for m, mod in enumerate(MODALITIES)}
+                both = bad | normal
+                for name, values in _quantities(cells).items():
+                    area = image_auroc(values[both], bad[both])
+                    rows.append(place | {"quantity": name, "auroc": area})
+    return pd.DataFrame(rows)
+
+
+def _cell_kinds(config: Config) -> np.ndarray:
+    """Return (N,) the label of the scan of every counted test cell."""
+    patches, _ = load_features(config, "test")
+    counts = [int(counted_cells(p, config.scoring.silhouette).sum()) for p in patches]
+    return np.repeat(scan_labels(config, "test"), counts)
+
+
+def _quantities(cells: JudgedCells) -> dict[str, np.ndarray]:
+    """Return the scores that training starts from, and what it makes of them."""
+    return {
+        "points alone": cells.s[:, 0],
+        "RGB alone": cells.s[:, 1],
+        "w = 1": cells.plain,
+        "trained": cells.learned,
+    }
+
+
+def shift_rows(shifts: pd.DataFrame) -> pd.DataFrame:
+    """Return means over categories and seeds, for `plots.cell_shift`.
+
+    Columns: ``group``, ``quantity``, ``value`` (AUROC over cells), ``error`` (standard error over
+    categories).
+    """
+    each = shifts.groupby(["group", "quantity", "category"], sort=False)["auroc"].mean()
+    groups = each.groupby(["group", "quantity"], sort=False)
+    table = pd.DataFrame({"value": groups.mean(), "error": groups.sem().fillna(0.0)})
+    return table.reset_index()
+
+
+def shift_report(shifts: pd.DataFrame) -> str:
+    """Return, in Markdown, what training does to the cells of each group of defects."""
+    wide = shifts.pivot_table(
+        index=["group", "category"], columns="quantity", values="auroc", sort=False
+    )
+    w = shifts.groupby("group", sort=False)[["w_pcd", "w_rgb"]].mean()
+    lines = []
+    for group in dict.fromkeys(shifts["group"]):
+        of_group = wide.loc[group]
+        gain = of_group["trained"] - of_group["w = 1"]
+        error = gain.sem() if len(gain) > 1 else float("nan")
+        lines.append(
+            f"- {group}: AUROC of cells {of_group['w = 1'].mean():.3f} before and "
+            f"{of_group['trained'].mean():.3f} after training ({gain.mean():+.3f} ± {error:.3f} "
+            f"over categories); w is {w.loc[group, 'w_pcd']:.2f} (points) and "
+            f"{w.loc[group, 'w_rgb']:.2f} (RGB) times that of normal cells"
+        )
+    return "\n".join(lines)
+
+
 # ---------------------------------------------------------------- 90: loss weights
 
 
@@ -657,3 +895,64 @@ def collapse_report(rows: pd.DataFrame) -> str:
         for method, group in flat.groupby("method", sort=False)
     ]
     return "\n".join(["Collapsed (w is a constant in at least one modality):", "", *lines])
+
+
+# ---------------------------------------------------------------- 92: settings of peers
+
+
+def candidate_rows(rows: pd.DataFrame, config: Config) -> pd.DataFrame:
+    """Return the candidates of CFM and AST in words, for `plots.candidate_dots`.
+
+    Args:
+        rows: of `tuning.select_peer_settings`.
+        config: of the run, whose settings are the chosen ones.
+
+    Returns:
+        Columns ``method`` (its name), ``candidate``, ``category``, ``value`` (average precision
+        over cells), ``is_chosen``.
+    """
+    named = []
+    for row in rows.itertuples():
+        settings = getattr(config, row.method)
+        words = ", ".join(
+            f"{name.removeprefix(row.method + '_').replace('_', ' ')} {value:g}"
+            for name, value in row.settings.items()
+        )
+        is_chosen = all(getattr(settings, name) == value for name, value in row.settings.items())
+        named.append((METHOD_NAMES[row.method], words, row.category, row.cell_ap, is_chosen))
+    columns = ["method", "candidate", "category", "value", "is_chosen"]
+    return pd.DataFrame(named, columns=columns)
+
+
+def candidate_table(candidates: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a candidate: mean average precision and its error over categories, as text."""
+    groups = candidates.groupby(["method", "candidate"], sort=False)
+    table = pd.DataFrame(
+        {
+            "average precision": groups["value"].mean().map("{:.3f}".format),
+            "standard error": groups["value"].sem().fillna(0.0).map("{:.3f}".format),
+            "setting of this run": groups["is_chosen"].first().map({True: "yes", False: ""}),
+        }
+    )
+    return table.reset_index()
+
+
+def candidate_verdict(candidates: pd.DataFrame) -> str:
+    """Return, in Markdown, whether the settings of this run are the best of the candidates."""
+    lines = []
+    for method, of_method in candidates.groupby("method", sort=False):
+        wide = of_method.pivot(index="category", columns="candidate", values="value")
+        best = wide.mean().idxmax()
+        own = of_method.loc[of_method["is_chosen"], "candidate"].unique()
+        if not len(own):
+            lines.append(f"- {method}: the settings of this run are not among the candidates")
+        elif own[0] == best:
+            lines.append(f"- {method}: {best}, the best of {wide.shape[1]} candidates")
+        else:
+            gap = wide[best] - wide[own[0]]
+            error = gap.sem() if len(gap) > 1 else float("nan")
+            lines.append(
+                f"- {method}: {own[0]}; the best of {wide.shape[1]} candidates is {best}, by "
+                f"{gap.mean():.3f} ± {error:.3f} (standard error over categories)"
+            )
+    return "\n".join(lines)

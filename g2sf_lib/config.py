@@ -7,6 +7,7 @@ tree from a profile and such a flat set of names; it refuses what it does not kn
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
 import hashlib
@@ -30,22 +31,60 @@ CATEGORIES = {
         *("HazelnutTruffle", "LicoriceSandwich", "Lollipop", "Marshmallow", "PeppermintCandy"),
     ),
 }  # the data set "folder" is not here: its categories are called what its folders are
-STAGES = ("data", "features", "bank", "lspn", "scores")
+# stage -> the one whose output it reads; "scores" are those of G2SF, "bank_scores" those of
+# methods that need nothing but banks.
+STAGE_NEEDS = {
+    "data": None,
+    "features": "data",
+    "bank": "features",
+    "lspn": "bank",
+    "cfm": "bank",
+    "ast": "bank",
+    "scores": "lspn",
+    "bank_scores": "bank",
+    "cfm_scores": "cfm",
+    "ast_scores": "ast",
+}
+STAGES = tuple(STAGE_NEEDS)
 STAGE_MODULES = {
     "data": ("datasets",),
     "features": ("features", "synthesis.py"),
-    "bank": ("memory.py", "baselines.py", "detector.py"),
+    "bank": ("memory.py", "baselines/banks.py", "detector.py"),
     "lspn": ("fusion.py", "losses.py", "training.py"),
-    "scores": ("evaluation.py",),
+    "cfm": ("baselines/cfm.py", "baselines/loop.py"),
+    "ast": ("baselines/student_teacher.py", "baselines/loop.py"),
+    "scores": ("evaluation.py", "benchmark.py"),
+    "bank_scores": ("baselines/m3dm.py", "baselines/__init__.py", "evaluation.py", "benchmark.py"),
+    "cfm_scores": ("baselines/__init__.py", "evaluation.py", "benchmark.py"),
+    "ast_scores": ("baselines/__init__.py", "evaluation.py", "benchmark.py"),
 }
+STAGE_SECTIONS = {
+    "data": ("data", "preprocess"),
+    "features": ("features", "synthesis"),
+    "bank": ("bank",),
+    "lspn": ("model", "loss", "training"),
+    "cfm": ("cfm",),
+    "ast": ("ast",),
+    "scores": ("scoring",),
+    "bank_scores": ("rules", "scoring"),
+    "cfm_scores": ("scoring",),
+    "ast_scores": ("scoring",),
+}
+SEEDED_STAGES = ("lspn", "cfm", "ast", "bank_scores")  # the last for the SVMs of M3DM
 NO_STAGE = ("check.py", "weights.py")  # programs that lie beside modules of a stage
 
 
+def stage_chain(stage: str) -> tuple[str, ...]:
+    """Return the stages that one builds on, the first first, and itself."""
+    before = STAGE_NEEDS[stage]
+    return (stage,) if before is None else (*stage_chain(before), stage)
+
+
 def stage_files(stage: str) -> list[Path]:
-    """Return the library's files that the output of a stage depends on, sorted."""
+    """Return the library's files that the output of a stage depends on, stage by stage."""
     here = Path(__file__).parent
     files: list[Path] = []
-    for name in STAGES[: STAGES.index(stage) + 1]:
+    for name in stage_chain(stage):
         for module in STAGE_MODULES[name]:
             path = here / module
             inside = sorted(path.glob("*.py")) if path.is_dir() else [path]
@@ -238,6 +277,39 @@ class ScoringConfig:
 
 
 @dataclass(frozen=True)
+class RulesConfig:
+    """Methods that need nothing but banks."""
+
+    reweight_neighbours: int | None = setting(
+        None, "None: the largest distance; 9: PatchCore's re-weighted image score", low=1
+    )
+    svm_nu: float = setting(0.5, "M3DM, facts.md, section 7", low=0.001, high=1)
+
+
+@dataclass(frozen=True)
+class CFMConfig:
+    """Crossmodal feature mapping: two networks, each predicts one modality from the other."""
+
+    cfm_epochs: int = setting(50, "facts.md, section 7: 50 to 250", low=1)
+    cfm_batch_size: int = setting(1024, "cells; as many as LSPN's", low=2)
+    cfm_learning_rate: float = setting(1e-3, "chosen on validation scans", low=0)
+
+
+@dataclass(frozen=True)
+class ASTConfig:
+    """Asymmetric student and teacher: a normalising flow, and a network that imitates it."""
+
+    ast_coupling_blocks: int = setting(4, "as published", low=1)
+    ast_flow_channels: int = setting(32, "half of the published 64, for 185 inputs", low=1)
+    ast_student_channels: int = setting(64, "1024 as published is for a GPU", low=1)
+    ast_student_blocks: int = setting(2, "4 as published", low=0)
+    ast_depth_px: int = setting(2, "depth samples along a cell's side; 8 as published", low=1)
+    ast_epochs: int = setting(12, "of the teacher, then of the student", low=1)
+    ast_batch_size: int = setting(8, "scans, as published", low=1)
+    ast_learning_rate: float = setting(1e-3, "chosen on validation scans", low=0)
+
+
+@dataclass(frozen=True)
 class Config:
     """One run: a profile, a category, a seed, a place, and the settings of each stage."""
 
@@ -258,28 +330,24 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    rules: RulesConfig = field(default_factory=RulesConfig)
+    cfm: CFMConfig = field(default_factory=CFMConfig)
+    ast: ASTConfig = field(default_factory=ASTConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
 
     def stage_settings(self, stage: str) -> dict[str, Any]:
         """Return every setting that the output of `stage` depends on, as plain values.
 
         Args:
-            stage: one of `STAGES`; each stage includes those before it.
+            stage: one of `STAGES`; each stage includes those that it builds on.
         """
-        sections = {
-            "data": ("data", "preprocess"),
-            "features": ("features", "synthesis"),
-            "bank": ("bank",),
-            "lspn": ("model", "loss", "training"),
-            "scores": ("scoring",),
-        }
         settings: dict[str, Any] = {"dataset": self.dataset, "data_root": self.data_root}
         if stage != "data":
             settings["category"] = self.category
-        for name in STAGES[: STAGES.index(stage) + 1]:
-            if name == "lspn":
+        for name in stage_chain(stage):
+            if name in SEEDED_STAGES:
                 settings["seed"] = self.seed
-            for section in sections[name]:
+            for section in STAGE_SECTIONS[name]:
                 settings[section] = dataclasses.asdict(getattr(self, section))
         return settings
 
@@ -306,6 +374,9 @@ PROFILES: dict[str, dict[str, tuple[Any, str]]] = {
         "batch_size": (256, "several steps an epoch"),
         "hidden": (32, "quick"),
         "embed": (16, "quick"),
+        "cfm_epochs": (3, "quick"),
+        "ast_epochs": (2, "quick"),
+        "ast_student_channels": (16, "quick"),
     },
     "paper": {
         "pad_multiple_px": (100, "facts.md, section 1"),
@@ -329,6 +400,14 @@ PROFILES: dict[str, dict[str, tuple[Any, str]]] = {
         "mu": (20.0, "facts.md, section 5"),
         "learning_rate": (1.5e-4, "facts.md, section 5"),
         "l1": (5e-4, "facts.md, section 5"),
+        "cfm_epochs": (250, "facts.md, section 7"),
+        "cfm_batch_size": (8192, "as many cells as LSPN's"),
+        "ast_flow_channels": (64, "as published"),
+        "ast_student_channels": (1024, "as published"),
+        "ast_student_blocks": (4, "as published"),
+        "ast_depth_px": (4, "224 samples along a side of 56 cells"),
+        "ast_epochs": (240, "as published"),
+        "ast_learning_rate": (2e-4, "as published"),
         "silhouette": ("count", "the paper leaves no cell out"),
     },
 }
@@ -459,6 +538,20 @@ def config_from_notebook(namespace: dict[str, Any], extra: tuple[str, ...] = ())
         name: value for name, value in found.items() if value is not None and name not in extra
     }
     return make_config(**given)
+
+
+def listed(value: Any) -> Any:
+    """Return the list that a text holds; any other value as it is.
+
+    ``papermill -p seeds "[0, 1]"`` hands the text over, for it turns only numbers, True, False
+    and None into values.
+    """
+    if isinstance(value, str) and value.strip()[:1] in ("[", "("):
+        try:
+            return list(ast.literal_eval(value.strip()))
+        except (ValueError, SyntaxError, TypeError):
+            return value  # whoever wants a list will say what is wrong
+    return value
 
 
 def settings_table(config: Config) -> list[dict[str, Any]]:

@@ -306,7 +306,20 @@ class G2SF:
         if self.metric is None:
             raise ValueError("G2SF: the detector is not fitted; call fit or load first")
         feat = self.standardiser(feat)
-        index, s = query_banks(self.banks, feat, self.config.model.k + 1, self.device)
+        return self.fuse_cells(feat, *self.neighbours(feat))
+
+    def neighbours(self, feat: dict[str, Tensor | Rows]) -> tuple[dict[str, Tensor], Tensor]:
+        """Return mod -> (n, k + 1) prototype rows and (n, k + 1, M) distances, nearest first.
+
+        Args:
+            feat: mod -> (n, D_mod) standardised features.
+        """
+        return query_banks(self.banks, feat, self.config.model.k + 1, self.device)
+
+    def fuse_cells(
+        self, feat: dict[str, Tensor | Rows], index: dict[str, Tensor], s: Tensor
+    ) -> CellScores:
+        """Return what `score_cells` does, for standardised features with their `neighbours`."""
         s = s.to(self.device)
         w = self.metric.scale_factors(feat, self.prototypes(), index, s)
         with torch.no_grad():

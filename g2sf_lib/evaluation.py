@@ -25,6 +25,7 @@ from sklearn.metrics import roc_auc_score
 LIMITS = (0.3, 0.1, 0.05, 0.01)
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 _RIGHT_LEFT = ("right", "left")
+_LOWEST_RATE = 1e-4  # below it the thresholds of `bootstrap_aupro` are those of anomalous scores
 
 
 def image_auroc(scores: Any, labels: Any) -> float:
@@ -75,10 +76,9 @@ def bootstrap_auroc(
     scores, truth = _scores_and_truth(scores, labels)
     if scores.ndim > 2:
         raise ValueError(f"scores have shape {scores.shape}; expected (N,) or (M, N)")
-    generator = np.random.default_rng() if generator is None else generator
+    times = _times_drawn(truth, num, generator)
+    times_bad, times_good = times[:, truth], times[:, ~truth]
     num_bad, num_good = int(truth.sum()), int((~truth).sum())
-    times_bad = generator.multinomial(num_bad, np.full(num_bad, 1 / num_bad), size=num)
-    times_good = generator.multinomial(num_good, np.full(num_good, 1 / num_good), size=num)
     areas = np.empty((len(np.atleast_2d(scores)), num))
     for row, of_method in enumerate(np.atleast_2d(scores)):
         bad, good = of_method[truth, None], of_method[None, ~truth]
@@ -138,11 +138,70 @@ def aupro(
 
     Source: Section 4.1, AUPRO@30% and AUPRO@1%.
     """
-    for limit in limits:
-        if not 0 < limit <= 1:
-            raise ValueError(f"limit is {limit}; expected a false positive rate in (0, 1]")
+    _need_rates(limits)
     fpr, pro = pro_curve(score_maps, masks, num_thresholds)
     return {limit: _area_up_to(fpr, pro, limit) for limit in limits}
+
+
+def bootstrap_aupro(
+    score_maps: Any,
+    masks: Any,
+    limits: Sequence[float] = LIMITS,
+    num: int = 1000,
+    generator: np.random.Generator | None = None,
+    num_thresholds: int = 500,
+) -> dict[float, np.ndarray]:
+    """Return the AUPRO of `num` resamples of the images, good and anomalous drawn apart.
+
+    As `bootstrap_auroc`, and with its resamples: generators of one seed draw the same images for
+    every method and for both functions, as long as the images are the same and in one order, so
+    that differences of two results are paired.
+
+    A resample repeats or drops whole images. So each image is counted once, at fixed thresholds:
+    its false positives, and the sum over its regions of the share that scores at or above. A
+    resample is then a weighted sum of images, all resamples are two matrix products, and each
+    gets its own false positive rates and its own mean over regions. The curve is a straight line
+    between two thresholds. Half of these are scores of anomalous pixels, at equal steps of the
+    overlap, from the lowest to the highest; half are scores of good pixels, at rates in equal
+    ratios from 1e-4 to 1, past each limit, because the rates of a resample are others. Between
+    two thresholds the overlap rises by 2 / num_thresholds (by more only where scores are equal,
+    or a pixel is much of its region), so that an area is within about 1 / num_thresholds of
+    that of `aupro(..., num_thresholds=None)` for the images drawn; for 90 maps of 224 x 224 and
+    500 thresholds, within 1e-4.
+
+    Args:
+        score_maps: N maps (H, W).
+        masks: N masks (H, W), not zero on anomalous pixels. Images without such pixels are good.
+        limits: false positive rates in (0, 1].
+        num: how many resamples.
+        generator: where the resamples come from; None draws fresh entropy.
+        num_thresholds: at how many thresholds, at most, each image is counted.
+
+    Returns:
+        limit -> (num,) areas in [0, 1].
+
+    Raises:
+        ValueError: as `aupro`, and if no image is good or there are fewer than 4 thresholds.
+    """
+    _need_rates(limits)
+    if num_thresholds < 4:
+        raise ValueError(f"num_thresholds is {num_thresholds}; expected at least 4")
+    maps, truths = _maps_and_truths(score_maps, masks)
+    is_anomalous = np.array([truth.any() for truth in truths])
+    _need_both_classes([is_anomalous], "images")
+    scores, weights = _flat(maps), _flat(_region_weights(truths))
+    thresholds = _spread_thresholds(scores, weights, num_thresholds)
+    # An image and the number of thresholds at or below a score make one bin.
+    num_bins = len(thresholds) + 1
+    image = np.repeat(np.arange(len(maps)), [one.size for one in maps])
+    bins = image * num_bins + np.searchsorted(thresholds, scores, side="right")
+    good = np.bincount(bins, weights == 0, len(maps) * num_bins).reshape(-1, num_bins)
+    covered = np.bincount(bins, weights, len(maps) * num_bins).reshape(-1, num_bins)
+    times = _times_drawn(is_anomalous, num, generator).astype(np.float64)
+    # Summed from the highest threshold down; the last bin sum is everything, the point (1, 1).
+    fpr, pro = (times @ np.cumsum(counts[:, ::-1], axis=1) for counts in (good, covered))
+    fpr, pro = (np.pad(part / part[:, -1:], ((0, 0), (1, 0))) for part in (fpr, pro))
+    return {limit: _areas_up_to(fpr, pro, limit) for limit in limits}
 
 
 def pro_curve(
@@ -234,6 +293,38 @@ def _area_up_to(fpr: np.ndarray, pro: np.ndarray, limit: float) -> float:
     return float(np.trapezoid(y, x) / limit)
 
 
+def _areas_up_to(fpr: np.ndarray, pro: np.ndarray, limit: float) -> np.ndarray:
+    """Return (R,) areas as `_area_up_to` for (R, points) curves that start at 0 and end at 1."""
+    width = np.diff(fpr, axis=1)
+    inside = np.clip(limit - fpr[:, :-1], 0, width)  # of each step, what lies left of the limit
+    part = np.divide(inside, width, out=np.zeros_like(width), where=width > 0)
+    height = pro[:, :-1] + part * np.diff(pro, axis=1) / 2
+    return (inside * height).sum(axis=1) / limit
+
+
+def _spread_thresholds(scores: np.ndarray, weights: np.ndarray, num: int) -> np.ndarray:
+    """Return at most `num` different scores, rising, as `bootstrap_aupro` says."""
+    rising, covered = _covered(scores, weights)
+    steps = np.linspace(0, covered[-1], num // 2)
+    at_anomalous = np.minimum(np.searchsorted(covered[1:], steps), len(rising) - 1)
+    good = np.sort(scores[weights == 0])
+    rates = np.geomspace(_LOWEST_RATE, 1, num - num // 2)
+    at_good = len(good) - np.ceil(rates * len(good)).astype(int)
+    return np.unique(np.concatenate([rising[at_anomalous], good[np.maximum(at_good, 0)]]))
+
+
+def _times_drawn(
+    is_anomalous: np.ndarray, num: int, generator: np.random.Generator | None
+) -> np.ndarray:
+    """Return (num, N), how often each image is in each resample; each class keeps its size."""
+    generator = np.random.default_rng() if generator is None else generator
+    times = np.empty((num, len(is_anomalous)), dtype=np.int64)
+    for of_class in (is_anomalous, ~is_anomalous):
+        size = int(of_class.sum())
+        times[:, of_class] = generator.multinomial(size, np.full(size, 1 / size), size=num)
+    return times
+
+
 def _region_weights(truths: list[np.ndarray]) -> list[np.ndarray]:
     """Return maps (H, W) of 1 / (regions * pixels of its region), zero on good pixels."""
     weights = []
@@ -279,6 +370,12 @@ def _maps_and_truths(score_maps: Any, masks: Any) -> tuple[list[np.ndarray], lis
             raise ValueError(f"score map {index} holds NaN or infinity; expected finite numbers")
     _need_both_classes(truths, "pixels")
     return maps, truths
+
+
+def _need_rates(limits: Sequence[float]) -> None:
+    for limit in limits:
+        if not 0 < limit <= 1:
+            raise ValueError(f"limit is {limit}; expected a false positive rate in (0, 1]")
 
 
 def _need_both_classes(truths: list[np.ndarray], what: str) -> None:

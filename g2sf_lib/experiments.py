@@ -17,20 +17,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from g2sf_lib import evaluation
-from g2sf_lib.baselines import Calibration, SideBySide, fit_concat_bank, fuse
+from g2sf_lib.baselines import Calibration, fit_concat_bank
 from g2sf_lib.config import (
     CATEGORIES,
     MODALITIES,
     Config,
     dataset_dir,
-    make_config,
     raw_dir,
     scans_dir,
     stage_dir,
@@ -39,15 +35,12 @@ from g2sf_lib.datasets import Sample, category_names
 from g2sf_lib.datasets.preprocess import list_prepared, load_prepared, prepare
 from g2sf_lib.detector import (
     G2SF,
-    Prediction,
     bank_tensors,
     banks_from,
-    counted_cells,
     flat_settings,
     labelled_cells,
     pick_device,
     query_banks,
-    to_prediction,
 )
 from g2sf_lib.features import (
     FeatureExtractor,
@@ -57,7 +50,6 @@ from g2sf_lib.features import (
     load_patches,
     save_patches,
 )
-from g2sf_lib.fusion import aggregate
 from g2sf_lib.memory import MemoryBank, Standardiser
 from g2sf_lib.storage import (
     read_described,
@@ -69,17 +61,8 @@ from g2sf_lib.storage import (
 from g2sf_lib.synthesis import synthesise_set
 from g2sf_lib.training import Cells
 
-PACKAGES = ("torch", "timm", "open3d", "faiss-cpu", "scikit-learn", "numpy", "scipy")
+PACKAGES = ("torch", "timm", "open3d", "faiss-cpu", "FrEIA", "scikit-learn", "numpy", "scipy")
 SYNTHETIC_SEED = 0  # all training seeds share their synthetic anomalies
-METHODS = ("g2sf", "w1", "rgb", "pcd", "sum", "max", "concat")
-WEIGHT_CANDIDATES = (
-    {"alpha": 0.0, "beta": 0.0, "gamma": 0.0, "mu": 0.0},
-    {"alpha": 1.0, "beta": 1.0, "gamma": 1.0, "mu": 0.0},
-    {"alpha": 1.0, "beta": 1.0, "gamma": 1.0, "mu": 0.3},
-    {"alpha": 1.0, "beta": 1.0, "gamma": 0.3, "mu": 0.1},
-    {"alpha": 3.0, "beta": 3.0, "gamma": 1.0, "mu": 0.3},
-    {"alpha": 10.0, "beta": 40.0, "gamma": 3.0, "mu": 20.0},
-)
 
 
 def categories_of(config: Config) -> tuple[str, ...]:
@@ -97,8 +80,8 @@ def done_file(config: Config, stage: str) -> Path:
     """Return the record of a stage, which the workflow waits for."""
     if stage == "data":
         return dataset_dir(config) / "scans" / "data.json"
-    if stage == "loss_weights":
-        return dataset_dir(config) / "loss_weights.json"
+    if stage in ("loss_weights", "peer_settings"):
+        return dataset_dir(config) / f"{stage}.json"
     folder = dataset_dir(config) / config.category
     return (
         folder / f"seed{config.seed}" / "lspn.json" if stage == "lspn" else folder / f"{stage}.json"
@@ -110,6 +93,11 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def package_versions() -> dict[str, str | None]:
+    """Return the versions that results depend on; None for what is not installed."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def _git_commit() -> str | None:
@@ -140,7 +128,7 @@ def recorded(config: Config, stage: str, hash_of: str | None = None) -> Iterator
             "config_hash": config.stage_hash(hash_of or stage),
             "config": flat_settings(config),
             "git_commit": _git_commit(),
-            "packages": {name: _version(name) for name in PACKAGES},
+            "packages": package_versions(),
             "python": platform.python_version(),
             "seed": config.seed,
             "device": str(pick_device(config.device)),
@@ -389,7 +377,7 @@ def load_banks(config: Config) -> Banks:
     )
 
 
-def _detector(config: Config) -> G2SF:
+def untrained(config: Config) -> G2SF:
     """Return an untrained detector with the stored banks."""
     stored = load_banks(config)
     detector = G2SF(config)
@@ -403,7 +391,7 @@ def run_lspn(config: Config) -> G2SF:
     folder = stage_dir(config, "lspn")
     with recorded(config, "lspn") as result:
         if not (folder / "detector.json").exists():
-            detector = _detector(config)
+            detector = untrained(config)
             cells = synthetic_cells(config, progress=True)
             detector.fit_cells(cells, folder / "checkpoint.safetensors", progress=True)
             detector.save(folder)
@@ -416,159 +404,3 @@ def run_lspn(config: Config) -> G2SF:
 def best_epoch(detector: G2SF) -> int:
     """Return the epoch that was kept."""
     return min(detector.history[1:], key=lambda row: row["heldout"])["epoch"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Scores:
-    """Scores of the test scans by every method.
-
-    Attributes:
-        names, labels: of the scans; a label is "good" or a kind of defect.
-        masks: (N, map_size, map_size) bool.
-        maps: (method, seed) -> (N, map_size, map_size) float32.
-        image: (method, seed, silhouette) -> (N,) image scores.
-    """
-
-    names: list[str]
-    labels: list[str]
-    masks: np.ndarray
-    maps: dict[tuple[str, int], np.ndarray]
-    image: dict[tuple[str, int, str], np.ndarray]
-
-
-def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """Return a (size, size) mask by nearest neighbour."""
-    rows, columns = (((np.arange(size) + 0.5) * side / size).astype(int) for side in mask.shape)
-    return mask[np.ix_(rows, columns)]
-
-
-def score_methods(config: Config, seeds: Sequence[int], split: str = "test") -> Scores:
-    """Score a split's scans by G2SF (every seed), w = 1, and the simple fusions.
-
-    All methods share cells, banks, silhouette rule and post-processing.
-    """
-    patches, _ = load_features(config, split)
-    stored, device = load_banks(config), pick_device(config.device)
-    feat = foreground_features(patches)
-    standard = stored.standardiser(feat)
-    sizes = [int(p.foreground.sum()) for p in patches]
-    s0 = query_banks(stored.banks, standard, 1, device)[1][:, 0]
-    cells: dict[tuple[str, int], Tensor] = {
-        (method, 0): fuse(method, s0, stored.calibration) for method in ("rgb", "pcd", "sum", "max")
-    }
-    cells["concat", 0] = stored.banks["concat"].query(SideBySide(standard), 1, device)[1][:, 0]
-    for seed in seeds:
-        detector = G2SF.load(
-            stage_dir(dataclasses.replace(config, seed=seed), "lspn"), config.device
-        )
-        scores = detector.score_cells(feat)
-        cells["g2sf", seed] = scores.cell_score.cpu()
-        with torch.no_grad():
-            plain = (scores.s * detector.metric.sigma()).sum(-1)
-        cells["w1", seed] = aggregate(plain, config.scoring.aggregate).cpu()
-    maps, image = {}, {}
-    for (method, seed), values in tqdm(cells.items(), desc="score maps"):
-        for silhouette in ("exclude", "count"):
-            scoring = dataclasses.replace(config.scoring, silhouette=silhouette)
-            made = [
-                to_prediction(part, p, scoring)
-                for part, p in zip(values.split(sizes), patches, strict=True)
-            ]
-            image[method, seed, silhouette] = np.array([m.image_score for m in made])
-            if silhouette == config.scoring.silhouette:
-                maps[method, seed] = np.stack([m.score_map for m in made])
-    names, labels, masks = [], [], []
-    for path in list_prepared(scans_dir(config), config.category, split):
-        scan = load_prepared(path)  # one at a time: a hundred of them would take gigabytes
-        names.append(scan.name)
-        labels.append(scan.label)
-        masks.append(resize_mask(scan.mask, config.scoring.map_size))
-    return Scores(names, labels, np.stack(masks), maps, image)
-
-
-def measure(config: Config, scores: Scores) -> pd.DataFrame:
-    """Return one row a method, seed and silhouette rule with every metric.
-
-    Columns ``i_auroc``, ``i_auroc_se`` (bootstrap over images) and ``i_auroc_<defect>``
-    stand for both silhouette rules; pixel metrics (``p_auroc``, ``aupro_30`` ...,
-    ``aupro_30_published`` ...) only for the configured one.
-    """
-    labels = np.array([label != "good" for label in scores.labels])
-    kinds = sorted(set(scores.labels) - {"good"})
-    rows = []
-    for (method, seed, silhouette), image in tqdm(scores.image.items(), desc="metrics"):
-        draw = np.random.default_rng([0, len(labels)])
-        row = {"method": method, "seed": seed, "silhouette": silhouette}
-        row["i_auroc"] = evaluation.image_auroc(image, labels)
-        row["i_auroc_se"] = float(evaluation.bootstrap_auroc(image, labels, generator=draw).std())
-        for kind in kinds:
-            chosen = np.array([label in ("good", kind) for label in scores.labels])
-            row[f"i_auroc_{kind}"] = evaluation.image_auroc(image[chosen], labels[chosen])
-        if silhouette == config.scoring.silhouette:
-            maps = scores.maps[method, seed]
-            row["p_auroc"] = evaluation.pixel_auroc(maps, scores.masks)
-            for suffix, num in (("", None), ("_published", 100)):
-                areas = evaluation.aupro(maps, scores.masks, num_thresholds=num)
-                row |= {f"aupro_{round(100 * at)}{suffix}": area for at, area in areas.items()}
-        rows.append({"category": config.category} | row)
-    return pd.DataFrame(rows)
-
-
-def run_scores(config: Config, seeds: Sequence[int]) -> tuple[Scores, pd.DataFrame]:
-    """Score and measure the test scans; store image scores and metrics in the record."""
-    with recorded(config, "scores") as result:
-        scores = score_methods(config, seeds)
-        table = measure(config, scores)
-        result["seeds"] = list(seeds)
-        result["labels"] = scores.labels
-        result["image_scores"] = [
-            {"method": m, "seed": s, "silhouette": rule, "scores": [round(float(v), 6) for v in x]}
-            for (m, s, rule), x in scores.image.items()
-        ]
-        result["metrics"] = table.astype(object).where(table.notna(), None).to_dict("records")
-    return scores, table
-
-
-def select_loss_weights(config: Config, categories: Sequence[str]) -> pd.DataFrame:
-    """Train with every candidate of loss weights; judge it on synthetic validation scans.
-
-    No test scan and no real defect takes part. The candidates differ in nothing but the
-    weights of Eq. 10.
-
-    Returns:
-        One row a category and candidate: ``alpha`` ... ``mu``, ``cell_ap`` and
-        ``cell_auroc`` of counted cells, ``w_std`` (spread of w over held-out cells, the
-        smaller modality), ``best_epoch``.
-    """
-    rows = []
-    with recorded(config, "loss_weights", hash_of="lspn") as result:
-        pairs = [(c, weights) for c in categories for weights in WEIGHT_CANDIDATES]
-        for category, weights in tqdm(pairs, desc="loss weights"):
-            settings = flat_settings(config) | weights | {"category": category}
-            trial = make_config(**settings)
-            detector = _detector(trial)
-            detector.fit_cells(synthetic_cells(trial))
-            rows.append({"category": category} | weights | _judge(detector, trial))
-        result["rows"] = rows
-    return pd.DataFrame(rows)
-
-
-def _judge(detector: G2SF, config: Config) -> dict[str, float]:
-    """Return how well a detector tells pasted validation cells from the others."""
-    patches, labels = load_features(config, "synthetic_validation")
-    scores = detector.score_cells(foreground_features(patches)).cell_score.cpu()
-    counts = torch.cat([counted_cells(p, config.scoring.silhouette)[p.foreground] for p in patches])
-    truth = torch.cat([lab[p.foreground] for lab, p in zip(labels, patches, strict=True)])
-    best = detector.history[best_epoch(detector)]
-    return {
-        "cell_ap": float(average_precision_score(truth[counts], scores[counts])),
-        "cell_auroc": float(roc_auc_score(truth[counts], scores[counts])),
-        "w_std": min(best[f"w_std_{mod}"] for mod in MODALITIES),
-        "best_epoch": best["epoch"],
-    }
-
-
-def predictions(scores: Scores, method: str, seed: int, silhouette: str) -> list[Prediction]:
-    """Return the predictions of one method, in the order of the scans."""
-    image = scores.image[method, seed, silhouette]
-    return [Prediction(m, float(v)) for m, v in zip(scores.maps[method, seed], image, strict=True)]

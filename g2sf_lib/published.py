@@ -1,51 +1,82 @@
-"""What the paper reports, and what a run of its size was measured to take: for the book's tables.
+"""What the paper reports, for comparison: its tables, and whether they agree with themselves.
 
-The paper's numbers are its authors' (`data/paper`), typed as printed; none of them was computed
-here. Costs are read from `data/results/scale.json`, which `benchmarks/bench_scale.py` writes.
+All numbers and quotes (`data/paper`) are the authors', typed as printed; none was computed here.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from g2sf_lib.config import CATEGORIES, make_config, settings_table
-from g2sf_lib.results import METRIC_NAMES
+from g2sf_lib.config import CATEGORIES
+from g2sf_lib.results import METHOD_NAMES, METRIC_NAMES
 
 PAPER_DIR = Path("data/paper")
-SCALE_FILE = Path("data/results/scale.json")
-GPU_FILE = Path("data/results/scale_gpu.json")  # the same, measured on a GPU; need not be there
-MEMORY_LIMIT_MB = 8000.0  # what a laptop with 16 GB can give beside everything else
+TABLES = tuple(f"table{number}" for number in range(1, 7))
 COLUMNS = ("dataset", "metric", "method", "category", "value", "note")
+CLAIM_COLUMNS = ("place", "quote", "relation", "table", "dataset", "metric", "method", "other")
+CLAIM_COLUMNS += ("printed",)
+SLIP_COLUMNS = ("place", "printed", "remark")
 DATASET_NAMES = {"mvtec3d": "MVTec 3D-AD", "eyecandies": "Eyecandies"}
-STEP_NAMES = {
-    "features": "features of all scans",
-    "bank": "building the bank",
-    "neighbours": "neighbours of the training cells",
-    "epoch": "one training epoch",
-}
-MEASURED, EXTRAPOLATED = "measured", "extrapolated"
-SCAN_NAMES = {
-    "preprocess": "preprocessing",
-    "synthesis": "pasting",
-    "rgb": "DINO",
-    "pcd": "Point-MAE",
-}
+PAPER_METRICS = ("i_auroc", "p_auroc", "aupro_30", "aupro_1")  # as Table 2 has them
+METHODS_RERUN = {"BTF": "concat", "AST": "ast", "M3DM": "m3dm", "CFM": "cfm", "G2SF": "g2sf"}
+PUBLISHED_ONLY = ("DepthGAN", "VoxelGAN", "EasyNet", "Shape-Guided", "2M3DF", "LSFA", "DAUP")
+DISPLAY_NAMES = {"G2SF": "G²SF"}
+PUBLISHED, THIS_RUN = "published", "this run"
+RELATIONS = ("is", "gain", "above", "not below")
+# Rows of other tables that repeat the row of G2SF in Table 2.
+REPEATED = {"table3": "fused", "table4": "sep+cns+mar+sc+cma", "table5": "min"}
 HALF_UNIT = 0.0005  # of the last digit that the paper prints
 
 
-# ---------------------------------------------------------------- the paper's tables
+class Paper(NamedTuple):
+    """What was typed from the paper.
+
+    Attributes:
+        tables: "table1" ... "table6" -> `read_table`.
+        claims: statements of its text that can be computed from its tables, a row each. With the
+            value v of ``method`` and o of ``other`` (a method of the same table, one of another
+            table, or "others", the best of them), ``relation`` says v = ``printed`` ("is"),
+            v - o = ``printed`` ("gain"), v > o ("above") or v >= o ("not below").
+        slips: what a reader stumbles over, as ``printed`` (symbols in plain letters), with a
+            ``remark``.
+    """
+
+    tables: dict[str, pd.DataFrame]
+    claims: pd.DataFrame
+    slips: pd.DataFrame
+
+
+def read_paper(folder: Path = PAPER_DIR) -> Paper:
+    """Return everything that was typed from the paper.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: a file has other columns, or numbers or relations that cannot be.
+    """
+    folder = Path(folder)
+    claims = _read_csv(folder / "claims.csv", CLAIM_COLUMNS, numbers="printed")
+    unknown = set(claims["relation"]) - set(RELATIONS)
+    if unknown:
+        raise ValueError(
+            f"{folder / 'claims.csv'}: relation {sorted(unknown)[0]!r}; expected one of "
+            f"{', '.join(RELATIONS)}"
+        )
+    slips = _read_csv(folder / "slips.csv", SLIP_COLUMNS)
+    return Paper({name: read_table(name, folder) for name in TABLES}, claims, slips)
 
 
 def read_table(name: str, folder: Path = PAPER_DIR) -> pd.DataFrame:
     """Return one of the paper's tables, a row a printed number.
 
     Args:
-        name: "table1" (per category) or "table2" (means).
+        name: "table1" (per category), "table2" (means), "table3" (scores and scale factors
+            alone), "table4" (losses), "table5" (aggregation) or "table6" (frame rates, in
+            samples per second on an RTX 4090).
         folder: where the CSV files lie.
 
     Returns:
@@ -53,20 +84,35 @@ def read_table(name: str, folder: Path = PAPER_DIR) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: there is no such table.
-        ValueError: it has other columns, a value outside 0 to 1, or one number twice.
+        ValueError: it has other columns, a value that its metric cannot have, or one number
+            twice.
     """
     path = Path(folder) / f"{name}.csv"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: not there; expected a table of the paper")
-    table = pd.read_csv(path, keep_default_na=False, na_values={"value": [""]})
-    if tuple(table.columns) != COLUMNS:
-        raise ValueError(f"{path}: columns are {list(table.columns)}; expected {list(COLUMNS)}")
-    if not table["value"].dropna().between(0, 1).all():
+    table = _read_csv(path, COLUMNS, numbers="value")
+    values = table.dropna(subset=["value"])
+    is_rate = values["metric"] == "frame_rate"
+    if not values.loc[~is_rate, "value"].between(0, 1).all():
         raise ValueError(f"{path}: holds values outside 0 to 1")
+    if not (values.loc[is_rate, "value"] > 0).all():
+        raise ValueError(f"{path}: holds frame rates that are not above 0")
     twice = table[table.duplicated(["dataset", "metric", "method", "category"])]
     if len(twice):
         raise ValueError(f"{path}: holds twice: {twice.iloc[0].to_dict()}")
     return table
+
+
+def _read_csv(path: Path, columns: tuple[str, ...], numbers: str | None = None) -> pd.DataFrame:
+    """Return a file of `data/paper`; only the column of numbers may have empty places as NaN."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not there; expected what the paper prints")
+    missing = {} if numbers is None else {numbers: [""]}
+    table = pd.read_csv(path, keep_default_na=False, na_values=missing)
+    if tuple(table.columns) != columns:
+        raise ValueError(f"{path}: columns are {list(table.columns)}; expected {list(columns)}")
+    return table
+
+
+# ---------------------------------------------------------------- the tables as text
 
 
 def mean_table(table: pd.DataFrame, dataset: str, ours: Path | None = None) -> pd.DataFrame:
@@ -82,14 +128,13 @@ def mean_table(table: pd.DataFrame, dataset: str, ours: Path | None = None) -> p
     if rows.empty:
         raise ValueError(f"dataset is {dataset!r}; the table has {', '.join(set(table.dataset))}")
     wide = rows.pivot(index="method", columns="metric", values="value")
-    wide = wide.loc[rows["method"].unique(), list(METRIC_NAMES)]
+    wide = wide.loc[rows["method"].unique(), list(PAPER_METRICS)]
     if ours is not None and Path(ours).is_file():
         summary = json.loads(Path(ours).read_text())
         if summary["dataset"] == dataset:
             (found,) = [row for row in summary["methods"] if row["method"] == "g2sf"]
             name = f"G²SF here ({summary['profile']}, {len(summary['categories'])} categories)"
-            keys = {m: f"{m}_published" if m.startswith("aupro") else m for m in METRIC_NAMES}
-            wide.loc[name] = {metric: found[key] for metric, key in keys.items()}
+            wide.loc[name] = {metric: found[_published_key(metric)] for metric in PAPER_METRICS}
     return _as_text(wide, METRIC_NAMES)
 
 
@@ -125,7 +170,7 @@ def category_dots(table: pd.DataFrame, metric: str, num_methods: int) -> pd.Data
     kept = list(means.sort_values(kind="stable").index[-num_methods:])
     rows = rows.set_index("method").loc[kept].reset_index()
     named = rows.assign(
-        method=rows["method"].replace("G2SF", "G²SF"),
+        method=rows["method"].replace(DISPLAY_NAMES),
         category=rows["category"].str.replace("_", " "),
     )
     return named.rename(columns={"value": METRIC_NAMES[metric]})[
@@ -153,263 +198,332 @@ def ranking_report(table: pd.DataFrame, metric: str) -> str:
 def _as_text(wide: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
     """Return a table with three digits, a dash where there is no value, and readable names."""
     text = wide.map(lambda value: "–" if pd.isna(value) else f"{value:.3f}")
-    renamed = text.rename(columns=names, index={"G2SF": "G²SF"})
+    renamed = text.rename(columns=names, index=DISPLAY_NAMES)
     return renamed.rename_axis(index="method", columns=None)
 
 
-def disagreements(table1: pd.DataFrame, table2: pd.DataFrame) -> pd.DataFrame:
-    """Return where the printed tables disagree with themselves; a row each.
-
-    A mean disagrees with its categories where it is farther from their mean than half of its
-    last digit (a tie may be rounded either way), and the two tables where they print another
-    mean for one method and metric.
-
-    Returns:
-        Columns ``where``, ``method``, ``metric``, ``printed``, ``other``.
-    """
-    rows = []
-    for (metric, method), of_method in table1.groupby(["metric", "method"], sort=False):
-        values = of_method.set_index("category")["value"]
-        printed, recomputed = values["mean"], values.drop("mean").mean()
-        names = {"method": method, "metric": METRIC_NAMES[metric]}
-        if abs(printed - recomputed) > HALF_UNIT + 1e-9:
-            where = "Table 1, mean of its ten categories"
-            rows.append({"where": where, **names, "printed": printed, "other": recomputed})
-        elsewhere = table2[
-            (table2["dataset"] == of_method["dataset"].iloc[0])
-            & (table2["metric"] == metric)
-            & (table2["method"] == method)
-        ]["value"].dropna()
-        if len(elsewhere) and elsewhere.iloc[0] != printed:
-            where = "Table 1 and Table 2"
-            rows.append({"where": where, **names, "printed": printed, "other": elsewhere.iloc[0]})
-    return pd.DataFrame(rows, columns=["where", "method", "metric", "printed", "other"])
+# ---------------------------------------------------------------- beside a run's own numbers
 
 
-def disagreement_report(table1: pd.DataFrame, table2: pd.DataFrame) -> str:
-    """Return, as Markdown, how many printed means can be recomputed and which do not come out."""
-    num_means = int((table1["category"] == "mean").sum())
-    found = disagreements(table1, table2)
-    text = (
-        f"Table 1 prints {num_means} means, which can be computed again from its categories and, "
-        "in part, compared with Table 2; "
-    )
-    if found.empty:
-        return text + "all come out."
-    text += (
-        f"{len(found)} of the printed numbers {'does' if len(found) == 1 else 'do'} not come out"
-    )
-    lines = [
-        f"- {row.where}: {row.method}, {row.metric}: printed {row.printed:.3f}, "
-        f"the other {row.other:.4f}"
-        for row in found.itertuples()
-    ]
-    return "\n".join([text + ":", "", *lines])
+def beside_table(
+    ours: pd.DataFrame, dataset: str, metric: str | None = None, folder: Path = PAPER_DIR
+) -> pd.DataFrame:
+    """Return the paper's methods with this run's below those that were rerun, as text.
 
+    AUPRO of this run is that of the published protocol (100 thresholds), which alone may be
+    compared with the paper's; `ours` has to have it, as ``aupro_30_published`` and so on.
 
-# ---------------------------------------------------------------- what a run takes
-
-
-def paper_settings() -> pd.DataFrame:
-    """Return every setting in which profile `paper` differs from `demo`, with its reason."""
-    demo = {row["name"]: row["value"] for row in settings_table(make_config("demo"))}
-    rows = [
-        {"setting": row["name"], "paper": str(row["value"]), "demo": str(demo[row["name"]]),
-         "reason": row["reason"]}
-        for row in settings_table(make_config("paper"))
-        if row["value"] != demo[row["name"]] and row["name"] != "profile"
-    ]  # fmt: skip
-    return pd.DataFrame(rows).set_index("setting")
-
-
-def read_scale(path: Path = SCALE_FILE) -> dict[str, Any]:
-    """Return what `benchmarks/bench_scale.py` measured.
+    Args:
+        ours: columns ``method`` (code), ``category`` (including "mean"), ``metric``, ``value``
+            and ``spread`` (standard deviation over seeds; NaN: none). Other metrics are left out.
+        dataset: "mvtec3d" or "eyecandies".
+        metric: None for the metrics of Table 2, means over categories (of methods that Table 1
+            alone has, those that it gives); otherwise one of them, by category as in Table 1. Of
+            Eyecandies the paper prints no categories: its methods then have the mean alone.
+        folder: where the paper's tables lie.
 
     Returns:
-        ``machine`` (name -> value); ``rows`` (dicts with ``what``, ``fraction`` of the paper's
-        size, ``cells``, ``seconds``, ``peak_mb``, ``kind``: "measured" or "extrapolated",
-        ``coreset`` or None, ``note``); ``coverage`` (dicts with ``fraction``, ``coreset``,
-        ``radius``, ``seconds``); ``per_scan_s`` (work -> seconds); ``paper_category``
-        (``hours`` and ``disk_gb``, each name -> value for one category).
+        A row a method by name, in the paper's order, our methods that it lacks at the end; the
+        column ``source`` ("published", or "this run" with the number of its categories where it
+        has not all), then metrics or categories. A dash where there is no number.
 
     Raises:
-        FileNotFoundError: nothing was measured yet.
-        ValueError: the file says something else.
+        ValueError: the paper has no such data set or metric; `ours` lacks a column or metric, or
+            has a method without a name.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: not there; expected the measurements that "
-            "`python benchmarks/bench_scale.py` writes"
+    if dataset not in DATASET_NAMES:
+        raise ValueError(
+            f"dataset is {dataset!r}; the paper has {', '.join(DATASET_NAMES)}: "
+            "published_only_table is for others"
         )
-    try:
-        scale = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: no JSON: {error}") from error
-    fields = {"machine": dict, "rows": list, "coverage": list, "per_scan_s": dict}
-    fields["paper_category"] = dict
-    for name, kind in fields.items():
-        if not isinstance(scale.get(name), kind):
-            raise ValueError(f"{path}: {name} is missing or no {kind.__name__}")
-    needed = ("what", "fraction", "cells", "seconds", "peak_mb", "kind", "coreset", "note")
-    for place, row in enumerate(scale["rows"]):
-        missing = [name for name in needed if name not in row]
-        if missing:
-            raise ValueError(f"{path}: row {place} lacks {', '.join(missing)}")
-        if row["what"] not in STEP_NAMES or row["kind"] not in (MEASURED, EXTRAPOLATED):
-            raise ValueError(f"{path}: row {place} is {row['what']!r}, {row['kind']!r}")
-    for place, row in enumerate(scale["coverage"]):
-        missing = [n for n in ("fraction", "coreset", "radius", "seconds") if n not in row]
-        if missing:
-            raise ValueError(f"{path}: coverage {place} lacks {', '.join(missing)}")
-    for name in ("hours", "disk_gb"):
-        if not isinstance(scale["paper_category"].get(name), dict):
-            raise ValueError(f"{path}: paper_category has no {name}")
-    return scale
-
-
-def scale_rows(scale: dict[str, Any]) -> pd.DataFrame:
-    """Return a row a measurement or extrapolation, for `plots.scale_curves`.
-
-    Columns: those of ``rows`` and ``step``, what was done in words, with the coreset's name.
-    """
-    rows = pd.DataFrame(scale["rows"])
-    names = [
-        STEP_NAMES[row["what"]] + (f", {row['coreset']} coreset" if row["coreset"] else "")
-        for row in scale["rows"]
-    ]
-    rows = rows.assign(step=names, order=[list(STEP_NAMES).index(what) for what in rows["what"]])
-    return rows.sort_values(["order", "step", "fraction"], kind="stable").drop(columns="order")
-
-
-def cost_table(scale: dict[str, Any]) -> pd.DataFrame:
-    """Return every row of the measurements as text, each marked measured or extrapolated."""
-    rows = scale_rows(scale)
-    return pd.DataFrame(
-        {
-            "step": rows["step"],
-            "size": [f"{100 * fraction:.0f} %" for fraction in rows["fraction"]],
-            "cells": [f"{cells:,}" for cells in rows["cells"]],
-            "time": [duration(seconds) for seconds in rows["seconds"]],
-            "peak memory": [
-                "–" if peak is None or np.isnan(peak) else f"{peak / 1000:.1f} GB"
-                for peak in rows["peak_mb"]
-            ],
-            "kind": rows["kind"],
-            "note": rows["note"],
+    if metric is not None and metric not in PAPER_METRICS:
+        raise ValueError(f"metric is {metric!r}; the paper has {', '.join(PAPER_METRICS)}")
+    wanted = PAPER_METRICS if metric is None else (metric,)
+    ours = _with_metrics(ours, wanted)
+    printed = pd.concat([read_table("table1", folder), read_table("table2", folder)])
+    printed = printed[printed["dataset"].eq(dataset) & printed["metric"].isin(wanted)]
+    printed = printed.dropna(subset=["value"]).drop_duplicates(["method", "category", "metric"])
+    categories = CATEGORIES[dataset]
+    num = ours.loc[ours["category"] != "mean", "category"].nunique()
+    source = THIS_RUN
+    if 0 < num < len(categories):
+        source += f", {num} of {len(categories)} categories"
+    if metric is None:
+        across = "metric"
+        columns = {
+            name: METRIC_NAMES[name] + (", published protocol" if "aupro" in name else "")
+            for name in PAPER_METRICS
         }
-    ).set_index("step")
-
-
-def duration(seconds: float) -> str:
-    """Return a time in the unit in which it is a number that can be read."""
-    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
-
-
-def machine_report(scale: dict[str, Any]) -> str:
-    """Return, in a sentence, on what the numbers were measured."""
-    machine = {name: value for name, value in scale["machine"].items() if value is not None}
-    parts = [f"{name.replace('_', ' ')} {value}" for name, value in machine.items()]
-    return f"Measured on: {', '.join(parts)}."
-
-
-def memory_report(scale: dict[str, Any], limit_mb: float = MEMORY_LIMIT_MB) -> str:
-    """Return, as Markdown, whether the largest size of every step stays within a memory limit."""
-    lines = []
-    for step, rows in scale_rows(scale).groupby("step", sort=False):
-        known = rows.dropna(subset=["peak_mb"])
-        if known.empty:
-            continue
-        last = known.iloc[-1]
-        word = "within" if last.peak_mb <= limit_mb else "**above**"
-        lines.append(
-            f"- {step}, {100 * last.fraction:.0f} % of the paper's size: "
-            f"{last.peak_mb / 1000:.1f} GB ({last.kind}), {word} {limit_mb / 1000:.0f} GB"
-        )
-    return "\n".join(lines)
-
-
-def growth_report(scale: dict[str, Any]) -> str:
-    """Return, as Markdown, by what power of the size the time of every step grows.
-
-    The power is the slope between the smallest and the largest *measured* size; extrapolated
-    rows would only give back what they were made with.
-    """
-    lines = []
-    for step, rows in scale_rows(scale).groupby("step", sort=False):
-        known = rows[rows["kind"] == MEASURED]
-        if known["cells"].nunique() < 2:
-            how = "measured at one size only" if len(known) else "extrapolated at every size"
-            lines.append(f"- {step}: {how}")
-            continue
-        first, last = known.iloc[0], known.iloc[-1]
-        power = np.log(last.seconds / first.seconds) / np.log(last.cells / first.cells)
-        lines.append(f"- {step}: time grows with the size to the power of {power:.1f}")
-    return "\n".join(lines)
-
-
-def coverage_rows(scale: dict[str, Any]) -> pd.DataFrame:
-    """Return a row a coreset and size: ``fraction``, ``coreset``, ``radius``, ``seconds``."""
-    rows = pd.DataFrame(scale["coverage"], columns=["fraction", "coreset", "radius", "seconds"])
-    return rows.sort_values(["coreset", "fraction"], kind="stable")
-
-
-def coverage_report(scale: dict[str, Any]) -> str:
-    """Return, as Markdown, how the coresets compare at the largest size that two of them share."""
-    rows = coverage_rows(scale)
-    shared = rows.groupby("fraction")["coreset"].nunique()
-    shared = shared[shared > 1]
-    if shared.empty:
-        return "No two coresets were measured at the same size, so nothing can be compared."
-    at = rows[rows["fraction"] == shared.index.max()].set_index("coreset")
-    base = "greedy" if "greedy" in at.index else at.index[0]
-    lines = [f"At {100 * shared.index.max():.0f} % of the paper's size:", ""]
-    for name, row in at.iterrows():
-        lines.append(
-            f"- {name}: radius {row.radius / at.loc[base, 'radius']:.3f} times that of {base}, "
-            + (f"chosen in {duration(row.seconds)}" if row.seconds > 0 else "chosen at once")
-        )
-    return "\n".join(lines)
-
-
-def category_costs(scale: dict[str, Any]) -> pd.DataFrame:
-    """Return what one category of MVTec 3D-AD takes, and all of it, with how each is known."""
-    rows, num_categories = [], len(CATEGORIES["mvtec3d"])
-    for name, seconds in scale["per_scan_s"].items():
-        rows.append((f"{SCAN_NAMES.get(name, name)}, one scan", duration(seconds), "", MEASURED))
-    for name, hours in scale["paper_category"]["hours"].items():
-        each, all_of_them = (
-            duration(3600 * part) if part >= 1 / 60 else "under 1 min"  # hours have two digits
-            for part in (hours, hours * num_categories)
-        )
-        rows.append((f"time: {name}", each, all_of_them, EXTRAPOLATED))
-    for name, size in scale["paper_category"]["disk_gb"].items():
-        each, all_of_them = f"{size:.1f} GB", f"{size * num_categories:.1f} GB"
-        rows.append((f"disk: {name}", each, all_of_them, EXTRAPOLATED))
-    columns = ["what", "one category", f"{num_categories} categories", "kind"]
-    return pd.DataFrame(rows, columns=columns).set_index("what")
-
-
-def tried_report(gpu_file: Path = GPU_FILE) -> str:
-    """Return, as Markdown, on what this was run, and on what not; a GPU file changes the text."""
-    lines = [
-        "- **No real data set**: readers, preprocessing and every stage were run on small trees "
-        "in the published formats, made by the tests.",
-        "- **No published weights**: DINO and Point-MAE were run with random weights; that the "
-        "official Point-MAE file fits is checked when it is fetched.",
-        "- **No result of the paper**: none of its numbers was reproduced or tried.",
-    ]
-    if Path(gpu_file).is_file():
-        machine = machine_report(read_scale(gpu_file))
-        lines.append(
-            f"- **A GPU** was there for the costs and for the tests that need one. {machine}"
-        )
+        printed, ours = (rows[rows["category"] == "mean"] for rows in (printed, ours))
     else:
-        lines.append(
-            "- **No GPU**: costs are those of a CPU, and tests that compare a GPU with it have "
-            "not been run."
+        across = "category"
+        columns = {name: name.replace("_", " ") for name in (*categories, "mean")}
+    cells = (_cells(rows, across, columns) for rows in (printed, ours))
+    return _beside(*cells, PUBLISHED, source)
+
+
+def published_only_table(metric: str, folder: Path = PAPER_DIR) -> pd.DataFrame:
+    """Return the paper's Table 1 as text, every row marked as published, G2SF's among them.
+
+    For runs on other data: nothing of this run may stand beside it.
+
+    Args:
+        metric: "i_auroc" or "aupro_30".
+        folder: where the paper's tables lie.
+
+    Returns:
+        A row a method; the column ``source``, the ten categories and their mean.
+
+    Raises:
+        ValueError: Table 1 does not have the metric.
+    """
+    wide = category_table(read_table("table1", folder), metric)
+    wide.insert(0, "source", PUBLISHED)
+    return wide
+
+
+def rerun_report() -> str:
+    """Return, as Markdown, which of the paper's methods a run has, and which are only quoted."""
+    rerun = [
+        f"{DISPLAY_NAMES.get(name, name)} as “{METHOD_NAMES[code]}”"
+        for name, code in METHODS_RERUN.items()
+    ]
+    return (
+        f"- Rerun here: {', '.join(rerun)}.\n"
+        f"- Only as published: {', '.join(PUBLISHED_ONLY)}. Of Shape-Guided its rule is rerun, the "
+        f"larger of two calibrated scores (“{METHOD_NAMES['max']}”), without its signed distances."
+    )
+
+
+def frame_rate_table(ours: pd.DataFrame, folder: Path = PAPER_DIR) -> pd.DataFrame:
+    """Return the frame rates of the paper's Table 6 with this run's beside them, as text.
+
+    The paper's were measured on an RTX 4090; on another machine only ratios can be compared.
+
+    Args:
+        ours: columns ``method`` (code) and ``median_fps`` (scans per second).
+        folder: where the paper's tables lie.
+
+    Returns:
+        A row a method; the columns ``source`` and ``frames per second``.
+
+    Raises:
+        ValueError: `ours` lacks a column, has a method twice, or one without a name.
+    """
+    ours = _with_columns(ours, ("method", "median_fps"), "frame_rate_table")
+    name = {"value": "frames per second"}
+    printed = read_table("table6", folder).set_index("method")[["value"]].rename(columns=name)
+    here = ours.set_index("method")[["median_fps"]].set_axis(list(name.values()), axis=1)
+    if here.index.has_duplicates:
+        raise ValueError(
+            f"frame_rate_table: {here.index[here.index.duplicated()][0]!r} is there twice; "
+            "expected one median a method"
         )
-    return "\n".join(lines)
+    as_text = [rows.map(lambda fps: f"{fps:.3g}" if fps < 100 else f"{fps:.0f}") for rows in
+               (printed, here)]  # fmt: skip
+    return _beside(*as_text, f"{PUBLISHED}, RTX 4090", THIS_RUN)
+
+
+def _published_key(metric: str) -> str:
+    """Return under which name a run has a metric by the protocol that the paper follows."""
+    return f"{metric}_published" if metric.startswith("aupro") else metric
+
+
+def _with_columns(ours: pd.DataFrame, columns: tuple[str, ...], where: str) -> pd.DataFrame:
+    lacking = [name for name in columns if name not in ours]
+    if lacking:
+        raise ValueError(
+            f"{where}: the run's rows have {', '.join(ours.columns)}; expected {', '.join(lacking)}"
+        )
+    unnamed = [method for method in ours["method"].unique() if method not in METHOD_NAMES]
+    if unnamed:
+        raise ValueError(
+            f"{where}: method {unnamed[0]!r} has no name; expected one of {', '.join(METHOD_NAMES)}"
+        )
+    return ours
+
+
+def _with_metrics(ours: pd.DataFrame, wanted: tuple[str, ...]) -> pd.DataFrame:
+    """Return the rows of a run of the wanted metrics, under the paper's names for them."""
+    columns = ("method", "category", "metric", "value", "spread")
+    ours = _with_columns(ours, columns, "beside_table")
+    names = {_published_key(metric): metric for metric in wanted}
+    lacking = set(names) - set(ours["metric"])
+    if lacking:
+        raise ValueError(
+            f"beside_table: the run has {', '.join(ours['metric'].unique())}; expected "
+            f"{', '.join(sorted(lacking))} too, by the protocol that the paper follows"
+        )
+    kept = ours[ours["metric"].isin(list(names))]
+    return kept.assign(metric=kept["metric"].map(names))
+
+
+def _cells(rows: pd.DataFrame, across: str, columns: dict[str, str]) -> pd.DataFrame:
+    """Return a row a method (its code or the paper's name) and a named column a metric or category.
+
+    Cells are "value" or "value ± spread", and a dash where there is no number.
+    """
+    spread = rows["spread"] if "spread" in rows else pd.Series(np.nan, rows.index)
+    text = [
+        f"{value:.3f}" + ("" if pd.isna(width) else f" ± {width:.3f}")
+        for value, width in zip(rows["value"], spread, strict=True)
+    ]
+    wide = rows.assign(text=text).pivot(index="method", columns=across, values="text")
+    wide = wide.reindex(index=rows["method"].unique(), columns=list(columns))
+    return wide.rename(columns=columns).astype(object).fillna("–")
+
+
+def _beside(
+    printed: pd.DataFrame, ours: pd.DataFrame, source: str, our_source: str
+) -> pd.DataFrame:
+    """Return the rows of both, those of a method rerun below the paper's."""
+    rows, placed = [], set()
+    for method in printed.index:
+        rows.append((DISPLAY_NAMES.get(method, method), source, *printed.loc[method]))
+        code = METHODS_RERUN.get(method)
+        if code in ours.index:
+            rows.append((METHOD_NAMES[code], our_source, *ours.loc[code]))
+            placed.add(code)
+    rows += [
+        (METHOD_NAMES[code], our_source, *ours.loc[code])
+        for code in ours.index
+        if code not in placed
+    ]
+    table = pd.DataFrame(rows, columns=["method", "source", *printed.columns])
+    return table.set_index("method")
+
+
+# ---------------------------------------------------------------- does the paper agree with itself
+
+
+def statements(paper: Paper) -> pd.DataFrame:
+    """Return everything in the paper that can be computed from other numbers in it, a row each.
+
+    - Means of Table 1: one does not hold where it is farther from the mean of its categories
+      than half of its last digit (a tie may be rounded either way).
+    - Numbers that two tables print: of Table 1 the means, of Tables 3 to 5 the row of G2SF, each
+      compared with Table 2.
+    - Claims of the text (`Paper.claims`), compared with the tables, to half of a last digit.
+
+    Returns:
+        Columns ``kind`` ("mean", "repeated", "claim"), ``where``, ``method``, ``metric``,
+        ``printed``, ``other`` (what it should be, or what it is compared with), ``other_name``
+        and ``holds``.
+
+    Raises:
+        ValueError: a claim names a number that no table has.
+    """
+    rows = [*_mean_rows(paper.tables), *_repeated_rows(paper.tables), *_claim_rows(paper)]
+    columns = ["kind", "where", "method", "metric", "printed", "other", "other_name", "holds"]
+    found = pd.DataFrame(rows, columns=columns)
+    names = METRIC_NAMES | {"frame_rate": "frame rate"}
+    return found.assign(metric=found["metric"].map(names))
+
+
+def disagreements(paper: Paper) -> pd.DataFrame:
+    """Return the rows of `statements` that do not hold."""
+    found = statements(paper)
+    return found[~found["holds"].astype(bool)].reset_index(drop=True)
+
+
+def disagreement_report(paper: Paper) -> str:
+    """Return, as Markdown, what was checked, what does not come out, and where names slip."""
+    found = statements(paper)
+    num = found["kind"].value_counts()
+    text = (
+        f"{len(found)} of the paper's numbers and statements can be computed from others in it: "
+        f"{num.get('mean', 0)} means of Table 1, {num.get('repeated', 0)} numbers that two tables "
+        f"print, and {num.get('claim', 0)} comparisons that its text draws from its tables. "
+    )
+    wrong = disagreements(paper)
+    if wrong.empty:
+        text += "All come out."
+    else:
+        text += f"{len(found) - len(wrong)} come out, {len(wrong)} do not:"
+    lines = [
+        f"- {row.where}: {row.method}, {row.metric}: printed {_digits(row.printed)}, "
+        f"{row.other_name} {_digits(row.other)}"
+        for row in wrong.itertuples()
+    ]
+    slips = [f"- {row.place}, “{row.printed}”: {row.remark}" for row in paper.slips.itertuples()]
+    if slips:
+        lines += ["", "A reader stumbles over:", "", *slips]
+    return "\n".join([text, "", *lines]).strip()
+
+
+def _mean_rows(tables: dict[str, pd.DataFrame]) -> list[tuple]:
+    rows = []
+    for (metric, method), of_method in tables["table1"].groupby(["metric", "method"], sort=False):
+        values = of_method.set_index("category")["value"]
+        printed, other = values["mean"], values.drop("mean").mean()
+        holds = abs(printed - other) <= HALF_UNIT + 1e-9
+        names = ("mean", "Table 1, mean of its ten categories", method, metric)
+        rows.append((*names, printed, other, "computed", holds))
+    return rows
+
+
+def _repeated_rows(tables: dict[str, pd.DataFrame]) -> list[tuple]:
+    rows = []
+    for name in ("table1", *REPEATED):
+        means = tables[name][tables[name]["category"] == "mean"]
+        if name in REPEATED:
+            means = means[means["method"] == REPEATED[name]].assign(method="G2SF")
+        both = means.merge(tables["table2"], on=["dataset", "metric", "method", "category"])
+        for row in both.dropna(subset=["value_x", "value_y"]).itertuples():
+            where = f"Table {name[-1]} and Table 2"
+            holds = abs(row.value_x - row.value_y) < 1e-9
+            names = ("repeated", where, row.method, row.metric)
+            rows.append((*names, row.value_x, row.value_y, "Table 2", holds))
+    return rows
+
+
+def _claim_rows(paper: Paper) -> list[tuple]:
+    rows = []
+    for claim in paper.claims.itertuples():
+        value = _printed(paper.tables, claim, claim.table, claim.method)
+        if claim.relation == "is":
+            printed, other, other_name = claim.printed, value, f"Table {claim.table[-1]}"
+        else:
+            against, other_name = _compared(paper.tables, claim)
+            if claim.relation == "gain":
+                printed, other = claim.printed, value - against
+                other_name = f"computed against {other_name}"
+            else:
+                printed, other = value, against
+        if claim.relation in ("is", "gain"):
+            holds = abs(printed - other) <= HALF_UNIT + 1e-9
+        else:
+            holds = printed > other if claim.relation == "above" else printed >= other
+        where = f"{claim.place}, “{claim.quote}”"
+        rows.append(("claim", where, claim.method, claim.metric, printed, other, other_name, holds))
+    return rows
+
+
+def _compared(tables: dict[str, pd.DataFrame], claim: tuple) -> tuple[float, str]:
+    """Return the number that a claim compares with, and whose it is."""
+    if claim.other != "others":
+        table, _, method = claim.other.rpartition(" ")
+        table = table or claim.table
+        return _printed(tables, claim, table, method), method
+    rows = tables[claim.table]
+    rows = rows[(rows["dataset"] == claim.dataset) & (rows["metric"] == claim.metric)]
+    others = rows[rows["method"] != claim.method].set_index("method")["value"]
+    return others.max(), f"the best other ({others.idxmax()})"
+
+
+def _printed(tables: dict[str, pd.DataFrame], claim: tuple, table: str, method: str) -> float:
+    rows = tables[table]
+    rows = rows[rows["dataset"].eq(claim.dataset) & rows["metric"].eq(claim.metric)]
+    value = rows.loc[rows["method"].eq(method) & rows["category"].eq("mean"), "value"].dropna()
+    if len(value) != 1:
+        raise ValueError(
+            f"claims.csv: {claim.quote!r} needs {claim.metric} of {method} on {claim.dataset} from "
+            f"{table}, which has {len(value)} such numbers; expected one"
+        )
+    return float(value.iloc[0])
+
+
+def _digits(value: float) -> str:
+    """Return a number with the paper's three digits, or with four where it has more."""
+    three = f"{value:.3f}"
+    return three if abs(value - float(three)) < 1e-9 else f"{value:.4f}"

@@ -86,7 +86,7 @@ def test_no_circle_of_modules():
 @each_file
 def test_only_plots_draws(path):
     drawing = {name.split(".")[0] for name in imported(path)} & DRAWING
-    assert not drawing or module_name(path) == "g2sf_lib.plots"
+    assert not drawing or part(module_name(path)) == "plots"
 
 
 @each_file

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from g2sf_lib.costs import read_scale
 from g2sf_lib.features import load_patches
-from g2sf_lib.published import read_scale
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"train": 4, "synthetic": 4}

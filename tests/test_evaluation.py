@@ -12,6 +12,7 @@ from sklearn.metrics import auc, roc_auc_score, roc_curve
 from g2sf_lib.evaluation import (
     LIMITS,
     aupro,
+    bootstrap_aupro,
     bootstrap_auroc,
     image_auroc,
     pixel_auroc,
@@ -258,6 +259,77 @@ def test_bootstrap_uses_the_same_images_for_all_methods():
     assert np.array_equal(again, both[0])
 
 
+class EachOnce:
+    """In place of a generator: the only resample is the images as they are."""
+
+    def multinomial(self, num, chances, size):
+        assert chances == pytest.approx(np.full(num, 1 / num))
+        return np.ones((size, num), dtype=int)
+
+
+@pytest.mark.parametrize("gain", [0.1, 0.4])
+def test_aupro_at_fixed_thresholds_is_close_to_that_at_every_threshold(gain):
+    """Within 1 / num_thresholds on small maps; the more thresholds, the closer."""
+    maps, masks = blobs(np.random.default_rng(14), num=12)
+    maps += np.float32(gain) * masks
+    exact = aupro(maps, masks)
+    for num_thresholds in (50, 500, 5000):
+        areas = bootstrap_aupro(
+            maps, masks, num=1, generator=EachOnce(), num_thresholds=num_thresholds
+        )
+        for limit in LIMITS:
+            assert areas[limit] == pytest.approx(exact[limit], abs=1 / num_thresholds), limit
+
+
+def test_aupro_by_hand_at_fixed_thresholds():
+    """By falling score: region A, good, region B, good, region A; 17 good pixels in two images."""
+    maps, masks = [HAND_MAP, HAND_MAP - 9], [HAND_MASK, np.zeros_like(HAND_MASK)]
+    areas = bootstrap_aupro(maps, masks, (1 / 17, 2 / 17, 4 / 17), 1, EachOnce(), 4000)
+    assert areas[1 / 17] == pytest.approx([1 / 4])
+    assert areas[2 / 17] == pytest.approx([(1 / 4 + 3 / 4) / 2])
+    assert areas[4 / 17] == pytest.approx([(1 / 4 + 3 / 4 + 1 + 1) / 4])
+
+
+def test_bootstrap_resample_is_the_aupro_of_the_images_drawn():
+    """The images repeated as often as they were drawn; anomalous ones are drawn first."""
+    maps, masks = blobs(np.random.default_rng(15), num=8)
+    masks[[0, 3]] = False
+    bad = masks.any(axis=(1, 2))
+    areas = bootstrap_aupro(maps, masks, num=6, generator=np.random.default_rng(1))
+    draws, times = np.random.default_rng(1), np.empty((6, 8), dtype=int)
+    times[:, bad] = draws.multinomial(6, [1 / 6] * 6, size=6)
+    times[:, ~bad] = draws.multinomial(2, [1 / 2] * 2, size=6)
+    for place, drawn in enumerate(np.arange(8).repeat(row) for row in times):
+        exact = aupro(maps[drawn], masks[drawn])
+        for limit in LIMITS:
+            assert areas[limit][place] == pytest.approx(exact[limit], abs=0.003)
+    assert np.ptp(areas[0.3]) > 0.03  # resamples differ by more than the tolerance
+
+
+def test_bootstrapped_aupros_of_one_seed_are_paired():
+    maps, masks = blobs(np.random.default_rng(16), num=20)
+    better = maps + np.float32(0.02) * masks
+    draw = [bootstrap_aupro(m, masks, (0.3, 0.05), 300, np.random.default_rng(0)) for m in
+            (maps, 2 * maps + 1, better)]  # fmt: skip
+    for limit in (0.3, 0.05):
+        assert draw[0][limit].shape == (300,)
+        assert draw[1][limit] == pytest.approx(draw[0][limit], abs=1e-9)
+        gap = draw[2][limit] - draw[0][limit]
+        assert (gap > 0).all() and gap.std() < 0.5 * draw[0][limit].std()
+    fresh = bootstrap_aupro(maps, masks, (0.3,), 300)[0.3]
+    assert not np.array_equal(fresh, draw[0][0.3])
+    # The spread of the resamples is that of AUPRO over other images of the same kind.
+    others = [aupro(*blobs(np.random.default_rng(100 + i), num=20), (0.3,))[0.3] for i in range(60)]
+    assert draw[0][0.3].std() == pytest.approx(np.std(others), rel=0.4)
+
+
+def test_every_resample_of_perfect_maps_scores_one():
+    _, masks = blobs(np.random.default_rng(17))
+    areas = bootstrap_aupro(masks.astype(float), masks, num=50)
+    for limit in LIMITS:
+        assert areas[limit] == pytest.approx(np.ones(50))
+
+
 @pytest.mark.parametrize(
     ("maps", "masks", "message"),
     [
@@ -270,7 +342,7 @@ def test_bootstrap_uses_the_same_images_for_all_methods():
         (np.zeros((1, 3, 3)), np.ones((1, 3, 3)), "9 of 9 pixels are anomalous"),
     ],
 )
-@pytest.mark.parametrize("metric", [aupro, pixel_auroc])
+@pytest.mark.parametrize("metric", [aupro, pixel_auroc, bootstrap_aupro])
 def test_bad_maps_are_refused(metric, maps, masks, message):
     with pytest.raises(ValueError, match=message):
         metric(maps, masks)
@@ -296,5 +368,11 @@ def test_bad_limits_and_thresholds_are_refused():
     for limit in (0.0, -0.1, 1.5):
         with pytest.raises(ValueError, match="limit is"):
             aupro([HAND_MAP], [HAND_MASK], limits=(limit,))
+        with pytest.raises(ValueError, match="limit is"):
+            bootstrap_aupro([HAND_MAP], [HAND_MASK], limits=(limit,))
     with pytest.raises(ValueError, match="num_thresholds is 1"):
         aupro([HAND_MAP], [HAND_MASK], num_thresholds=1)
+    with pytest.raises(ValueError, match="num_thresholds is 3"):
+        bootstrap_aupro([HAND_MAP], [HAND_MASK], num_thresholds=3)
+    with pytest.raises(ValueError, match="1 of 1 images are anomalous"):
+        bootstrap_aupro([HAND_MAP], [HAND_MASK])

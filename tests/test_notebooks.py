@@ -17,8 +17,10 @@ CHAPTERS = [
     "02_memory_bank",
     "03_lspn_training",
     "04_anomaly_scoring",
+    "05_benchmark",
     "90_loss_weights",
     "91_real_data",
+    "92_peer_settings",
 ]
 BASE = {"profile", "dataset", "category", "seed", "device", "data_root"}
 LINES, PARAMETERS = 12, 30
@@ -249,7 +251,8 @@ def test_the_equations_of_the_method_are_all_explained():
 
 def test_what_every_stage_writes_is_asked_for_by_its_notebook():
     stages = ["run_data", "run_features", "run_bank", "run_lspn", "run_scores"]
-    stages += ["select_loss_weights"]
+    stages += ["run_benchmark", "select_loss_weights"]
     stages += ["read_scale"]  # it runs no stage, and reads what others measured
+    stages += ["select_peer_settings"]
     for path, stage in zip(NOTEBOOKS, stages, strict=True):
         assert any(calls(ast.parse(cell.source), stage) for cell in code_cells(path)), path.stem

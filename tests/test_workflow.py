@@ -26,18 +26,21 @@ NOTEBOOKS = (
     "02_memory_bank",
     "03_lspn_training",
     "04_anomaly_scoring",
+    "05_benchmark",
     "90_loss_weights",
     "91_real_data",
+    "92_peer_settings",
 )
 ALL_JOBS = {
-    "data": 1, "features": 2, "bank": 2, "lspn": 4, "loss_weights": 1,
-    "scores": 1, "showcase": 1, "real_data": 1, "book": 1, "all": 1,
+    "data": 1, "features": 2, "bank": 2, "lspn": 4, "loss_weights": 1, "peer_settings": 1,
+    "scores": 1, "benchmark": 2, "comparison": 1, "real_data": 1, "book": 1, "all": 1,
 }  # fmt: skip
-TRAINING_NEEDS_NOT = ("data", "features", "bank", "real_data")
+TRAINING_NEEDS_NOT = ("data", "features", "bank", "peer_settings", "real_data")
 FROM_TRAINING = {k: v for k, v in ALL_JOBS.items() if k not in TRAINING_NEEDS_NOT}
+COMPARED_AGAIN = {"benchmark": 2, "comparison": 1, "book": 1, "all": 1}
 PAPER_JOBS = {
     "data": 1, "features": 10, "bank": 10, "lspn": 30,
-    "scores": 9, "showcase": 1, "real_data": 1, "book": 1, "all": 1,
+    "scores": 1, "benchmark": 10, "comparison": 1, "real_data": 1, "book": 1, "all": 1,
 }  # fmt: skip
 SLURM = ("--workflow-profile", "workflow/profiles/slurm")
 # Stand-ins for the two programs that jobs start: they leave the files and compute nothing.
@@ -46,12 +49,15 @@ import json, pathlib, sys
 out = pathlib.Path(sys.argv[2])
 given = json.loads(sys.argv[sys.argv.index("--parameters") + 1])
 runs = pathlib.Path("data/runs", given["profile"], given["dataset"])
-stage = {"00": "scans/data", "01": "features", "02": "bank", "03": f"seed{given.get('seed')}/lspn",
-         "04": "scores", "90": "loss_weights", "91": "real_data"}[out.name[:2]]
-done = runs / given.get("category", "") / f"{stage}.json"
-prefix = "" if given["dataset"] == "procedural" else given["dataset"] + "_"
-results = pathlib.Path("data/results", prefix + given["profile"] + ".json")
-written = [out, done] + [results] * (out.name[:2] == "04" and "categories" in given)
+category = given["category"]
+stage = {"00": "scans/data", "01": f"{category}/features", "02": f"{category}/bank",
+         "03": f"{category}/seed{given.get('seed')}/lspn", "04": f"{category}/scores",
+         "05": f"{category}/benchmark", "90": "loss_weights", "91": None, "92": "peer_settings"}
+done = [runs / f"{name}.json" for name in [stage[out.name[:2]]] if name]
+if given.get("write_results"):
+    prefix = "" if given["dataset"] == "procedural" else given["dataset"] + "_"
+    done = [pathlib.Path("data/results", prefix + given["profile"] + ".json")]
+written = [out, *done]
 for path in written:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(given))
@@ -136,14 +142,28 @@ def test_second_run_has_nothing_to_do(finished):
 
 def test_parameters_reach_the_notebooks(finished):
     executed = finished / "book" / "executed" / "smoke" / "procedural"
-    last = json.loads((executed / "gland" / "04_anomaly_scoring.ipynb").read_text())
-    assert last["categories"] == ["cookie", "gland"] and last["seeds"] == [0, 1]
-    other = json.loads((executed / "cookie" / "04_anomaly_scoring.ipynb").read_text())
-    assert "categories" not in other  # or it would write the summary of all
-    shown = json.loads((executed / "91_real_data.ipynb").read_text())
-    assert shown["profile"] == "smoke" and shown["category"] == "gland"
-    trained = json.loads((executed / "cookie" / "03_lspn_training_seed1.ipynb").read_text())
-    assert trained["seed"] == 1 and trained["category"] == "cookie"
+    given = {
+        path.relative_to(executed).with_suffix("").as_posix(): json.loads(path.read_text())
+        for path in executed.rglob("*.ipynb")
+    }
+    assert all(x["profile"] == "smoke" and x["dataset"] == "procedural" for x in given.values())
+    # Those of all categories get one of them: the notebook's default may not be there.
+    assert {x["category"] for name, x in given.items() if "/" not in name} == {"gland"}
+    assert all(x["category"] == name.split("/")[0] for name, x in given.items() if "/" in name)
+    assert given["cookie/03_lspn_training_seed1"]["seed"] == 1
+    assert given["gland/04_anomaly_scoring"]["seeds"] == [0, 1]
+    assert "categories" not in given["gland/04_anomaly_scoring"]
+    assert "cookie/04_anomaly_scoring" not in given
+    everything = ["cookie", "gland"]
+    assert given["92_peer_settings"]["categories"] == everything
+    compared, one = given["05_benchmark"], given["cookie/05_benchmark"]
+    assert compared["categories"] == everything and one["categories"] == ["cookie"]
+    assert compared["seeds"] == one["seeds"] == [0, 1]
+    # Other jobs run beside that of one category: no frame rates, and no summary of all.
+    assert compared["write_results"] and "frame_scans" not in compared
+    assert one["frame_scans"] == 0 and "write_results" not in one
+    summary = json.loads((finished / "data" / "results" / "smoke.json").read_text())
+    assert summary == compared
 
 
 def test_changed_loss_weight_reruns_training_and_what_follows(finished):
@@ -151,8 +171,44 @@ def test_changed_loss_weight_reruns_training_and_what_follows(finished):
 
 
 def test_changed_scoring_reruns_only_scoring(finished):
-    after = {"scores": 1, "showcase": 1, "book": 1, "all": 1}
+    after = {"scores": 1} | COMPARED_AGAIN
     assert jobs(finished, "settings={blur_sigma_px: 2.0}") == after
+
+
+@pytest.mark.parametrize(
+    ("setting", "also"),
+    [
+        ("cfm_epochs: 9", {"peer_settings": 1}),
+        ("ast_learning_rate: 0.002", {"peer_settings": 1}),
+        ("svm_nu: 0.4", {}),
+        ("reweight_neighbours: 9", {}),
+    ],
+)
+def test_changed_setting_of_a_peer_reruns_only_the_benchmark(finished, setting, also):
+    assert jobs(finished, f"settings={{{setting}}}") == COMPARED_AGAIN | also
+
+
+def test_changed_settings_reach_the_notebooks_that_read_them(pristine):
+    changed = "settings={alpha: 2.5, cfm_epochs: 9, blur_sigma_px: 2.0}"
+    more = ("--forceall", "--printshellcmds", "--config", "profile=smoke", changed)
+    said = snakemake(pristine, "-n", *more)
+    told = {}
+    for line in re.findall(r"^.*run_notebook\.py .*$", said, re.MULTILINE):
+        words = shlex.split(line)
+        name = Path(words[words.index("--parameters") - 4]).stem
+        given = json.loads(words[words.index("--parameters") + 1])
+        told[name] = {x for x in ("alpha", "cfm_epochs", "blur_sigma_px") if x in given}
+    assert told == {
+        "00_data": set(),
+        "01_feature_extraction": set(),
+        "02_memory_bank": set(),
+        "03_lspn_training": {"alpha"},
+        "04_anomaly_scoring": {"alpha", "blur_sigma_px"},
+        "05_benchmark": {"alpha", "cfm_epochs", "blur_sigma_px"},
+        "90_loss_weights": {"alpha"},
+        "91_real_data": set(),
+        "92_peer_settings": {"cfm_epochs"},
+    }
 
 
 def test_changed_default_in_config_reruns_only_its_stage(finished):
@@ -171,6 +227,16 @@ def test_changed_default_in_config_reruns_only_its_stage(finished):
 def test_changed_module_reruns_the_stages_that_use_it(finished, edit):
     edit("g2sf_lib/losses.py", "\n# another line\n")
     assert jobs(finished) == FROM_TRAINING
+
+
+def test_changed_module_of_a_peer_leaves_the_other_chapters_alone(finished, edit):
+    edit("g2sf_lib/baselines/m3dm.py", "\n# another line\n")
+    assert jobs(finished) == COMPARED_AGAIN
+
+
+def test_changed_table_of_the_paper_reruns_only_what_shows_it(finished, edit):
+    edit("data/paper/table1.csv", "\n")
+    assert jobs(finished) == {"comparison": 1, "real_data": 1, "book": 1, "all": 1}
 
 
 def test_changed_notebook_reruns_its_stage_and_what_follows(finished, edit):
@@ -204,7 +270,8 @@ def test_lost_output_reruns_its_job_and_what_follows(finished):
     finally:
         done.write_bytes(content)
         os.utime(done, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert after == {"lspn": 1, "scores": 1, "showcase": 1, "book": 1, "all": 1}
+    # cookie is not the showcase, so no chapter but the benchmark reads it
+    assert after == {"lspn": 1, "benchmark": 1, "comparison": 1, "book": 1, "all": 1}
 
 
 def test_every_module_of_the_library_is_an_input_of_some_job(pristine):
@@ -216,8 +283,9 @@ def test_every_module_of_the_library_is_an_input_of_some_job(pristine):
 
 
 def test_failing_job_keeps_the_committed_table_and_the_old_book(finished, edit):
-    edit("workflow/run_notebook.py", "\nif '04' in out.name: sys.exit('planted failure')\n")
-    edit("notebooks/04_anomaly_scoring.ipynb", "\n")
+    fails = "\nif given.get('write_results'): sys.exit('planted failure')\n"
+    edit("workflow/run_notebook.py", fails)
+    edit("notebooks/05_benchmark.ipynb", "\n")
     table = finished / "data" / "results" / "smoke.json"
     before = table.read_bytes()
     said = snakemake(finished, "--config", "profile=smoke", check=False)
@@ -253,6 +321,8 @@ def test_demo_has_its_categories_and_asks_for_no_gpu(pristine):
     said = snakemake(pristine, "-n", "--config", "profile=demo")
     assert re.search(r"^lspn +15$", said, re.MULTILINE)
     assert re.search(r"^loss_weights +1$", said, re.MULTILINE)
+    assert re.search(r"^peer_settings +1$", said, re.MULTILINE)
+    assert re.search(r"^benchmark +5$", said, re.MULTILINE)
     assert "mem_mb=3000" in said and not re.search(r"gpu=[1-9]", said)
 
 
@@ -296,12 +366,11 @@ def test_plans_of_eyecandies_of_a_part_and_of_ones_own_scans(pristine, data_root
     sweets = ("dataset=eyecandies", f"data_root={data_root('eyecandies')}")
     assert jobs(pristine, *sweets, profile="paper") == PAPER_JOBS
     part = ("dataset=mvtec3d", f"data_root={data_root('mvtec3d', ['tire', 'bagel'])}")
-    two = PAPER_JOBS | {"features": 2, "bank": 2, "lspn": 6, "scores": 1}
+    two = PAPER_JOBS | {"features": 2, "bank": 2, "lspn": 6, "benchmark": 2}
     assert jobs(pristine, *part, profile="paper") == two
     own = ("dataset=folder", f"data_root={data_root('folder', ['left door', 'lid (v1.2)'])}")
     assert jobs(pristine, *own, profile="paper") == two
-    alone = {k: v for k, v in PAPER_JOBS.items() if k != "scores"}
-    alone |= {"features": 1, "bank": 1, "lspn": 3}
+    alone = PAPER_JOBS | {"features": 1, "bank": 1, "lspn": 3, "benchmark": 1}
     assert jobs(pristine, *part, "categories=bagel", profile="paper") == alone
 
 
@@ -329,7 +398,8 @@ def test_memory_time_and_gpu_of_each_rule_arrive_in_the_plan(pristine, data_root
         "bank": (12000, 120, 1, 1),
         "lspn": (12000, 720, 1, 1),
         "scores": (12000, 120, 1, 1),
-        "showcase": (12000, 120, 1, 1),
+        "benchmark": (12000, 1440, 1, 1),
+        "comparison": (12000, 480, 1, 8),
         "real_data": (3000, 240, 0, 1),
         "book": (3000, 240, 0, 1),
     }
@@ -341,8 +411,15 @@ def test_memory_time_and_gpu_of_each_rule_arrive_in_the_plan(pristine, data_root
     on_gpu = resources(pristine, "--config", "profile=demo", "device=cuda")
     assert {x["mem_mb"] for rule, x in on_gpu.items() if rule != "all"} == {3000}
     assert {rule for rule, x in on_gpu.items() if x.get("gpu")} == {
-        "features", "bank", "lspn", "scores", "showcase", "loss_weights",
+        "features", "bank", "lspn", "scores", "benchmark", "comparison",
+        "loss_weights", "peer_settings",
     }  # fmt: skip
+
+
+def test_nothing_runs_beside_the_measurement_of_frame_rates(pristine):
+    plan = resources(pristine, "--forceall", "--config", "profile=smoke")
+    assert plan["comparison"]["threads"] == 4  # all that the call offers
+    assert {x["threads"] for rule, x in plan.items() if rule not in ("comparison", "data")} == {1}
 
 
 def test_slurm_is_asked_for_what_the_plan_says(pristine, data_root):
@@ -375,18 +452,19 @@ def test_every_rule_that_the_slurm_profile_names_exists():
     for profile in (yaml.safe_load(text), yaml.safe_load(shown)):
         assert profile["executor"] == "slurm" and profile["retries"] >= 1
         assert profile["rerun-incomplete"] and profile["latency-wait"] > 0
-        assert set(profile.get("set-resources", {})) <= rules
+        assert set(profile.get("set-resources", {})) | set(profile["set-threads"]) <= rules
     assert set(yaml.safe_load(shown)["set-resources"]) == {"lspn", "features"}
 
 
-def test_paper_profile_chooses_no_weights_but_can_be_asked_to(pristine, data_root):
+def test_paper_profile_chooses_no_settings_but_can_be_asked_to(pristine, data_root):
     real = ("dataset=mvtec3d", f"data_root={data_root('mvtec3d')}")
     said = snakemake(pristine, "-n", "--printshellcmds", "--config", "profile=paper", *real)
-    assert "rule loss_weights" not in said
+    assert "rule loss_weights" not in said and "rule peer_settings" not in said
     left_out = shlex.split(re.search(r"--left-out .*", said).group())[1]
-    assert list(json.loads(left_out)) == ["90_loss_weights"]
-    asked = jobs(pristine, *real, profile="paper", more=("loss_weights",))
-    assert asked["loss_weights"] == 1 and "lspn" not in asked
+    assert list(json.loads(left_out)) == ["90_loss_weights", "92_peer_settings"]
+    for name in ("loss_weights", "peer_settings"):
+        asked = jobs(pristine, *real, profile="paper", more=(name,))
+        assert asked[name] == 1 and "lspn" not in asked and "benchmark" not in asked
 
 
 # ------------------------------------------------------------------ run.py
@@ -486,6 +564,30 @@ def test_a_notebook_that_was_not_run_has_a_page_that_says_why(tmp_path, monkeypa
     (executed / "90_loss_weights.tsv").write_text("s\tmax_rss\n1.0\t2.0\n")
     builder.assemble(executed, "foam", source, {"90_loss_weights": "Nothing is chosen here."})
     assert "b = 2" in (source / "90_loss_weights.ipynb").read_text()
+
+
+def test_a_page_of_all_categories_goes_before_that_of_the_showcase(tmp_path, monkeypatch):
+    builder = load("build_book")
+    (tmp_path / "book" / "_static").mkdir(parents=True)
+    monkeypatch.setattr(builder, "ROOT", tmp_path)
+    executed = tmp_path / "executed"
+    places = ("a/05_benchmark", "05_benchmark", "foam/05_benchmark", "foam/04_anomaly_scoring")
+    for place in (*places, "a/04_anomaly_scoring", "foam/03_lspn_training_seed1"):
+        path = executed / f"{place}.ipynb"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        notebook = nbformat.read(write_notebook(path, f"place = '{place}'"), as_version=4)
+        notebook.metadata["papermill"] = {"end_time": "2026-01-01T00:00:00"}
+        nbformat.write(notebook, path)
+        path.with_suffix(".tsv").write_text("s\tmax_rss\n1.0\t2.0\n")
+    source = tmp_path / "source"
+    builder.assemble(executed, "foam", source, {})
+    pages = {path.stem: path.read_text() for path in source.glob("*.ipynb")}
+    assert set(pages) == {"04_anomaly_scoring", "05_benchmark"}
+    assert "place = '05_benchmark'" in pages["05_benchmark"]
+    assert "place = 'foam/04_anomaly_scoring'" in pages["04_anomaly_scoring"]
+    status = (source / "status.md").read_text()  # the others are there to be downloaded
+    for place in places:
+        assert f"executed/{place}.ipynb" in status and (source / f"executed/{place}.ipynb").exists()
 
 
 # ------------------------------------------------------------------ one notebook

@@ -110,7 +110,8 @@ def assemble(executed: Path, showcase: str, source: Path, left_out: dict[str, st
 
     Args:
         executed: folder of the executed notebooks; those of a category in its sub-folder.
-        showcase: the category whose notebooks are pages. Of its trainings seed 0 is shown.
+        showcase: the category whose notebooks are pages, but for those of all categories, which
+            lie in `executed` itself and come first. Of its trainings seed 0 is shown.
         source: the folder to write; emptied first.
         left_out: notebook -> why it was not run. One that was run all the same is shown.
     """
@@ -129,7 +130,8 @@ def assemble(executed: Path, showcase: str, source: Path, left_out: dict[str, st
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, copy)
         name = path.name.replace("_seed0.ipynb", ".ipynb")
-        if relative.parent.as_posix() in (".", showcase) and "_seed" not in name:
+        is_of_showcase = relative.parent == Path(showcase) and not (executed / name).exists()
+        if (path.parent == executed or is_of_showcase) and "_seed" not in name:
             (source / name).write_text(json.dumps(page_notebook(path)), encoding="utf-8")
     for name, reason in left_out.items():
         page = source / f"{name}.ipynb"

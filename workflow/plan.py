@@ -30,8 +30,7 @@ class Plan:
         settings: single settings that differ from the profile's.
         categories: all that take part.
         seeds: every category is trained once from each.
-        showcase: the category whose notebooks are the pages of the book; its last chapter
-            compares all categories.
+        showcase: the category whose notebooks are the pages of the book.
     """
 
     base: Config

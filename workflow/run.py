@@ -134,7 +134,7 @@ def main() -> None:
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     if is_dry:
         return
-    headline = [sys.executable, "-m", "g2sf_lib.results", "headline"]
+    headline = [sys.executable, "-m", "g2sf_lib.reports", "headline"]
     headline += ["--profile", arguments.profile, "--dataset", arguments.dataset]
     headline += ["--data-root", arguments.data_root] if arguments.data_root else []
     print(f"\nBook: {ROOT / arguments.html / 'index.html'}", flush=True)

@@ -142,20 +142,28 @@ class FeatureExtractor:
         Raises:
             ScanError: the scan has too few points for the point features.
         """
-        if self._net is None:
-            from g2sf_lib.features.fpfh import fpfh_patches
-
-            pcd, foreground = fpfh_patches(sample.xyz, self.config, name=sample.name)
-        else:
-            from g2sf_lib.features.pointmae import pointmae_patches
-
-            pcd, foreground = pointmae_patches(sample.xyz, self.config, self._net, name=sample.name)
-        foreground = foreground.to(self.device)
-        feat = {"pcd": pcd.to(self.device), "rgb": self._rgb([sample.rgb])[0]}
+        pcd, foreground = self.points(sample)
+        feat = {"pcd": pcd, "rgb": self.colour(sample)}
         for mod in MODALITIES:
             feat[mod] = torch.where(foreground[:, None], feat[mod], 0.0)
         grid = (self.config.grid_size, self.config.grid_size)
         return Patches(feat, grid, foreground, self._rgb.shared)
+
+    def points(self, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (cells, D_pcd) point features and (cells,) bool, which cells hold the object."""
+        if self._net is None:
+            from g2sf_lib.features.fpfh import fpfh_patches
+
+            found = fpfh_patches(sample.xyz, self.config, name=sample.name)
+        else:
+            from g2sf_lib.features.pointmae import pointmae_patches
+
+            found = pointmae_patches(sample.xyz, self.config, self._net, name=sample.name)
+        return found[0].to(self.device), found[1].to(self.device)
+
+    def colour(self, sample: Sample) -> torch.Tensor:
+        """Return (cells, D_rgb) RGB features, background included."""
+        return self._rgb([sample.rgb])[0]
 
 
 def half_precision(device: torch.device) -> torch.autocast:

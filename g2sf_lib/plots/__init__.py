@@ -1,0 +1,81 @@
+"""Every figure of the book: arrays or tables in, a Figure out.
+
+The only owner of matplotlib, seaborn and plotly. Nothing here touches pyplot, so no figure
+outlives its notebook cell; `show` puts one on the page, with its alternative text. Colours:
+cividis for quantities, orange to purple for differences around zero, seaborn's "colorblind"
+(Okabe and Ito) for classes, always together with a marker, a line style, a hatch or a label, so
+that a figure survives a grey print.
+
+"Scans" below are objects with `rgb` (H, W, 3) uint8, `xyz` (H, W, 3) in metres, zero where
+there is no point, and `mask` (H, W) bool: `g2sf_lib.datasets.Sample` is one.
+
+One module a subject: `scans` and `clouds`, `features` (with the bank), `training`, `maps`
+(of scores and other quantities on scans), `results` (a metric of every method), `comparison`
+(methods against each other), `costs` (time and memory); `style` is what they share, `page` how
+a figure reaches the reader.
+"""
+
+from g2sf_lib.plots.clouds import MAX_CLOUD_POINTS, cloud
+from g2sf_lib.plots.comparison import difference_forest, difference_matrix, protocol_differences
+from g2sf_lib.plots.costs import coreset_quality, frame_rate_bars, scale_curves
+from g2sf_lib.plots.features import axis_shares, coverage_curve, feature_maps, score_histograms
+from g2sf_lib.plots.maps import (
+    cell_classes,
+    isotropic_failure,
+    method_panels,
+    quantity_maps,
+    score_maps,
+)
+from g2sf_lib.plots.page import bundle, show
+from g2sf_lib.plots.results import (
+    candidate_dots,
+    cell_shift,
+    defect_dots,
+    method_dots,
+    pro_curves,
+    roc_curves,
+)
+from g2sf_lib.plots.scans import defect_gallery, height_mm, scan_gallery, sensor_noise
+from g2sf_lib.plots.style import COLOUR_MAP, LOSS_NAMES, METRIC_NAMES, MM, MODALITY_NAMES
+from g2sf_lib.plots.training import loss_curves, scale_curve, scale_factors, sigma_curve
+
+__all__ = [
+    "COLOUR_MAP",
+    "LOSS_NAMES",
+    "MAX_CLOUD_POINTS",
+    "METRIC_NAMES",
+    "MM",
+    "MODALITY_NAMES",
+    "axis_shares",
+    "bundle",
+    "candidate_dots",
+    "cell_classes",
+    "cell_shift",
+    "cloud",
+    "coreset_quality",
+    "coverage_curve",
+    "defect_dots",
+    "defect_gallery",
+    "difference_forest",
+    "difference_matrix",
+    "feature_maps",
+    "frame_rate_bars",
+    "height_mm",
+    "isotropic_failure",
+    "loss_curves",
+    "method_dots",
+    "method_panels",
+    "pro_curves",
+    "protocol_differences",
+    "quantity_maps",
+    "roc_curves",
+    "scale_curve",
+    "scale_curves",
+    "scale_factors",
+    "scan_gallery",
+    "score_histograms",
+    "score_maps",
+    "sensor_noise",
+    "show",
+    "sigma_curve",
+]
