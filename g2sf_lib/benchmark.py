@@ -21,34 +21,48 @@ from tqdm.auto import tqdm
 from g2sf_lib import evaluation
 from g2sf_lib.baselines import BANKS, Baseline, ScanScore, find_nearest
 from g2sf_lib.baselines import METHODS as PEERS
-from g2sf_lib.config import Config, ConfigError, listed, scans_dir, stage_dir
+from g2sf_lib.config import MODALITIES, Config, ConfigError, listed, scans_dir, stage_dir
 from g2sf_lib.datasets.preprocess import list_prepared, load_prepared
 from g2sf_lib.detector import G2SF, Prediction, counted_cells, pick_device, to_prediction
-from g2sf_lib.experiments import Banks, categories_of, load_banks, load_features, recorded
-from g2sf_lib.features import PackedPatches, foreground_features
+from g2sf_lib.experiments import (
+    Banks,
+    categories_of,
+    extract_split,
+    load_banks,
+    load_features,
+    recorded,
+    synthetic_cells,
+)
+from g2sf_lib.features import FeatureExtractor, PackedPatches, foreground_features
 from g2sf_lib.fusion import aggregate
 from g2sf_lib.memory import Rows
 from g2sf_lib.storage import read_described, write_described
 
-METHODS = ("g2sf", "w1", *PEERS)
+METHODS = ("g2sf", "w1", "either", *PEERS)
+OURS = ("g2sf", "w1", "either")  # the method, its control, and a variant; the others are peers
 SIMPLE = ("g2sf", "w1", "rgb", "pcd", "sum", "max", "concat")  # what chapter 04 compares
-SEEDED = ("g2sf", "w1", "m3dm", "cfm", "ast")  # the others are the same whatever the seed
+SEEDED = ("g2sf", "w1", "either", "m3dm", "cfm", "ast")  # the others are the same whatever the seed
 TRAINED = ("cfm", "ast")  # peers with networks of their own
 SILHOUETTES = ("exclude", "count")
 NUM_RESAMPLES = 1000
 RESAMPLED = ("i_auroc", "aupro_30", "aupro_1")  # metrics whose error over images is known
 
 
-def checked_methods(methods: Sequence[str] | str | None) -> tuple[str, ...]:
+def checked_methods(config: Config, methods: Sequence[str] | str | None) -> tuple[str, ...]:
     """Return the methods asked for in the order of the tables; None: all.
 
+    Profile `paper` leaves "either" out unless it is asked for: it would train as long again.
+
     Args:
+        config: of the run.
         methods: a list, or a text that holds one (see `config.listed`).
 
     Raises:
         ConfigError: for one that does not exist, or no list.
     """
-    asked = METHODS if methods is None else listed(methods)
+    if methods is None:
+        return tuple(m for m in METHODS if m != "either" or config.profile != "paper")
+    asked = listed(methods)
     if not isinstance(asked, (list, tuple)) or not asked or not set(asked) <= set(METHODS):
         raise ConfigError(f"methods is {asked!r}; expected a list of some of {', '.join(METHODS)}")
     return tuple(method for method in METHODS if method in asked)
@@ -225,9 +239,40 @@ class Scores:
 
 def score_file(config: Config, method: str, seed: int) -> Path:
     """Return where scores and metrics of a method and seed are kept for the config's category."""
-    stage = {"g2sf": "scores", "w1": "scores", "cfm": "cfm_scores", "ast": "ast_scores"}
-    folder = stage_dir(dataclasses.replace(config, seed=seed), stage.get(method, "bank_scores"))
-    return folder / f"{method}.json"
+    stages = {"cfm": "cfm_scores", "ast": "ast_scores"}
+    stages |= dict.fromkeys(("g2sf", "w1", "either"), "scores")
+    of_seed = dataclasses.replace(config, seed=seed)
+    if method == "either":
+        of_seed = with_either_pastes(of_seed)
+    return stage_dir(of_seed, stages.get(method, "bank_scores")) / f"{method}.json"
+
+
+def with_either_pastes(config: Config) -> Config:
+    """Return the config whose pastes change image, surface or both; the paper's change both."""
+    synthesis = dataclasses.replace(config.synthesis, paste_in="either")
+    return dataclasses.replace(config, synthesis=synthesis)
+
+
+def fitted_either(config: Config, banks: Banks, progress: bool = False) -> G2SF:
+    """Return G2SF trained on pastes in either modality; banks and all else are the paper's.
+
+    Args:
+        config: of the run, with the seed of the training; its own kind of pastes is not used.
+        banks: what the bank stage stored.
+        progress: whether progress bars are shown. An interrupted training goes on.
+    """
+    config = with_either_pastes(config)
+    folder = stage_dir(config, "lspn")
+    if not (folder / "detector.json").exists():
+        extract = FeatureExtractor(config.features, pick_device(config.device))
+        extract_split(config, "synthetic", categories_of(config), extract)
+        detector = G2SF(config)
+        detector.standardiser = banks.standardiser
+        detector.banks = {mod: banks.banks[mod] for mod in MODALITIES}
+        cells = synthetic_cells(config, banks, progress)
+        detector.fit_cells(cells, folder / "checkpoint.safetensors", progress)
+        detector.save(folder)
+    return G2SF.load(folder, config.device)
 
 
 def fitted_peer(
@@ -250,31 +295,51 @@ def fitted_peer(
     if method in TRAINED:
         folder = stage_dir(config, method)
         if not (folder / "baseline.json").exists():
-            train_peer(peer, train, folder / "checkpoint.safetensors", progress)
+            train_peer(peer, train, folder, progress)
             peer.save(folder)
         peer = Baseline.load(folder, config.device)
     return peer
 
 
 def train_peer(
-    peer: Baseline, train: Split, checkpoint: Path | None = None, progress: bool = False
+    peer: Baseline, train: Split, folder: Path | None = None, progress: bool = False
 ) -> None:
-    """Train the networks of "cfm" or "ast" on the training scans of a category."""
-    if checkpoint is not None:
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    """Train the networks of "cfm" or "ast" on the training scans of a category.
+
+    Args:
+        peer: with a standardiser.
+        train: its training scans.
+        folder: where checkpoints are kept, so that an interrupted training goes on.
+        progress: whether a progress bar is shown.
+    """
     if peer.method == "cfm":
-        peer.fit_cfm(train.patches, checkpoint, progress)
+        peer.fit_cfm(train.patches, folder and folder / "checkpoint.safetensors", progress)
     else:
-        peer.fit_ast(train.patches, train.depths(peer), checkpoint, progress)
+        peer.fit_ast(train.patches, train.depths(peer), folder, progress)
 
 
-def _g2sf_scans(config: Config, split: Split) -> dict[str, list[ScanScore]]:
+def trained_detector(config: Config) -> G2SF:
+    """Return the detector that 03 stored for the config's category and seed.
+
+    Raises:
+        FileNotFoundError: 03 has not run for them.
+    """
+    folder = stage_dir(config, "lspn")
+    if not (folder / "detector.json").exists():
+        raise FileNotFoundError(
+            f"{folder}: no trained detector; expected it from 03_lspn_training with category "
+            f"{config.category}, seed {config.seed} and the settings of this run"
+        )
+    return G2SF.load(folder, config.device)
+
+
+def _g2sf_scans(detector: G2SF, split: Split) -> dict[str, list[ScanScore]]:
     """Return what G2SF says of scans, and what it says with w = 1, which costs nothing more."""
-    detector = G2SF.load(stage_dir(config, "lspn"), config.device)
     scores = detector.score_cells(split.feat)
     with torch.no_grad():
         plain = (scores.s * detector.metric.sigma()).sum(-1)
-    both = {"g2sf": scores.cell_score, "w1": aggregate(plain, config.scoring.aggregate)}
+    both = {"g2sf": scores.cell_score}
+    both["w1"] = aggregate(plain, split.config.scoring.aggregate)
     return {name: _as_scans(cells.cpu(), split) for name, cells in both.items()}
 
 
@@ -291,8 +356,12 @@ def _as_scans(cells: Tensor, split: Split) -> list[ScanScore]:
 def _scans_of(config: Config, method: str, train: Split, splits: Sequence[Split], progress: bool):
     """Return method -> a list of `ScanScore` for each split; G2SF brings its control along."""
     if method in ("g2sf", "w1"):
-        each = [_g2sf_scans(config, split) for split in splits]
+        detector = trained_detector(config)
+        each = [_g2sf_scans(detector, split) for split in splits]
         return {name: [of_split[name] for of_split in each] for name in ("g2sf", "w1")}
+    if method == "either":
+        detector = fitted_either(config, splits[0].stored, progress)
+        return {method: [_g2sf_scans(detector, split)["g2sf"] for split in splits]}
     peer = fitted_peer(config, method, train, splits[0].stored, progress)
     found = []
     for split in splits:
@@ -365,7 +434,8 @@ def run_methods(
 
     Args:
         config: of the run.
-        methods: some of `METHODS`.
+        methods: some of `METHODS`; "either" is G2SF trained on pastes that change image,
+            surface or both, which is not in the paper.
         seeds: of the methods in `SEEDED`; 03 has run for each of them if G2SF is asked for.
         progress: whether a progress bar is shown.
 
@@ -468,7 +538,7 @@ def run_benchmark(
         ConfigError: for unknown methods or seeds, before anything runs.
         FileNotFoundError: naming the stage that has not run.
     """
-    methods, seeds = checked_methods(methods), checked_seeds(seeds)
+    methods, seeds = checked_methods(config, methods), checked_seeds(seeds)
     categories = checked_categories(config, categories)
     scores, tables = {}, []
     for category in categories:

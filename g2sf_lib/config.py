@@ -188,6 +188,9 @@ class SynthesisConfig:
     label_rule: Literal["cover", "centre"] = setting(
         "cover", "a quarter of a cell; the published centre overlooks pastes on wide cells"
     )
+    paste_in: Literal["both", "either"] = setting(
+        "both", "Section 3.7; either: a third change the image only, a third the points only"
+    )
     sources_per_category: int | None = setting(
         None, "training scans of every category; None: 8, for Eyecandies 24, as published", low=1
     )

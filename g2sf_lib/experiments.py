@@ -62,6 +62,7 @@ from g2sf_lib.synthesis import synthesise_set
 from g2sf_lib.training import Cells
 
 PACKAGES = ("torch", "timm", "open3d", "faiss-cpu", "FrEIA", "scikit-learn", "numpy", "scipy")
+PASTED_ON = {"synthetic": "train", "synthetic_validation": "validation"}
 SYNTHETIC_SEED = 0  # all training seeds share their synthetic anomalies
 
 
@@ -228,31 +229,41 @@ def run_features(config: Config, categories: Sequence[str]) -> dict[str, int]:
     Returns:
         split -> number of scans.
     """
-    splits = ("train", "validation", "test")
-    synthetic = {"synthetic": "train", "synthetic_validation": "validation"}
     with recorded(config, "features") as result:
         extract = FeatureExtractor(config.features, pick_device(config.device))
-        for split in (*splits, *synthetic):
-            if split in splits:
-                paths = list_prepared(scans_dir(config), config.category, split)
-                files = [patch_file(config, split, f"{p.parent.name}/{p.stem}") for p in paths]
-                pairs = zip(files, paths, strict=True)
-                samples = (load_prepared(path) for file, path in pairs if not file.exists())
-            else:
-                files = synthetic_files(config, split)
-                samples = synthetic_scans(
-                    config, synthetic[split], categories, lambda i, made=files: not made[i].exists()
-                )
-            missing = [file for file in files if not file.exists()]
-            bar = tqdm(missing, desc=split, total=len(files), initial=len(files) - len(missing))
-            for file, sample in zip(bar, samples, strict=True):
-                file.parent.mkdir(parents=True, exist_ok=True)
-                labels = cell_labels(
-                    sample.mask, config.features.grid_size, config.synthesis.label_rule
-                )
-                save_patches(file, extract(sample), labels)
-            result[split] = len(files)
+        for split in ("train", "validation", "test", *PASTED_ON):
+            result[split] = extract_split(config, split, categories, extract)
     return result
+
+
+def extract_split(
+    config: Config, split: str, categories: Sequence[str], extract: FeatureExtractor
+) -> int:
+    """Extract and store the patches of one split that are not there yet; return how many it has.
+
+    Args:
+        config: of the run.
+        split: a split of the data set, or one of `PASTED_ON`, whose scans are made on the way.
+        categories: where pasted points come from.
+        extract: holds the networks.
+    """
+    if split in PASTED_ON:
+        files = synthetic_files(config, split)
+        samples = synthetic_scans(
+            config, PASTED_ON[split], categories, lambda i: not files[i].exists()
+        )
+    else:
+        paths = list_prepared(scans_dir(config), config.category, split)
+        files = [patch_file(config, split, f"{p.parent.name}/{p.stem}") for p in paths]
+        pairs = zip(files, paths, strict=True)
+        samples = (load_prepared(path) for file, path in pairs if not file.exists())
+    missing = [file for file in files if not file.exists()]
+    bar = tqdm(missing, desc=split, total=len(files), initial=len(files) - len(missing))
+    for file, sample in zip(bar, samples, strict=True):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        labels = cell_labels(sample.mask, config.features.grid_size, config.synthesis.label_rule)
+        save_patches(file, extract(sample), labels)
+    return len(files)
 
 
 def load_features(config: Config, split: str) -> tuple[list[PackedPatches], list[Tensor]]:
@@ -338,7 +349,7 @@ def synthetic_cells(config: Config, banks: Banks | None = None, progress: bool =
     files = [folder / file.name for file in synthetic_files(config, "synthetic")]
     missing = [number for number, file in enumerate(files) if not file.exists()]
     banks = load_banks(config) if banks is None else banks
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for number in tqdm(missing, desc="neighbours", disable=not progress, mininterval=1):
         # Searched once for all cells that share a feature, and kept like that.
         stored = {

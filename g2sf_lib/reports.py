@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from g2sf_lib.benchmark import METHODS, NUM_RESAMPLES, RESAMPLED, SEEDED, Scores
+from g2sf_lib.benchmark import METHODS, NUM_RESAMPLES, OURS, RESAMPLED, SEEDED, Scores
 from g2sf_lib.config import CATEGORIES, make_config
 from g2sf_lib.evaluation import bootstrap_auroc, image_auroc
 from g2sf_lib.results import LIMITS, METHOD_NAMES, METRIC_NAMES, summary_file
@@ -58,11 +58,16 @@ def metric_table(summary: dict, metric: str) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").loc[names].rename_axis("method")
 
 
-def means_table(summary: dict) -> pd.DataFrame:
-    """Return Table 2: a row a method, means of every metric by both protocols of AUPRO, as text."""
+def means_table(summary: dict, protocol: str = "every") -> pd.DataFrame:
+    """Return Table 2: a row a method, means of every metric, as text.
+
+    Args:
+        summary: of `results.summarise`.
+        protocol: of AUPRO, "every" threshold or the "published" one.
+    """
+    suffix = {"every": "", "published": "_published"}[protocol]
     columns = {"i_auroc": "I-AUROC", "p_auroc": "P-AUROC"}
-    columns |= {f"aupro_{at}": f"AUPRO@{at} %" for at in LIMITS}
-    columns |= {f"aupro_{at}_published": f"@{at} %, published" for at in LIMITS}
+    columns |= {f"aupro_{at}{suffix}": f"AUPRO@{at} %" for at in LIMITS}
     rows = {
         METHOD_NAMES[row["method"]]: {name: f"{row[key]:.3f}" for key, name in columns.items()}
         for row in summary["methods"]
@@ -110,8 +115,8 @@ def protocol_report(summary: dict) -> str:
 def verdict(summary: dict) -> str:
     """Return, from the summary alone, how G2SF compares with the best of the others."""
     if not summary["differences"]:
-        return "G²SF is not among the methods of this run."
-    others = [row for row in summary["methods"] if row["method"] not in ("g2sf", "w1")]
+        return _nothing_to_compare(summary)
+    others = [row for row in summary["methods"] if row["method"] not in OURS]
     best = [max(others, key=lambda row: row["i_auroc"])["method"]] if others else []
     known = [row["method"] for row in summary["methods"]]
     sentences = []
@@ -125,9 +130,24 @@ def verdict(summary: dict) -> str:
             claim = f"G²SF and {name} cannot be told apart"
         sentences.append(
             f"{claim} (difference in mean I-AUROC {gap['difference']:+.3f} ± {gap['se']:.3f}, "
-            f"p = {gap['p']:.2g})."
+            f"{_p_text(gap['p'])})."
+        )
+    if len(summary["seeds"]) == 1:
+        sentences.append(
+            "With one training seed, the errors leave out what another training would change."
         )
     return " ".join(sentences)
+
+
+def _nothing_to_compare(summary: dict) -> str:
+    if "g2sf" in {row["method"] for row in summary["methods"]}:
+        return "G²SF is the only method of this run."
+    return "G²SF is not among the methods of this run."
+
+
+def _p_text(p: float) -> str:
+    """Return a p value of a summary, which has four digits."""
+    return "p < 0.0001" if p == 0 else f"p = {p:.2g}"
 
 
 def _difference(summary: dict, method: str, metric: str = "i_auroc") -> dict:
@@ -139,7 +159,7 @@ def _difference(summary: dict, method: str, metric: str = "i_auroc") -> dict:
 def real_differences(summary: dict) -> str:
     """Return, in Markdown, whom G2SF beats and who beats it, metric by metric."""
     if not summary["differences"]:
-        return "G²SF is not among the methods of this run."
+        return _nothing_to_compare(summary)
     lines = []
     for metric in RESAMPLED:
         groups: dict[str, list[str]] = {"better than": [], "worse than": [], "level with": []}
@@ -179,15 +199,16 @@ def ours_rows(summary: dict) -> pd.DataFrame:
     """Return this run's numbers in long form, for `published.beside_table`.
 
     Columns: ``method``, ``category`` (also "mean"), ``metric``, ``value``, ``spread`` (standard
-    deviation over seeds).
+    deviation over seeds; NaN for a method without randomness, or for one seed).
     """
     rows = []
     every = [*summary["per_category"], *({"category": "mean"} | row for row in summary["methods"])]
     for row in every:
         for name in [key for key in row if f"{key}_seed_std" in row]:
             place = {"method": row["method"], "category": row["category"], "metric": name}
-            rows.append(place | {"value": row[name], "spread": row[f"{name}_seed_std"]})
-    return pd.DataFrame(rows)
+            spread = row[f"{name}_seed_std"] if row["method"] in SEEDED else None
+            rows.append(place | {"value": row[name], "spread": spread})
+    return pd.DataFrame(rows).astype({"value": float, "spread": float})
 
 
 def rate_rows(summary: dict) -> pd.DataFrame:
@@ -205,6 +226,28 @@ def rate_report(summary: dict) -> str:
         f"Features take between {share.min():.0%} ({share.idxmin()}) and {share.max():.0%} "
         f"({share.idxmax()}) of the time of a scan. Measured on: {told}; one scan at a time."
     )
+
+
+def paste_report(summary: dict) -> str:
+    """Return, in Markdown, what pastes in one modality change for G2SF, by group of defects."""
+    if "either" not in {row["method"] for row in summary["methods"]} or not summary["differences"]:
+        return "G²SF was not trained on one-sided pastes in this run."
+    gap = _difference(summary, "either")
+    size, error = -gap["difference"], gap["se"]
+    word = ("higher" if size > 0 else "lower") if gap["is_real"] else "not to be told apart"
+    lines = [
+        f"- all defects: with one-sided pastes mean I-AUROC is {word} "
+        f"({size:+.3f} ± {error:.3f}, p = {gap['p']:.2g})"
+    ]
+    table = pd.DataFrame(summary["groups"], columns=["group", "method", "i_auroc", "se"])
+    for group, rows in table.groupby("group", sort=False):
+        of = rows.set_index("method")
+        lines.append(
+            f"- {group}: {of.loc['g2sf', 'i_auroc']:.3f} ± {of.loc['g2sf', 'se']:.3f} with pastes "
+            f"in both, {of.loc['either', 'i_auroc']:.3f} ± {of.loc['either', 'se']:.3f} with "
+            "one-sided ones"
+        )
+    return "\n".join(lines)
 
 
 def group_rows(summary: dict) -> pd.DataFrame:
@@ -231,7 +274,7 @@ def by_kind(summary: dict) -> str:
     )
     lines = []
     for kind, row in table.iterrows():
-        simple = row.drop(["g2sf", "w1"], errors="ignore")
+        simple = row.drop(list(OURS), errors="ignore")
         best = simple.idxmax()
         lines.append(
             f"- {kind}: {row['g2sf']:.3f}; {row['g2sf'] - row['sum']:+.3f} to the normalised sum, "

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
+from scipy.stats import t as student
 
-from g2sf_lib.benchmark import NUM_RESAMPLES, RESAMPLED, Comparison
+from g2sf_lib.benchmark import NUM_RESAMPLES, RESAMPLED, SEEDED, Comparison
 from g2sf_lib.config import Config
 from g2sf_lib.evaluation import bootstrap_auroc, image_auroc
 from g2sf_lib.experiments import package_versions
@@ -22,6 +22,7 @@ from g2sf_lib.timing import machine
 METHOD_NAMES = {
     "g2sf": "G²SF",
     "w1": "G²SF with w = 1",
+    "either": "G²SF, one-sided pastes",
     "rgb": "RGB alone",
     "pcd": "points alone",
     "sum": "normalised sum",
@@ -40,6 +41,7 @@ METRIC_NAMES = {
 }
 LIMITS = (30, 10, 5, 1)  # per cent of false positives, where AUPRO ends
 LEVEL = 0.05  # a difference is called real where its corrected p value is below this
+EXACT = 1e-12  # differences and errors below this are those of arithmetic
 GROUPS = {  # what the kinds of defect of the embedded data set change
     "geometry only": ("cut", "dent"),
     "appearance only": ("colour", "stain"),
@@ -54,12 +56,19 @@ def summary_file(config: Config) -> Path:
 
 
 def _resampled(comparison: Comparison, metric: str) -> dict[str, dict[str, np.ndarray]]:
-    """Return category -> method -> (NUM_RESAMPLES,) a metric, mean over seeds."""
+    """Return category -> method -> (NUM_RESAMPLES,) a metric, mean over seeds.
+
+    Categories with as many scans were resampled with the same draws. Their scans have nothing to
+    do with one another, but their order has: kinds of defect follow each other in all of them. So
+    each category's resamples are put in an order of its own, the same one for all methods; else a
+    mean over categories would vary as if all of them had drawn the same kinds.
+    """
     found: dict[str, dict[str, np.ndarray]] = {}
-    for category, scores in comparison.scores.items():
+    for number, (category, scores) in enumerate(comparison.scores.items()):
+        order = np.random.default_rng([2, number]).permutation(NUM_RESAMPLES)
         by_method: dict[str, list[np.ndarray]] = {}
         for (method, _), metrics in scores.resampled.items():
-            by_method.setdefault(method, []).append(metrics[metric])
+            by_method.setdefault(method, []).append(metrics[metric][order])
         found[category] = {method: np.mean(x, axis=0) for method, x in by_method.items()}
     return found
 
@@ -84,6 +93,11 @@ class _Paired:
     The error over images is the standard deviation of the difference over resamples that all
     methods share. The error over training seeds is the standard error of the difference of
     equal seeds (Student's deviation over the root of their number). Both are added as squares.
+
+    The p value is that of Student's distribution. A few seeds know their own deviation badly: its
+    degrees of freedom are their number less one where all error comes from seeds, infinitely
+    many (the normal distribution) where none does, and between them those of Satterthwaite.
+    With one seed, or none, the error is that over images alone.
     """
 
     def __init__(self, comparison: Comparison, ours: pd.DataFrame, metric: str):
@@ -97,16 +111,23 @@ class _Paired:
         gap = np.mean(
             [self.resampled[c][first] - self.resampled[c][second] for c in chosen], axis=0
         )
-        # A method without randomness has one seed only: its value holds for all.
-        a, b = (
-            self.values.loc[[(c, method) for c in chosen]].mean().dropna()
-            for method in (first, second)
-        )
-        each = a.sub(b) if len(a) == len(b) else (a - b.mean() if len(b) == 1 else a.mean() - b)
-        seeds = float(each.std() / len(each) ** 0.5) if len(each) > 1 else 0.0
-        size, error = float(each.mean()), float(np.hypot(gap.std(), seeds))
-        p = float(2 * norm.sf(abs(size) / error)) if error > 0 else float(size == 0)
+        a, b = (self._by_seed(method, chosen) for method in (first, second))
+        each = a - b
+        seeds = float(np.std(each, ddof=1) / len(each) ** 0.5) if np.ndim(each) else 0.0
+        size, error = float(np.mean(each)), float(np.hypot(gap.std(), seeds))
+        if error < EXACT:
+            return {"difference": size, "se": error, "p": float(abs(size) < EXACT)}
+        freedom = (len(each) - 1) * (error / seeds) ** 4 if seeds > EXACT else np.inf
+        p = float(2 * student.sf(abs(size) / error, freedom))
         return {"difference": size, "se": error, "p": p}
+
+    def _by_seed(self, method: str, categories: Sequence[str]) -> np.ndarray | float:
+        """Return (seeds,) means over categories; one number where there is one training, or none.
+
+        A method without randomness has one value, which holds for all seeds.
+        """
+        of_seed = self.values.loc[[(c, method) for c in categories]].mean().dropna().to_numpy()
+        return of_seed if len(of_seed) > 1 else float(of_seed[0])
 
 
 def _corrected(rows: list[dict]) -> list[dict]:
@@ -130,7 +151,7 @@ def _method_rows(comparison: Comparison, ours: pd.DataFrame, per_category) -> li
         for metric in means.columns:
             if metric.startswith(("i_auroc", "p_auroc", "aupro")) and not metric.endswith("_se"):
                 spread = by_seed[metric].mean().std()
-                row[f"{metric}_seed_std"] = 0.0 if np.isnan(spread) else float(spread)
+                row[f"{metric}_seed_std"] = float(spread) if method in SEEDED else 0.0
         rows.append(row)
     return rows
 
@@ -143,7 +164,7 @@ def _category_rows(comparison: Comparison, ours: pd.DataFrame) -> list[dict]:
     for (category, method), of_both in ours.groupby(["category", "method"], sort=False):
         row = {"category": category, "method": method} | of_both[shown].mean().to_dict()
         row |= {f"{m}_se": float(found[category][method].std()) for m, found in resampled.items()}
-        spread = of_both[shown].std().fillna(0.0)
+        spread = of_both[shown].std() if method in SEEDED else dict.fromkeys(shown, 0.0)
         rows.append(row | {f"{name}_seed_std": float(x) for name, x in spread.items()})
     return rows
 
@@ -165,6 +186,7 @@ def _group_rows(comparison: Comparison) -> list[dict]:
     """Return a row a group of defects and method: I-AUROC and its error over images.
 
     Groups are known of the embedded data set only, which says what each kind of defect changes.
+    A category without defects of a group is left out of its mean.
     """
     if comparison.config.dataset != "procedural":
         return []
@@ -172,18 +194,21 @@ def _group_rows(comparison: Comparison) -> list[dict]:
     for group, kinds in GROUPS.items():
         for method in comparison.methods:
             values, areas = [], []
-            for scores in comparison.scores.values():
+            for number, scores in enumerate(comparison.scores.values()):
                 labels = np.array(scores.labels)
                 chosen = np.isin(labels, ["good", *kinds])
                 truth = labels[chosen] != "good"
+                if not truth.any():
+                    continue
                 images = np.array(
                     [x[chosen] for (m, _, r), x in scores.image.items() if (m, r) == (method, rule)]
                 )
                 values.append(np.mean([image_auroc(x, truth) for x in images]))
-                draw = np.random.default_rng([1, len(truth)])
+                draw = np.random.default_rng([1, number])
                 areas.append(bootstrap_auroc(images, truth, NUM_RESAMPLES, draw).mean(axis=0))
-            row = {"group": group, "method": method, "i_auroc": float(np.mean(values))}
-            rows.append(row | {"se": float(np.mean(areas, axis=0).std())})
+            if values:
+                row = {"group": group, "method": method, "i_auroc": float(np.mean(values))}
+                rows.append(row | {"se": float(np.mean(areas, axis=0).std())})
     return rows
 
 
@@ -197,13 +222,16 @@ def summarise(comparison: Comparison, rates: pd.DataFrame | None = None) -> dict
     Returns:
         ``methods``: a row a method with the mean over categories and seeds of every metric, the
         standard error over images (``<metric>_se``) and the standard deviation over training
-        seeds of the mean over categories (``<metric>_seed_std``).
+        seeds of the mean over categories (``<metric>_seed_std``; 0 for a method without
+        randomness, None where one seed cannot tell).
         ``per_category``: the same for each category and method.
         ``defects``, ``groups``: I-AUROC for each kind and group of defects, mean over categories.
         ``differences``: G2SF minus each method in each metric of `RESAMPLED`, per category and in
-        the mean, with standard error and Holm-corrected p value (see `_Paired`); ``is_real``
-        where that is below `LEVEL`.
-        ``pairs``: the same of all pairs of methods, I-AUROC in the mean.
+        the mean, with standard error and p value (see `_Paired`), Holm-corrected for the number
+        of methods, metric by metric and category by category; ``is_real`` where that is below
+        `LEVEL`.
+        ``pairs``: the same of all pairs of methods, I-AUROC in the mean, corrected for the number
+        of pairs: a difference that is real among ``differences`` need not be real here.
         ``silhouettes``: mean I-AUROC of each method under both silhouette rules.
         ``frame_rates``, ``machine``: of `rates`.
     """

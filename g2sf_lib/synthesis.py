@@ -397,6 +397,8 @@ def synthesise(
 
     A pixel of the object where the sensor saw no point gets a colour only, since its x and y
     are not known. A background pixel without a raw point gets nothing and is not in the mask.
+    With `paste_in` "either", the sample's pastes change colour and depth, colour alone or depth
+    alone, each with equal chance; where they change one of both they stay on the object.
     For pixels that the source does not cover see `_cut`.
 
     Args:
@@ -422,6 +424,9 @@ def synthesise(
     raw = target.xyz.copy() if target.raw_xyz is None else target.raw_xyz.copy()
     on_object, has_raw = target.foreground, _is_set(raw)
     can_show = _silhouette(target) | has_raw
+    parts = "both" if config.paste_in == "both" else generator.choice(("both", "rgb", "pcd"))
+    if parts != "both":
+        can_show = on_object if parts == "pcd" else _silhouette(target)
     region_rgb, region_pcd = _silhouette(source_rgb), source_pcd.foreground
     if not (region_rgb.any() and region_pcd.any()):
         raise ScanError(
@@ -444,15 +449,18 @@ def synthesise(
         blend = generator.uniform(config.min_blend, 1)
         offset = generator.uniform(config.min_offset_m, config.max_offset_m)
         offset *= generator.choice((-1, 1))
-        mixed = blend * colour + (1 - blend) * target.rgb[rows, columns]
-        rgb[rows, columns] = np.rint(mixed).astype(np.uint8)
+        mask[rows, columns] = True
+        if parts != "pcd":
+            mixed = blend * colour + (1 - blend) * target.rgb[rows, columns]
+            rgb[rows, columns] = np.rint(mixed).astype(np.uint8)
+        if parts == "rgb":
+            continue
         depth = depth.astype(np.float64)
         centroid = xyz[rows[anchors], columns[anchors], 2].mean(dtype=np.float64)
         depth += centroid - depth[anchors].mean() + offset
         seen = has_raw[rows, columns]
         raw[rows[seen], columns[seen], 2] = depth[seen]
         xyz[rows[seen], columns[seen]] = raw[rows[seen], columns[seen]]
-        mask[rows, columns] = True
     if not mask.any():
         raise ScanError(f"{target.name}: no paste found a place; expected an object with points")
     return dataclasses.replace(target, rgb=rgb, xyz=xyz, mask=mask, label="synthetic", raw_xyz=raw)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import platform
 import time
@@ -15,11 +16,11 @@ import torch
 from tqdm.auto import tqdm
 
 from g2sf_lib.baselines import BANKS, find_nearest
-from g2sf_lib.benchmark import Comparison, Split, fitted_peer
-from g2sf_lib.config import Config, ConfigError, scans_dir, stage_dir
+from g2sf_lib.benchmark import METHODS, Comparison, Split, fitted_peer, trained_detector
+from g2sf_lib.config import Config, ConfigError, scans_dir
 from g2sf_lib.datasets import Sample
 from g2sf_lib.datasets.preprocess import list_prepared, load_prepared
-from g2sf_lib.detector import G2SF, pick_device, to_prediction
+from g2sf_lib.detector import pick_device, to_prediction
 from g2sf_lib.features import FeatureExtractor, foreground_features
 
 STEPS = ("features", "neighbours", "fusion", "post-processing")
@@ -41,7 +42,8 @@ def frame_rates(
 
     Args:
         config: of the run; its category's test scans are used.
-        methods: some of `benchmark.METHODS`; "w1" takes what "g2sf" takes and is left out.
+        methods: some of `benchmark.METHODS`; "w1" and "either" take what "g2sf" takes and are
+            left out.
         seed: of the trained methods.
         num_scans: scans timed; where there are fewer, they come again.
         num_warm_up: scans before them that are not counted.
@@ -54,7 +56,7 @@ def frame_rates(
     """
     config = dataclasses.replace(config, seed=seed)
     device = pick_device(config.device)
-    timed = [method for method in methods if method != "w1"]
+    timed = [method for method in methods if method not in ("w1", "either")]
     train, test = Split(config, "train"), Split(config, "test")
     steps = {method: _steps(config, method, train, test) for method in timed}
     extract = FeatureExtractor(config.features, device)
@@ -103,7 +105,7 @@ def _features(extract: FeatureExtractor, sample: Sample, device: torch.device):
 def _steps(config: Config, method: str, train: Split, test: Split) -> Callable:
     """Return what scores one scan by a method and yields (step, seconds)."""
     if method == "g2sf":
-        detector = G2SF.load(stage_dir(config, "lspn"), config.device)
+        detector = trained_detector(config)
 
         def score_g2sf(sample, patches, device):
             feat = detector.standardiser(foreground_features([patches]))
@@ -136,14 +138,16 @@ def _steps(config: Config, method: str, train: Split, test: Split) -> Callable:
 
 
 def measure_rates(comparison: Comparison, num_scans: int) -> pd.DataFrame | None:
-    """Return `rate_table` of a comparison's methods on its first category; None for no scan.
+    """Return `rate_table` of a comparison's methods on its first category.
+
+    None for no scan, or where "w1" is all that was compared: it takes what "g2sf" takes.
 
     Raises:
         ConfigError: `num_scans` is no whole number, or negative.
     """
     if type(num_scans) is not int or num_scans < 0:
         raise ConfigError(f"frame_scans is {num_scans!r}; expected a whole number >= 0")
-    if num_scans == 0:
+    if num_scans == 0 or set(comparison.methods) == {"w1"}:
         return None
     config = dataclasses.replace(comparison.config, category=comparison.categories[0])
     return rate_table(frame_rates(config, comparison.methods, comparison.seeds[0], num_scans))
@@ -168,7 +172,10 @@ def rate_table(rates: pd.DataFrame) -> pd.DataFrame:
     totals = rates.groupby(["method", "scan"], sort=False)["seconds"].sum().reset_index()
     every = pd.concat([rates, totals.assign(step="total")], ignore_index=True)
     rows = []
-    for (method, step), of_step in every.groupby(["method", "step"], sort=False):
+    # Methods come in another order for every scan; the table has one.
+    order = [m for m in METHODS if m in set(every["method"])]
+    for method, step in itertools.product(order, (*STEPS, "total")):
+        of_step = every[(every["method"] == method) & (every["step"] == step)]
         low, middle, high = np.percentile(1000 * of_step["seconds"], (25, 50, 75))
         row = {"method": method, "step": step, "ms": middle, "low": low, "high": high}
         rows.append(row | {"fps": 1000 / middle if step == "total" else float("nan")})

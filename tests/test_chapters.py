@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from g2sf_lib import chapters
+from g2sf_lib.benchmark import Comparison, Scores
 from g2sf_lib.config import MODALITIES, LossConfig, make_config, scans_dir, stage_dir
 from g2sf_lib.datasets.preprocess import list_prepared
 from g2sf_lib.detector import counted_cells
-from g2sf_lib.experiments import Scores, load_features, run_bank, run_lspn
+from g2sf_lib.experiments import load_features, run_bank, run_lspn
 from g2sf_lib.features import Patches
 
 pytestmark = [
@@ -114,7 +115,7 @@ def test_changed_features_are_mapped_where_they_are(run, make_sample, monkeypatc
                 feat[mod] = torch.from_numpy(blocks.reshape(64, 3))
             return Patches(feat, (8, 8), (feat["pcd"] != 0).any(dim=1))
 
-    monkeypatch.setattr(chapters, "FeatureExtractor", Means)
+    monkeypatch.setattr(chapters.features, "FeatureExtractor", Means)
     scan = make_sample(0)
     copies = chapters.planted(scan)
     moved = chapters.feature_changes(run, scan, copies)

@@ -11,16 +11,21 @@ import pytest
 from g2sf_lib import config as module
 from g2sf_lib.config import (
     PROFILES,
+    SEEDED_STAGES,
+    STAGE_NEEDS,
+    STAGE_SECTIONS,
     STAGES,
     Config,
     ConfigError,
     config_from_notebook,
     dataset_dir,
     leaf_fields,
+    listed,
     make_config,
     raw_dir,
     scans_dir,
     settings_table,
+    stage_chain,
     stage_dir,
     stage_files,
 )
@@ -191,82 +196,144 @@ def test_config_from_notebook_refuses_an_ill_typed_value():
         config_from_notebook(notebook(epochs="3"))
 
 
-# leaf -> the first stage whose hash depends on it; None for none
-FIRST_STAGE = {
-    "num_train": "data",
-    "plane_margin_m": "data",
-    "dataset": "data",
-    "data_root": "data",
-    "category": "features",
-    "grid_size": "features",
-    "num_synthetic": "features",
-    "bank_fraction": "bank",
-    "projection_eps": "bank",
-    "hidden": "lspn",
-    "alpha": "lspn",
-    "epochs": "lspn",
-    "seed": "lspn",
-    "blur_sigma_px": "scores",
-    "aggregate": "scores",
-    "device": None,
-    "runs_root": None,
-    "profile": None,
-}
-OTHER_VALUE = {
-    "dataset": "mvtec3d",
-    "data_root": "/elsewhere",
-    "category": "rope",
-    "projection_eps": 0.5,
-    "aggregate": "max",
-    "device": "cpu",
-    "runs_root": "/elsewhere",
-    "profile": "smoke",
-    "bank_fraction": 0.2,
-    "alpha": 7.0,
-    "plane_margin_m": 0.006,
-    "blur_sigma_px": 1.0,
+SCORES = ("scores", "bank_scores", "cfm_scores", "ast_scores")
+AFTER_BANK = ("lspn", "cfm", "ast", *SCORES)
+# section, or leaf of the run itself -> the stages whose hash depends on it
+DEPENDS = {
+    "data": STAGES,
+    "preprocess": STAGES,
+    "features": ("features", "bank", *AFTER_BANK),
+    "synthesis": ("features", "bank", *AFTER_BANK),
+    "bank": ("bank", *AFTER_BANK),
+    "model": ("lspn", "scores"),
+    "loss": ("lspn", "scores"),
+    "training": ("lspn", "scores"),
+    "cfm": ("cfm", "cfm_scores"),
+    "ast": ("ast", "ast_scores"),
+    "rules": ("bank_scores",),
+    "scoring": SCORES,
+    "dataset": STAGES,
+    "data_root": STAGES,
+    "category": ("features", "bank", *AFTER_BANK),
+    "seed": AFTER_BANK,
+    "device": (),
+    "runs_root": (),
+    "profile": (),
 }
 
 
-@pytest.mark.parametrize("name", FIRST_STAGE)
+@pytest.mark.parametrize("name", LEAVES)
 def test_hashes_change_with_the_right_stages(name):
-    base = make_config(data_root="/data")
-    section, leaf, _ = LEAVES[name]
-    value = OTHER_VALUE.get(name, 77)
+    base, section, value = make_config(), LEAVES[name][0], "another value"
     if section is None:
         changed = dataclasses.replace(base, **{name: value})
     else:
         part = dataclasses.replace(getattr(base, section), **{name: value})
         changed = dataclasses.replace(base, **{section: part})
-    differs = [base.stage_hash(stage) != changed.stage_hash(stage) for stage in STAGES]
-    first = FIRST_STAGE[name]
-    assert differs == [first is not None and i >= STAGES.index(first) for i in range(len(STAGES))]
+    differs = {stage for stage in STAGES if base.stage_hash(stage) != changed.stage_hash(stage)}
+    assert differs == set(DEPENDS[section or name])
 
 
-def test_every_section_belongs_to_a_stage():
-    in_hash = make_config().stage_settings("scores")
+def test_every_section_belongs_to_one_stage_or_to_all_that_score():
     sections = {section for section, _, _ in LEAVES.values() if section is not None}
-    assert sections <= in_hash.keys()
+    homes = {s: [stage for stage in STAGES if s in STAGE_SECTIONS[stage]] for s in sections}
+    assert homes.pop("scoring") == list(SCORES)
+    assert all(len(stages) == 1 for stages in homes.values()), homes
 
 
-def test_the_hash_changes_with_the_code_of_a_stage(monkeypatch):
+@pytest.mark.parametrize(
+    ("stage", "chain"),
+    [
+        ("data", ["data"]),
+        ("bank", ["data", "features", "bank"]),
+        ("scores", ["data", "features", "bank", "lspn", "scores"]),
+        ("bank_scores", ["data", "features", "bank", "bank_scores"]),
+        ("cfm_scores", ["data", "features", "bank", "cfm", "cfm_scores"]),
+        ("ast_scores", ["data", "features", "bank", "ast", "ast_scores"]),
+    ],
+)
+def test_the_stages_that_one_builds_on(stage, chain):
+    assert list(stage_chain(stage)) == chain
+
+
+def test_every_stage_needs_one_that_is_there_before_it():
+    assert list(STAGE_NEEDS) == list(STAGES)
+    for stage, before in STAGE_NEEDS.items():
+        assert (before is None) == (stage == "data")
+        assert before is None or STAGES.index(before) < STAGES.index(stage)
+
+
+def test_settings_of_a_stage_are_those_of_its_chain():
+    config = make_config("paper", category="rope", seed=3)
+    whole = config.stage_settings("cfm_scores")
+    run = {"dataset": "procedural", "data_root": None, "category": "rope", "seed": 3}
+    sections = ("data", "preprocess", "features", "synthesis", "bank", "cfm", "scoring")
+    assert whole == run | {name: dataclasses.asdict(getattr(config, name)) for name in sections}
+    assert config.stage_settings("data").keys() == {"dataset", "data_root", "data", "preprocess"}
+
+
+def test_only_what_is_trained_or_drawn_depends_on_the_seed():
+    config = make_config(seed=7)
+    seeded = {stage for stage in STAGES if "seed" in config.stage_settings(stage)}
+    assert seeded == set(AFTER_BANK) and set(SEEDED_STAGES) < seeded
+
+
+# file of the library -> the stages whose hash its code changes
+CODE = {
+    "datasets/preprocess.py": STAGES,
+    "features/rgb.py": ("features", "bank", *AFTER_BANK),
+    "memory.py": ("bank", *AFTER_BANK),
+    "baselines/banks.py": ("bank", *AFTER_BANK),
+    "losses.py": ("lspn", "scores"),
+    "baselines/cfm.py": ("cfm", "cfm_scores"),
+    "baselines/student_teacher.py": ("ast", "ast_scores"),
+    "baselines/loop.py": ("cfm", "cfm_scores", "ast", "ast_scores"),
+    "baselines/m3dm.py": ("bank_scores",),
+    "baselines/__init__.py": ("bank_scores", "cfm_scores", "ast_scores"),
+    "evaluation.py": SCORES,
+    "benchmark.py": SCORES,
+    "datasets/check.py": (),
+    "results.py": (),
+}
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_the_hash_changes_with_the_code_of_a_stage(monkeypatch, name):
     config = make_config()
     before = {stage: config.stage_hash(stage) for stage in STAGES}
-    real = module._source
-    monkeypatch.setattr(
-        module, "_source", lambda p: real(p) + (b"#" if p.name == "losses.py" else b"")
-    )
-    differs = [stage for stage in STAGES if config.stage_hash(stage) != before[stage]]
-    assert differs == ["lspn", "scores"]
+    changed, real = Path(module.__file__).parent / name, module._source
+    assert changed.is_file()
+    monkeypatch.setattr(module, "_source", lambda p: real(p) + (b"#" if p == changed else b""))
+    differs = {stage for stage in STAGES if config.stage_hash(stage) != before[stage]}
+    assert differs == set(CODE[name])
 
 
-def test_stage_files_exist_and_grow_from_stage_to_stage():
-    so_far: set[Path] = set()
-    for stage in STAGES:
+def test_files_of_a_stage_exist_and_are_more_than_those_of_the_one_it_needs():
+    for stage, before in STAGE_NEEDS.items():
         files = stage_files(stage)
-        assert all(file.is_file() for file in files)
-        assert so_far < set(files)
-        so_far = set(files)
+        assert all(file.is_file() for file in files) and len(set(files)) == len(files)
+        assert not {file.name for file in files} & set(module.NO_STAGE)
+        assert before is None or set(stage_files(before)) < set(files)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("[0, 1]", [0, 1]),
+        (" ['g2sf', 'cfm'] ", ["g2sf", "cfm"]),
+        ("(2,)", [2]),
+        ("[]", []),
+        ([0, 1], [0, 1]),
+        (None, None),
+        (3, 3),
+        ("foam", "foam"),
+        ("(5)", "(5)"),  # a number in brackets is no list
+        ("[0, 1", "[0, 1"),
+        ("[open('x')]", "[open('x')]"),  # read, never run
+    ],
+)
+def test_listed_turns_only_the_text_of_a_list_into_one(value, expected):
+    assert listed(value) == expected and type(listed(value)) is type(expected)
 
 
 def test_folders_keep_profiles_data_sets_categories_and_settings_apart():

@@ -262,6 +262,25 @@ def test_the_mask_is_exactly_where_something_was_pasted(sources, seed, holes):
     assert np.isfinite(sample.xyz).all()
 
 
+def test_one_sided_pastes_change_one_modality_and_stay_on_the_object(sources):
+    config = dataclasses.replace(CONFIG, paste_in="either")
+    target, kinds = make_target(holes=0.05), []
+    for seed in range(18):
+        sample = synthesise(target, *sources, "cookie", config, np.random.default_rng(seed))
+        before = augment_target(target, "cookie", np.random.default_rng(seed))
+        rgb_changed = (sample.rgb != before.rgb).any(-1)
+        xyz_changed = (sample.xyz != before.xyz).any(-1)
+        assert not (rgb_changed | xyz_changed)[~sample.mask].any()
+        kinds.append((bool(rgb_changed.any()), bool(xyz_changed.any())))
+        if kinds[-1] == (True, False):
+            assert rgb_changed[sample.mask].mean() > 0.95 and before.rgb[sample.mask].any(-1).all()
+        if kinds[-1] == (False, True):
+            assert xyz_changed[sample.mask].all() and before.foreground[sample.mask].all()
+    counts = {kind: kinds.count(kind) for kind in kinds}
+    assert counts.keys() == {(True, True), (True, False), (False, True)}
+    assert min(counts.values()) >= 2
+
+
 def test_the_scans_given_stay_as_they_are(sources):
     target = make_target()
     copies = [

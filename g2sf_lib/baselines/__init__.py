@@ -173,7 +173,8 @@ class Baseline:
             patches: of normal scans.
             held_out: of normal scans that calibrate "sum", "product" and "max".
             depths: of the normal scans (see `depth`); "ast" needs them.
-            checkpoint: where an interrupted training ("cfm", "ast") goes on from.
+            checkpoint: what an interrupted training goes on from: a file ("cfm"), or a folder
+                ("ast", whose two networks keep one each).
             progress: whether progress bars are shown.
         """
         feat = foreground_features(patches)

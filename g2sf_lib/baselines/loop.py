@@ -144,6 +144,7 @@ def _read(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer, run: 
         optimiser.load_state_dict({"state": slots, "param_groups": groups})
         return [float(loss) for loss in header["losses"]]
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        what = " ".join(str(error).split())  # torch lists keys on lines of their own
         raise StoredFileError(
-            f"{path}: truncated or changed ({error}); delete it to train from the start"
+            f"{path}: truncated or changed ({what}); delete it to train from the start"
         ) from error

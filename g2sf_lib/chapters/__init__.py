@@ -1,0 +1,123 @@
+"""What the chapters ask of finished stages: small questions, answered in arrays and tables.
+
+A module a chapter. Nothing here is read by another part of the library, and nothing is written:
+a reader who skips the book can skip this package.
+"""
+
+from g2sf_lib.chapters.bank import (
+    against_good,
+    blind_spots,
+    counted_features,
+    coverage,
+    direction_shares,
+    isotropic,
+    isotropic_scores,
+    radius_curve,
+    share_of_good_below,
+)
+from g2sf_lib.chapters.comparison import (
+    Case,
+    case_maps,
+    cell_shifts,
+    complementary_cases,
+    gallery_cases,
+    panel_methods,
+    ruler,
+    shift_report,
+    shift_rows,
+    standing_report,
+)
+from g2sf_lib.chapters.data import (
+    data_note,
+    defect_changes,
+    defect_labels,
+    prepared_scan,
+    raw_scan,
+    scan_counts,
+    scan_labels,
+    some_scans,
+)
+from g2sf_lib.chapters.features import (
+    cell_counts,
+    feature_changes,
+    planted,
+    repeated_scans,
+    scans_outside_training,
+)
+from g2sf_lib.chapters.metric import (
+    JudgedCells,
+    cell_quantities,
+    judged_cells,
+    separation_report,
+    stored_detector,
+    training_report,
+    untouched_network,
+)
+from g2sf_lib.chapters.scores import (
+    case_report,
+    metric_maps,
+    on_points,
+    pick_cases,
+)
+from g2sf_lib.chapters.settings import (
+    candidate_rows,
+    candidate_table,
+    candidate_verdict,
+    collapse_report,
+    weight_names,
+    weight_table,
+    weight_verdict,
+)
+
+__all__ = [
+    "Case",
+    "JudgedCells",
+    "against_good",
+    "blind_spots",
+    "candidate_rows",
+    "candidate_table",
+    "candidate_verdict",
+    "case_maps",
+    "case_report",
+    "cell_counts",
+    "cell_quantities",
+    "cell_shifts",
+    "collapse_report",
+    "complementary_cases",
+    "counted_features",
+    "coverage",
+    "data_note",
+    "defect_changes",
+    "defect_labels",
+    "direction_shares",
+    "feature_changes",
+    "gallery_cases",
+    "isotropic",
+    "isotropic_scores",
+    "judged_cells",
+    "metric_maps",
+    "on_points",
+    "panel_methods",
+    "pick_cases",
+    "planted",
+    "prepared_scan",
+    "radius_curve",
+    "raw_scan",
+    "repeated_scans",
+    "ruler",
+    "scan_counts",
+    "scan_labels",
+    "scans_outside_training",
+    "separation_report",
+    "share_of_good_below",
+    "shift_report",
+    "shift_rows",
+    "some_scans",
+    "standing_report",
+    "stored_detector",
+    "training_report",
+    "untouched_network",
+    "weight_names",
+    "weight_table",
+    "weight_verdict",
+]

@@ -1,0 +1,162 @@
+"""Rules of fusion, one bank of both features, and PatchCore's image score: by hand, and cdist."""
+
+import math
+
+import pytest
+import torch
+
+from g2sf_lib.baselines.banks import (
+    RULES,
+    Calibration,
+    SideBySide,
+    find_nearest,
+    fit_concat_bank,
+    fuse,
+    reweighted,
+)
+from g2sf_lib.config import MODALITIES, BankConfig
+from g2sf_lib.memory import MemoryBank, Rows
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+S0 = torch.tensor([[1.0, 6.0], [4.0, 2.0], [0.5, 0.5]])
+CALIBRATION = Calibration(mean=torch.tensor([2.0, 4.0]), std=torch.tensor([0.5, 4.0]))
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("sum", [2.0, 2.5, 0.375]),  # 1/2 + 6/4; 4/2 + 2/4; 1/4 + 1/8
+        ("product", [0.75, 1.0, 0.03125]),  # 1/2 * 6/4; 4/2 * 2/4; 1/4 * 1/8
+        ("max", [0.5, 4.0, 0.0]),  # max(-2, 1/2); max(4, -1/2); both below zero
+    ],
+)
+def test_fuse_by_hand(method, expected):
+    assert fuse(method, S0, CALIBRATION).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("method", RULES)
+def test_no_rule_falls_where_a_distance_grows(method):
+    farther = S0 + torch.tensor([[0.5, 0.0], [0.0, 3.0], [2.0, 2.0]])
+    assert (fuse(method, farther, CALIBRATION) >= fuse(method, S0, CALIBRATION)).all()
+
+
+def test_units_of_a_modality_do_not_matter():
+    """Distances of one modality in another unit, its calibration too: no rule sees it."""
+    unit = torch.tensor([1000.0, 0.1])
+    other = Calibration(CALIBRATION.mean * unit, CALIBRATION.std * unit)
+    for method in RULES:
+        torch.testing.assert_close(fuse(method, S0 * unit, other), fuse(method, S0, CALIBRATION))
+
+
+@pytest.mark.parametrize("method", ["concat", "rgb", "min"])
+def test_fuse_refuses_another_method(method):
+    with pytest.raises(ValueError, match=rf"fuse: method is '{method}'; expected one of .*'max'"):
+        fuse(method, S0, CALIBRATION)
+
+
+def test_calibration_by_hand():
+    calibration = Calibration.fit(torch.tensor([[1.0, 5.0], [3.0, 5.0], [5.0, 8.0]]))
+    assert calibration.mean.tolist() == [3.0, 6.0]
+    assert calibration.std.tolist() == pytest.approx([2.0, 3**0.5])
+
+
+def random_features(num, seed=0, dims=(4, 9)):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        m: torch.randn(num, d, generator=generator) for m, d in zip(MODALITIES, dims, strict=True)
+    }
+
+
+def test_side_by_side_gives_both_modalities_the_same_weight():
+    feat = {"pcd": torch.ones(1, 4), "rgb": torch.full((1, 9), 2.0)}
+    assert SideBySide(feat)[:].tolist()[0] == pytest.approx([0.5] * 4 + [2 / 3] * 9)
+    # so a squared distance is the mean squared difference of one plus that of the other
+    a, b = random_features(5, 0, (4, 90)), random_features(5, 1, (4, 90))
+    squared = (SideBySide(a)[:] - SideBySide(b)[:]).square().sum(1)
+    each = sum((a[m] - b[m]).square().mean(1) for m in MODALITIES)
+    torch.testing.assert_close(squared, each)
+
+
+def test_side_by_side_reads_what_is_asked_for():
+    both, which = SideBySide(random_features(20)), torch.tensor([7, 2, 7])
+    assert both.shape == (20, 13) and len(both) == 20 and both.device.type == "cpu"
+    assert torch.equal(both[which], both[:][which]) and torch.equal(both[3:9], both[:][3:9])
+    assert torch.equal(torch.cat(list(both.blocks(7))), both[:])
+    assert both.stored is both and torch.equal(both.to("cpu")[:], both[:])
+
+
+def test_the_concatenated_bank_is_one_coreset_of_both():
+    feat = random_features(50, dims=(3, 5))
+    bank = fit_concat_bank(feat, BankConfig(bank_fraction=0.2))
+    assert bank.prototypes.shape == (10, 8)
+    assert torch.equal(bank.prototypes, SideBySide(feat)[:][bank.rows])
+
+
+@pytest.fixture
+def banks():
+    feat = random_features(12, seed=3)
+    found = {mod: MemoryBank(feat[mod], torch.arange(12)) for mod in MODALITIES}
+    return found | {"concat": MemoryBank(SideBySide(feat)[:], torch.arange(12))}
+
+
+@pytest.mark.parametrize("as_rows", [False, True])
+@pytest.mark.parametrize("names", [("pcd", "rgb"), ("concat",), ("pcd", "rgb", "concat")])
+def test_nearest_prototypes_are_those_of_cdist(banks, names, as_rows):
+    feat = random_features(7, seed=4)
+    read = {mod: Rows([value]) for mod, value in feat.items()} if as_rows else feat
+    found = find_nearest({name: banks[name] for name in names}, read)
+    assert tuple(found) == names
+    for name in names:
+        rows = SideBySide(feat)[:] if name == "concat" else feat[name]
+        expected = torch.cdist(rows, banks[name].prototypes).min(dim=1)
+        assert torch.equal(found[name][0].long(), expected.indices)
+        torch.testing.assert_close(found[name][1], expected.values, rtol=1e-4, atol=1e-5)
+
+
+def line(*at):
+    """A bank of points on a line."""
+    return MemoryBank(torch.tensor(at)[:, None], torch.arange(len(at)))
+
+
+def test_reweighted_by_hand_on_three_points():
+    """The cell at 5 is 2 from its prototype at 3, whose neighbours lie 3 and 5 from the cell."""
+    bank, cell = line(0.0, 2.0, 3.0), torch.tensor([5.0])
+    e2, e3, e5 = math.exp(2), math.exp(3), math.exp(5)
+    expected = {1: 0.0, 2: (1 - e2 / (e2 + e3)) * 2, 3: (1 - e2 / (e2 + e3 + e5)) * 2}
+    for num, score in expected.items():
+        found = reweighted(2.0, cell, 2, bank, num)
+        assert isinstance(found, float) and found == pytest.approx(score, rel=1e-5, abs=1e-6)
+    assert reweighted(2.0, cell, 2, bank, 9) == pytest.approx(expected[3])  # a bank of three
+
+
+@pytest.mark.parametrize("scale", [1e2, 1e3, 1e4])
+def test_reweighted_stays_finite_where_exponentials_do_not(scale):
+    """As far from a hundred prototypes as from its own: one part in a hundred is taken off."""
+    bank = MemoryBank(scale * torch.eye(100), torch.arange(100))
+    found = reweighted(scale, torch.zeros(100), 0, bank, 100)
+    assert math.isfinite(found) and found == pytest.approx(0.99 * scale, rel=1e-4)
+    far = line(0.0, scale)  # and of two, the other too far to be counted
+    assert reweighted(0.1 * scale, torch.tensor([0.9 * scale]), 1, far, 2) == pytest.approx(
+        0.1 * scale, rel=1e-3
+    )
+
+
+def test_a_lone_prototype_weighs_more_than_one_among_many():
+    """The same distance to the nearest prototype; of one, the neighbours are far away."""
+    among = torch.cat([torch.zeros(1, 2), 0.1 * random_features(8, dims=(2, 2))["pcd"]])
+    lone = torch.tensor([[50.0, 0.0]])
+    bank = MemoryBank(torch.cat([among, lone]), torch.arange(10))
+    s = 2.0
+    crowd = reweighted(s, torch.tensor([0.0, s]), 0, bank, 5)
+    alone = reweighted(s, torch.tensor([50.0, s]), 9, bank, 5)
+    assert 0 < crowd < 0.9 * s < alone <= s
+
+
+def test_reweighted_never_exceeds_the_distance():
+    feat = random_features(40, seed=5, dims=(3, 3))
+    bank = MemoryBank(feat["pcd"], torch.arange(40))
+    index, distance = bank.query(feat["rgb"], 1)
+    for cell, i, s in zip(feat["rgb"], index[:, 0], distance[:, 0], strict=True):
+        for num in (1, 3, 9, 40):
+            assert 0 <= reweighted(float(s), cell, int(i), bank, num) <= float(s)

@@ -1,0 +1,179 @@
+"""The loop of trained peers: what is killed goes on to the same bytes, and what is bad is told."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from g2sf_lib.baselines.cfm import train_cfm
+from g2sf_lib.baselines.loop import build_seeded, fingerprint, train_epochs
+from g2sf_lib.config import CFMConfig
+from g2sf_lib.storage import StoredFileError, read_tensors
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+DATA = torch.randn(60, 3, generator=torch.Generator().manual_seed(5))
+
+
+def make():
+    """A network with parameters and with buffers that training changes."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3))
+    return net, torch.optim.Adam(net.parameters(), lr=1e-2)
+
+
+def train(path=None, epochs=6, seed=0, known="one", scale=1.0):
+    net, optimiser = build_seeded(make, seed)
+
+    def run_epoch(generator):
+        total = 0.0
+        for rows in torch.randperm(len(DATA), generator=generator).split(20):
+            loss = (net(DATA[rows]) - DATA[rows]).square().mean() * scale
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            total += float(loss.detach()) / 3
+        return total
+
+    more = {"name": "toy", "lower": "its rate", "progress": False}
+    losses = train_epochs(
+        net, optimiser, run_epoch, epochs, seed, checkpoint=path, fingerprint=known, **more
+    )
+    return net, losses
+
+
+@pytest.mark.parametrize("epoch", [1, 3, 5])
+def test_a_killed_run_ends_with_the_same_bytes(epoch, tmp_path, kill_after, bytes_of):
+    whole, losses = train()
+    path = tmp_path / "new" / "toy.safetensors"
+    with kill_after(epoch):
+        train(path)
+    again, losses_again = train(path)
+    assert bytes_of(again.state_dict()) == bytes_of(whole.state_dict())
+    assert losses_again == losses and len(losses) == 6
+
+
+def test_buffers_and_the_optimiser_are_in_the_checkpoint(tmp_path):
+    path = tmp_path / "toy.safetensors"
+    net, _ = train(path)
+    stored = read_tensors(path)
+    assert int(stored["module.1.num_batches_tracked"]) == 6 * 3
+    assert torch.equal(stored["module.1.running_mean"], net[1].running_mean)
+    assert {"exp_avg", "exp_avg_sq", "step"} == {
+        name.split(".")[2] for name in stored if name.startswith("optimiser.0.")
+    }
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, bytes_of):
+    path = tmp_path / "toy.safetensors"
+    whole, losses = train(path)
+    before = path.stat().st_mtime_ns
+    again, losses_again = train(path)
+    assert bytes_of(again.state_dict()) == bytes_of(whole.state_dict())
+    assert losses_again == losses and path.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"known": "two"}, {"epochs": 4}])
+def test_a_checkpoint_of_another_run_is_not_used(other, tmp_path, bytes_of):
+    path = tmp_path / "toy.safetensors"
+    train(path)
+    found, losses = train(path, **other)
+    expected, losses_expected = train(**other)
+    assert bytes_of(found.state_dict()) == bytes_of(expected.state_dict())
+    assert losses == losses_expected
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def spoil_header(path):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(path)
+    save_file({**tensors, "header": tensors["header"][1:].clone()}, path)
+
+
+def drop_weight(path):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(path)
+    del tensors["module.0.weight"]
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize("damage", [cut, spoil_header, drop_weight])
+def test_a_damaged_checkpoint_is_named(damage, tmp_path):
+    path = tmp_path / "toy.safetensors"
+    train(path)
+    damage(path)
+    with pytest.raises(StoredFileError, match="toy.safetensors.*delete it"):
+        train(path)
+
+
+def test_a_loss_that_is_not_finite_is_refused_and_not_kept(tmp_path):
+    path = tmp_path / "toy.safetensors"
+    with pytest.raises(FloatingPointError, match="toy: the loss of epoch 1 is .*lower its rate"):
+        train(path, scale=float("inf"))
+    assert not path.exists()
+
+
+def test_weights_follow_the_seed_and_the_callers_random_state_stays():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    first, _ = build_seeded(make, 0)
+    assert torch.equal(torch.rand(2), expected)
+    same, _ = build_seeded(make, 0)
+    other, _ = build_seeded(make, 1)
+    assert torch.equal(first[0].weight, same[0].weight)
+    assert not torch.equal(first[0].weight, other[0].weight)
+
+
+@dataclass
+class Settings:
+    rate: float = 0.5
+
+
+def test_a_fingerprint_follows_settings_values_and_shapes():
+    data = torch.arange(6.0)
+    known = fingerprint(Settings(), [data])
+    assert fingerprint(Settings(), iter([data.clone()])) == known
+    others = [
+        fingerprint(Settings(0.25), [data]),
+        fingerprint(Settings(), [data.view(2, 3)]),
+        fingerprint(Settings(), [data.half()]),
+        fingerprint(Settings(), [data + 1e-6]),
+        fingerprint(Settings(), [data, data]),
+    ]
+    assert len({known, *others}) == 6
+
+
+def test_a_process_that_is_killed_by_a_signal_goes_on(tmp_path, bytes_of):
+    """The real thing: SIGKILL at a moment that nobody chose, then the same again."""
+    draw = torch.Generator().manual_seed(0)
+    feat = {mod: torch.randn(2000, dim, generator=draw) for mod, dim in (("pcd", 9), ("rgb", 14))}
+    path = tmp_path / "cfm.safetensors"
+
+    def train(epochs, checkpoint=None):
+        settings = CFMConfig(cfm_epochs=epochs, cfm_batch_size=50)
+        return train_cfm(feat, settings, 0, torch.device("cpu"), checkpoint)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            train(10, path)
+            while True:  # finished already: the run below then only reads
+                time.sleep(1)
+        finally:
+            os._exit(1)
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert bytes_of(train(10, path).tensors()) == bytes_of(train(10).tensors())
