@@ -140,14 +140,14 @@ def _steps(config: Config, method: str, train: Split, test: Split) -> Callable:
 def measure_rates(comparison: Comparison, num_scans: int) -> pd.DataFrame | None:
     """Return `rate_table` of a comparison's methods on its first category.
 
-    None for no scan, or where "w1" is all that was compared: it takes what "g2sf" takes.
+    None for no scan, or where nothing but "w1" and "either" was compared.
 
     Raises:
         ConfigError: `num_scans` is no whole number, or negative.
     """
     if type(num_scans) is not int or num_scans < 0:
         raise ConfigError(f"frame_scans is {num_scans!r}; expected a whole number >= 0")
-    if num_scans == 0 or set(comparison.methods) == {"w1"}:
+    if num_scans == 0 or set(comparison.methods) <= {"w1", "either"}:
         return None
     config = dataclasses.replace(comparison.config, category=comparison.categories[0])
     return rate_table(frame_rates(config, comparison.methods, comparison.seeds[0], num_scans))

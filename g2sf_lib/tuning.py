@@ -39,13 +39,13 @@ WEIGHT_CANDIDATES = (
 PEER_CANDIDATES = {
     "cfm": tuple(
         {"cfm_learning_rate": rate, "cfm_epochs": epochs}
-        for rate in (3e-4, 1e-3, 3e-3)
-        for epochs in (25, 50)
+        for rate in (1e-3, 3e-3, 1e-2)
+        for epochs in (15, 30)
     ),
     "ast": tuple(
         {"ast_learning_rate": rate, "ast_epochs": epochs}
         for rate in (3e-4, 1e-3, 3e-3)
-        for epochs in (6, 12)
+        for epochs in (3, 6)
     ),
 }
 

@@ -6,36 +6,28 @@ import shutil
 import warnings
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
 
 from g2sf_lib import experiments, synthesis, training
 from g2sf_lib.config import MODALITIES, dataset_dir, make_config, scans_dir, stage_dir
 from g2sf_lib.datasets.preprocess import list_prepared, load_prepared
 from g2sf_lib.detector import query_banks
 from g2sf_lib.experiments import (
-    METHODS,
     best_epoch,
     done_file,
     load_banks,
     load_features,
-    measure,
     patch_file,
     point_sources,
-    predictions,
     recorded,
-    resize_mask,
     run_bank,
     run_data,
     run_features,
     run_lspn,
-    run_scores,
-    score_methods,
-    select_loss_weights,
     synthetic_cells,
     synthetic_scans,
+    untrained,
 )
 from g2sf_lib.features import foreground_features
 from g2sf_lib.memory import MemoryBank
@@ -84,16 +76,6 @@ def test_nothing_of_the_test_split_reaches_bank_and_training(run, made_run):
     shutil.rmtree(scans_dir(run) / run.category / "test")  # and none at all
     shutil.rmtree(stage_dir(run, "features") / "test")
     assert fit() == original
-
-
-def test_nothing_of_the_test_split_chooses_the_loss_weights(run, monkeypatch):
-    monkeypatch.setattr(experiments, "WEIGHT_CANDIDATES", experiments.WEIGHT_CANDIDATES[1:3])
-    run_bank(run)
-    table = select_loss_weights(run, [run.category])
-    shutil.rmtree(scans_dir(run) / run.category / "test")
-    shutil.rmtree(stage_dir(run, "features") / "test")
-    pd.testing.assert_frame_equal(select_loss_weights(run, [run.category]), table)
-    assert not done_file(run, "lspn").exists()  # the trials leave no detector behind
 
 
 def test_training_labels_do_matter(run, synthetic):
@@ -316,117 +298,6 @@ def test_a_bank_that_was_not_built_is_named(run):
         run_lspn(run)
 
 
-@pytest.fixture
-def scored(run):
-    run_bank(run)
-    for seed in (0, 1):
-        run_lspn(dataclasses.replace(run, seed=seed))
-    return run, *run_scores(run, [0, 1])
-
-
-def test_every_method_scores_every_test_scan(scored):
-    config, scores, table = scored
-    assert scores.names[0] == "test/good/000" and len(scores.names) == 8
-    assert scores.labels == ["good"] * 4 + ["dent"] * 2 + ["stain"] * 2
-    keys = {("g2sf", 0), ("g2sf", 1), ("w1", 0), ("w1", 1)}
-    keys |= {(method, 0) for method in METHODS if method not in ("g2sf", "w1")}
-    assert scores.maps.keys() == keys
-    assert scores.image.keys() == {(*key, rule) for key in keys for rule in ("exclude", "count")}
-    for score_map in scores.maps.values():
-        assert score_map.shape == (8, 32, 32) and np.isfinite(score_map).all()
-    assert scores.masks.shape == (8, 32, 32)
-    assert scores.masks[:4].sum() == 0 and scores.masks[4:].any(axis=(1, 2)).all()
-    assert len(table) == 2 * len(keys)
-
-
-def test_leaving_cells_out_never_raises_an_image_score(scored):
-    _, scores, _ = scored
-    for method, seed in scores.maps:
-        left_out = scores.image[method, seed, "exclude"]
-        assert (left_out <= scores.image[method, seed, "count"]).all()
-
-
-def test_metrics_are_those_of_scikit_learn(scored):
-    config, scores, table = scored
-    labels = np.array([label != "good" for label in scores.labels])
-    rows = table.set_index(["method", "seed", "silhouette"])
-    for key, image in scores.image.items():
-        assert rows.loc[key, "i_auroc"] == pytest.approx(roc_auc_score(labels, image))
-        chosen = np.array([label in ("good", "stain") for label in scores.labels])
-        expected = roc_auc_score(labels[chosen], image[chosen])
-        assert rows.loc[key, "i_auroc_stain"] == pytest.approx(expected)
-        assert rows.loc[key, "i_auroc_se"] >= 0
-    for (method, seed), maps in scores.maps.items():
-        expected = roc_auc_score(scores.masks.ravel(), maps.ravel())
-        found = rows.loc[(method, seed, "exclude")]
-        assert found["p_auroc"] == pytest.approx(expected)
-        for column in ("aupro_30", "aupro_1", "aupro_30_published", "aupro_1_published"):
-            assert 0 <= found[column] <= 1
-        assert np.isnan(rows.loc[(method, seed, "count"), "p_auroc"])
-    assert (table["category"] == "foam").all()
-
-
-def test_w_one_is_the_metric_with_its_scale_factors_left_out(scored):
-    config, scores, _ = scored
-    detector = run_lspn(dataclasses.replace(config, seed=1))
-    patches, _ = load_features(config, "test")
-    cells = detector.score_cells(foreground_features(patches[:1]))
-    plain = (cells.s * detector.metric.sigma().detach()).sum(-1).min(dim=1).values
-    assert scores.image["w1", 1, "count"][0] == pytest.approx(plain.max().item(), rel=1e-6)
-    ours = cells.cell_score.max().item()
-    assert scores.image["g2sf", 1, "count"][0] == pytest.approx(ours, rel=1e-6)
-
-
-def test_predictions_are_the_scores_of_one_method(scored):
-    _, scores, _ = scored
-    found = predictions(scores, "g2sf", 1, "exclude")
-    assert [p.image_score for p in found] == scores.image["g2sf", 1, "exclude"].tolist()
-    assert all(p.score_map is m or np.array_equal(p.score_map, m)
-               for p, m in zip(found, scores.maps["g2sf", 1], strict=True))  # fmt: skip
-
-
-def test_scoring_twice_gives_the_same(scored):
-    config, scores, table = scored
-    again = score_methods(config, [0, 1])
-    for key, maps in scores.maps.items():
-        assert again.maps[key].tobytes() == maps.tobytes()
-    pd.testing.assert_frame_equal(measure(config, again), table)
-
-
-def test_the_record_of_scores_can_be_read_again(scored):
-    config, scores, table = scored
-    record = json.loads(done_file(config, "scores").read_text())
-    assert record["result"]["seeds"] == [0, 1] and record["result"]["labels"] == scores.labels
-    assert len(record["result"]["image_scores"]) == len(scores.image)
-    for row in record["result"]["image_scores"]:
-        expected = scores.image[row["method"], row["seed"], row["silhouette"]]
-        np.testing.assert_allclose(row["scores"], expected, atol=1e-6)
-    metrics = pd.DataFrame(record["result"]["metrics"])
-    pd.testing.assert_series_equal(metrics["i_auroc"], table["i_auroc"])
-    assert "NaN" not in done_file(config, "scores").read_text()
-
-
-def test_weights_are_judged_candidate_by_candidate(run, monkeypatch):
-    candidates = experiments.WEIGHT_CANDIDATES[1:3]
-    monkeypatch.setattr(experiments, "WEIGHT_CANDIDATES", candidates)
-    run_bank(run)
-    table = select_loss_weights(run, [run.category])
-    assert len(table) == 2
-    for (_, row), weights in zip(table.iterrows(), candidates, strict=True):
-        assert {name: row[name] for name in weights} == weights
-        assert 0 <= row["cell_ap"] <= 1 and 0 <= row["cell_auroc"] <= 1
-        assert row["w_std"] >= 0 and 1 <= row["best_epoch"] <= run.training.epochs
-    record = json.loads(done_file(run, "loss_weights").read_text())
-    assert record["result"]["rows"] == table.to_dict("records")
-
-
-def test_every_loss_weight_is_among_the_candidates_with_the_authors():
-    names = {"alpha", "beta", "gamma", "mu"}
-    assert all(candidate.keys() == names for candidate in experiments.WEIGHT_CANDIDATES)
-    authors = {"alpha": 10.0, "beta": 40.0, "gamma": 3.0, "mu": 20.0}
-    assert authors in experiments.WEIGHT_CANDIDATES
-
-
 def test_a_record_says_how_a_result_came_about(small_config):
     with recorded(small_config, "bank") as result:
         result["answer"] = 42
@@ -440,6 +311,23 @@ def test_a_record_says_how_a_result_came_about(small_config):
     assert {"git_commit", "python"} <= record.keys()
 
 
+def test_a_record_may_have_another_name_than_its_stage(small_config):
+    with recorded(small_config, "benchmark", hash_of="scores"):
+        pass
+    record = json.loads(done_file(small_config, "benchmark").read_text())
+    assert record["stage"] == "benchmark"
+    assert record["config_hash"] == small_config.stage_hash("scores")
+
+
+def test_an_untrained_detector_has_the_stored_banks_and_no_metric(run):
+    stored = run_bank(run)
+    detector = untrained(run)
+    assert detector.banks.keys() == set(MODALITIES) and detector.metric is None
+    assert detector.standardiser == stored.standardiser
+    for mod in MODALITIES:
+        assert torch.equal(detector.banks[mod].prototypes, stored.banks[mod].prototypes)
+
+
 def test_a_failed_stage_leaves_no_record(small_config):
     with pytest.raises(RuntimeError), recorded(small_config, "bank"):
         raise RuntimeError
@@ -449,8 +337,9 @@ def test_a_failed_stage_leaves_no_record(small_config):
 def test_done_files_lie_where_the_workflow_waits(small_config):
     root = dataset_dir(small_config)
     assert done_file(small_config, "data") == root / "scans" / "data.json"
-    assert done_file(small_config, "loss_weights") == root / "loss_weights.json"
-    for stage in ("features", "bank", "scores"):
+    for stage in ("loss_weights", "peer_settings"):
+        assert done_file(small_config, stage) == root / f"{stage}.json"
+    for stage in ("features", "bank", "scores", "benchmark"):
         assert done_file(small_config, stage) == root / "foam" / f"{stage}.json"
     third = dataclasses.replace(small_config, seed=3)
     assert done_file(third, "lspn") == root / "foam" / "seed3" / "lspn.json"
@@ -461,14 +350,6 @@ def test_best_epoch_by_hand():
         history = [{"epoch": e, "heldout": v} for e, v in enumerate([0.1, 3.0, 2.0, 2.0, 4.0])]
 
     assert best_epoch(Fitted()) == 2  # row 0 is the state before training
-
-
-def test_resize_mask_by_hand():
-    mask = np.array([[1, 0, 0, 0], [0, 0, 0, 1]], dtype=bool)
-    assert resize_mask(mask, 2).tolist() == [[False, False], [False, True]]
-    large = resize_mask(mask, 8)
-    assert large.shape == (8, 8)
-    assert large[:4, :2].all() and large[4:, 6:].all() and large.sum() == 16
 
 
 def test_data_are_rendered_and_prepared(small_config, tmp_path, monkeypatch):

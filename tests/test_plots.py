@@ -546,6 +546,16 @@ def test_method_panels_paint_all_methods_on_one_scale_that_ends_where_it_is_told
     assert all(list(line.get_xdata()) == [1, 1] for line in bar.lines) and len(bar.lines) == 2
 
 
+def test_method_panels_show_the_square_around_the_object():
+    off = scan()
+    points = np.zeros_like(off.xyz)
+    points[10:21, 30:51] = (0.0, 0.0, 0.4)  # 11 rows, 21 columns
+    off.xyz[:] = points
+    for ax in panels(plots.method_panels([off], {"a": [np.zeros((9, 9))]}, ["x"])):
+        assert ax.get_xlim() == pytest.approx((40 - 21 * 0.54, 40 + 21 * 0.54))
+        assert ax.get_ylim() == pytest.approx((15 + 21 * 0.54, 15 - 21 * 0.54))  # rows run down
+
+
 def test_eleven_methods_go_on_in_a_second_block_with_the_same_row_labels():
     maps = {f"m{i}": [np.full((9, 9), i + n / 10) for n in range(2)] for i in range(11)}
     axes = panels(plots.method_panels([scan(), scan()], maps, ["x", "y"]))

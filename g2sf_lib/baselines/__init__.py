@@ -146,10 +146,7 @@ class Baseline:
         Raises:
             ValueError: when no scan is given, one has a defect, or held-out scans are missing.
         """
-        if not samples:
-            raise ValueError("Baseline.fit: no scans; expected at least 1")
-        if self.method in RULES and not held_out:
-            raise ValueError(f"Baseline.fit: method {self.method!r} needs held_out normal scans")
+        self._check_given("fit", samples, held_out)
         for sample in (*samples, *held_out):
             if sample.is_anomalous or sample.mask.any():
                 raise ValueError(
@@ -176,7 +173,12 @@ class Baseline:
             checkpoint: what an interrupted training goes on from: a file ("cfm"), or a folder
                 ("ast", whose two networks keep one each).
             progress: whether progress bars are shown.
+
+        Raises:
+            ValueError: when no scan is given, or held-out scans or depths are missing.
         """
+        self._check_given("fit_patches", patches, held_out)
+        self._check_depths("fit_patches", depths)
         feat = foreground_features(patches)
         self.standardiser = Standardiser.fit(feat, self.config.features.standardise)
         feat = self.standardiser(feat)
@@ -240,6 +242,20 @@ class Baseline:
         """Return the depth of a scan's cells as AST reads it, (px * px, rows, columns)."""
         return depth_map(sample.xyz, self.config.features.grid_size, self.config.ast.ast_depth_px)
 
+    def _check_given(self, function: str, scans: Sequence, held_out: Sequence) -> None:
+        if not scans:
+            raise ValueError(f"Baseline.{function}: no scans; expected at least 1")
+        if self.method in RULES and not held_out:
+            raise ValueError(
+                f"Baseline.{function}: method {self.method!r} needs held_out normal scans"
+            )
+
+    def _check_depths(self, function: str, depths: Sequence[Tensor] | None) -> None:
+        if self.method == "ast" and depths is None:
+            raise ValueError(
+                f"Baseline.{function}: method 'ast' needs the depths of the scans; see depth"
+            )
+
     def _map(self, patches: Patches | PackedPatches, depth: Tensor) -> Tensor:
         colour = self.standardiser(patches.cells)["rgb"]
         return ast_input(colour, patches.foreground, patches.grid, depth)
@@ -258,7 +274,13 @@ class Baseline:
             depths: of the scans; "ast" needs them.
             nearest: of all their cells, one scan after another, where it is known already.
             silhouettes: rules that image scores are wanted for; None: the configured one.
+
+        Raises:
+            ValueError: when the detector is not fitted, or depths are missing.
         """
+        if self.standardiser is None:
+            raise ValueError("Baseline: the detector is not fitted; call fit or load first")
+        self._check_depths("score_scans", depths)
         rules = (self.config.scoring.silhouette,) if silhouettes is None else silhouettes
         feat = self.standardiser(foreground_features(patches))
         if BANKS[self.method] and nearest is None:

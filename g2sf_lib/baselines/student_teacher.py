@@ -27,11 +27,11 @@ from g2sf_lib.config import ASTConfig
 from g2sf_lib.features import nearest_index
 from g2sf_lib.memory import Rows, as_rows
 
-POSITION_CHANNELS = 32  # as published
+POSITION_CHANNELS = 32
 CLAMP = 1.9  # |log scale| of a coupling is at most this
-LEAK = 0.2  # slope of the student's leaky ReLU, as published
-FILL_ROUNDS = 3  # holes of the depth image are closed from their rims, as published
-UNITS_PER_METRE = 1000.0  # millimetres: how far what stands out of a part does is of order one
+LEAK = 0.2  # slope of the student's leaky ReLU
+FILL_ROUNDS = 3  # holes of the depth image are closed from their rims
+UNITS_PER_METRE = 1000.0  # millimetres: relief and defects are of order one
 
 
 def depth_map(xyz: np.ndarray, grid_size: int, px: int) -> Tensor:
@@ -54,7 +54,8 @@ def depth_map(xyz: np.ndarray, grid_size: int, px: int) -> Tensor:
     Raises:
         ValueError: there is no point, or the shape is another.
 
-    Source: Section 3.1 of the paper of AST; there px is 8.
+    Source: as of `AST`, whose paper unshuffles its depth images too. Ours: the unit, and how
+    holes are closed.
     """
     if xyz.ndim != 3 or xyz.shape[2] != 3:
         raise ValueError(f"depth_map: points of shape {xyz.shape}; expected (H, W, 3)")
@@ -360,7 +361,7 @@ def train_ast(
         FloatingPointError: a loss is no longer finite.
         StoredFileError: a checkpoint is damaged.
 
-    Source: as of `AST`; Adam, as published, without its weight decay.
+    Source: as of `AST`.
     """
     _check(maps, foreground)
     ast = build_seeded(lambda: AST(len(maps[0]), tuple(maps[0].shape[1:]), settings), seed)

@@ -197,9 +197,9 @@ def method_panels(
         top: where the colours end; higher scores look alike.
 
     Returns:
-        N x (3 + methods) panels: image, shaded height of the points (each scan's own scale),
-        ground truth, and the maps with the truth outlined. What is more than `MAX_COLUMNS` wide
-        goes on in a second block of N rows, below.
+        N x (3 + methods) panels, cut to the square around the object: image, shaded height of
+        the points (each scan's own scale), ground truth, and the maps with the truth outlined.
+        What is more than `MAX_COLUMNS` wide goes on in a second block of N rows, below.
 
     Raises:
         ValueError: if `top` is not above 1, or a method has not one map a scan.
@@ -233,6 +233,10 @@ def method_panels(
         for ax, values in zip(of_scan.flat[3:], maps.values(), strict=False):
             ax.imshow(np.asarray(values[row]), norm=norm, extent=extent)
             outline(ax, sample.mask, width=0.5)
+        low_x, high_x, low_y, high_y = _square_around(height)
+        for ax in of_scan.flat[: len(names)]:
+            ax.set_xlim(low_x, high_x)
+            ax.set_ylim(high_y, low_y)
     for ax, name in zip(axes[:: len(samples)].flat, names, strict=False):
         ax.set_title(textwrap.fill(name, 11, break_long_words=False), fontsize=8)
     scale = matplotlib.cm.ScalarMappable(norm=norm)
@@ -251,3 +255,16 @@ def method_panels(
     bar.ax.axvline(1, color="black", linewidth=3)
     bar.ax.axvline(1, color="white", linewidth=1)
     return fig
+
+
+def _square_around(height: np.ndarray, margin: float = 0.04) -> tuple[float, float, float, float]:
+    """Return left, right, top and bottom, in px, of the square around an object, with a margin.
+
+    Args:
+        height: (H, W), NaN where there is no point.
+        margin: on every side, as a share of the object's longer side.
+    """
+    rows, columns = np.nonzero(np.isfinite(height))
+    half = (0.5 + margin) * (max(np.ptp(rows), np.ptp(columns)) + 1)
+    x, y = (columns.min() + columns.max()) / 2, (rows.min() + rows.max()) / 2
+    return x - half, x + half, y - half, y + half
