@@ -27,6 +27,7 @@ from g2sf_lib.detector import G2SF, Prediction, counted_cells, pick_device, to_p
 from g2sf_lib.experiments import (
     Banks,
     categories_of,
+    checked_categories,
     extract_split,
     load_banks,
     load_features,
@@ -63,7 +64,8 @@ def checked_methods(config: Config, methods: Sequence[str] | str | None) -> tupl
     if methods is None:
         return tuple(m for m in METHODS if m != "either" or config.profile != "paper")
     asked = listed(methods)
-    if not isinstance(asked, (list, tuple)) or not asked or not set(asked) <= set(METHODS):
+    is_list = isinstance(asked, (list, tuple)) and len(asked) > 0
+    if not is_list or not all(method in METHODS for method in asked):
         raise ConfigError(f"methods is {asked!r}; expected a list of some of {', '.join(METHODS)}")
     return tuple(method for method in METHODS if method in asked)
 
@@ -82,24 +84,6 @@ def checked_seeds(seeds: Sequence[int] | str) -> tuple[int, ...]:
     if not is_list or not all(type(seed) is int and seed >= 0 for seed in asked):
         raise ConfigError(f"seeds is {asked!r}; expected a list of whole numbers >= 0")
     return tuple(dict.fromkeys(asked))
-
-
-def checked_categories(config: Config, categories: Sequence[str] | str | None) -> tuple[str, ...]:
-    """Return the categories asked for; None: all that the data set has here.
-
-    Args:
-        config: of the run.
-        categories: a list, or a text that holds one (see `config.listed`).
-
-    Raises:
-        ConfigError: for one that is not there, or no list.
-    """
-    known, asked = categories_of(config), listed(categories)
-    if asked is None:
-        return known
-    if not isinstance(asked, (list, tuple)) or not asked or not set(asked) <= set(known):
-        raise ConfigError(f"categories is {asked!r}; expected a list of some of {', '.join(known)}")
-    return tuple(category for category in known if category in asked)
 
 
 def runs_of(methods: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:

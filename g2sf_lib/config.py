@@ -295,7 +295,7 @@ class CFMConfig:
 
     cfm_epochs: int = setting(30, "chosen on validation scans", low=1)
     cfm_batch_size: int = setting(512, "cells; about 40 steps an epoch", low=2)
-    cfm_learning_rate: float = setting(3e-3, "chosen on validation scans", low=0)
+    cfm_learning_rate: float = setting(1e-3, "chosen on validation scans", low=0)
 
 
 @dataclass(frozen=True)
@@ -309,7 +309,7 @@ class ASTConfig:
     ast_depth_px: int = setting(4, "depth samples along a cell's side; more add nothing", low=1)
     ast_epochs: int = setting(6, "of the teacher, then of the student", low=1)
     ast_batch_size: int = setting(4, "scans; 15 steps an epoch", low=1)
-    ast_learning_rate: float = setting(1e-3, "chosen on validation scans", low=0)
+    ast_learning_rate: float = setting(3e-4, "chosen on validation scans", low=0)
 
 
 @dataclass(frozen=True)
@@ -405,7 +405,6 @@ PROFILES: dict[str, dict[str, tuple[Any, str]]] = {
         "l1": (5e-4, "facts.md, section 5"),
         "cfm_epochs": (250, "facts.md, section 7"),
         "cfm_batch_size": (8192, "as many cells as LSPN's"),
-        "cfm_learning_rate": (1e-3, "as published"),
         "ast_flow_channels": (64, "as published"),
         "ast_student_channels": (1024, "as published"),
         "ast_student_blocks": (4, "as published"),

@@ -26,7 +26,9 @@ from g2sf_lib.config import (
     CATEGORIES,
     MODALITIES,
     Config,
+    ConfigError,
     dataset_dir,
+    listed,
     raw_dir,
     scans_dir,
     stage_dir,
@@ -75,6 +77,25 @@ def categories_of(config: Config) -> tuple[str, ...]:
     if config.dataset == "procedural":
         return ("cookie", "gland") if config.profile == "smoke" else CATEGORIES["procedural"]
     return category_names(config.dataset, raw_dir(config))
+
+
+def checked_categories(config: Config, categories: Sequence[str] | str | None) -> tuple[str, ...]:
+    """Return the categories asked for; None: all that the data set has here.
+
+    Args:
+        config: of the run.
+        categories: a list, or a text that holds one (see `config.listed`).
+
+    Raises:
+        ConfigError: for one that is not there, or no list.
+    """
+    known, asked = categories_of(config), listed(categories)
+    if asked is None:
+        return known
+    is_list = isinstance(asked, (list, tuple)) and len(asked) > 0
+    if not is_list or not all(category in known for category in asked):
+        raise ConfigError(f"categories is {asked!r}; expected a list of some of {', '.join(known)}")
+    return tuple(category for category in known if category in asked)
 
 
 def done_file(config: Config, stage: str) -> Path:

@@ -230,14 +230,14 @@ def rate_report(summary: dict) -> str:
 
 def paste_report(summary: dict) -> str:
     """Return, in Markdown, what pastes in one modality change for G2SF, by group of defects."""
-    if "either" not in {row["method"] for row in summary["methods"]} or not summary["differences"]:
-        return "G²SF was not trained on one-sided pastes in this run."
+    if not {"g2sf", "either"} <= {row["method"] for row in summary["methods"]}:
+        return "Needs G²SF trained on both kinds of pastes."
     gap = _difference(summary, "either")
     size, error = -gap["difference"], gap["se"]
     word = ("higher" if size > 0 else "lower") if gap["is_real"] else "not to be told apart"
     lines = [
         f"- all defects: with one-sided pastes mean I-AUROC is {word} "
-        f"({size:+.3f} ± {error:.3f}, p = {gap['p']:.2g})"
+        f"({size:+.3f} ± {error:.3f}, {_p_text(gap['p'])})"
     ]
     table = pd.DataFrame(summary["groups"], columns=["group", "method", "i_auroc", "se"])
     for group, rows in table.groupby("group", sort=False):

@@ -44,7 +44,7 @@ PEER_CANDIDATES = {
     ),
     "ast": tuple(
         {"ast_learning_rate": rate, "ast_epochs": epochs}
-        for rate in (3e-4, 1e-3, 3e-3)
+        for rate in (1e-4, 3e-4, 1e-3)
         for epochs in (3, 6)
     ),
 }

@@ -179,6 +179,19 @@ def test_scores_follow_the_equations(fitted, make_patches):
     assert torch.equal(scores.cell_score, scores.ell.min(dim=1).values)
 
 
+def test_search_and_fusion_one_after_the_other_are_the_scores(fitted, make_patches):
+    raw = foreground_features([make_patches(7)[0]])
+    feat = fitted.standardiser(raw)
+    index, s = fitted.neighbours(feat)
+    for m, mod in enumerate(MODALITIES):
+        nearest = torch.cdist(feat[mod][:], fitted.banks[mod].prototypes).topk(3, largest=False)
+        assert torch.equal(index[mod].long(), nearest.indices)
+        torch.testing.assert_close(s[..., m], nearest.values, rtol=1e-4, atol=1e-5)
+    fused, scores = fitted.fuse_cells(feat, index, s), fitted.score_cells(raw)
+    for name in ("s", "w", "ell", "cell_score"):
+        assert torch.equal(getattr(fused, name), getattr(scores, name)), name
+
+
 @pytest.mark.parametrize("mods", [MODALITIES, ("pcd",), ("rgb",)], ids=["both", "pcd", "rgb"])
 def test_a_planted_outlier_scores_highest(fitted, make_patches, mods):
     patches = with_outlier(make_patches(8)[0], mods=mods)

@@ -20,6 +20,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from g2sf_lib.benchmark import METHODS, SIMPLE, run_benchmark, run_scores
 from g2sf_lib.config import make_config, scans_dir, stage_dir
 from g2sf_lib.datasets import ScanError
 from g2sf_lib.datasets.preprocess import list_prepared
@@ -32,7 +33,6 @@ from g2sf_lib.experiments import (
     run_data,
     run_features,
     run_lspn,
-    run_scores,
 )
 from g2sf_lib.features import WeightsError
 from g2sf_lib.features.pointmae import PointMAE
@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CATEGORY = {"mvtec3d": "bagel", "eyecandies": "CandyCane"}
 FEWER = {
     "num_groups": 128, "group_size": 32, "num_synthetic": 4, "num_synthetic_validation": 2,
-    "epochs": 2, "batch_size": 512,
+    "epochs": 2, "batch_size": 512, "cfm_epochs": 1, "ast_epochs": 1, "ast_student_channels": 32,
 }  # fmt: skip
 
 pytestmark = [
@@ -130,8 +130,19 @@ def test_every_stage_of_profile_paper(configure, dataset):
     scores, table = run_scores(config, [0])
     assert scores.maps["g2sf", 0].shape == (3, 224, 224)
     assert np.isfinite(scores.maps["g2sf", 0]).all() and scores.masks.any(axis=(1, 2)).sum() == 2
-    assert set(table["method"]) == {"g2sf", "w1", "rgb", "pcd", "sum", "max", "concat"}
-    for stage in ("data", "features", "bank", "lspn", "scores"):
+    assert set(table["method"]) == set(SIMPLE)
+
+    compared = run_benchmark(config, [config.category])
+    assert compared.methods == tuple(method for method in METHODS if method != "either")
+    found = compared.scores[config.category]
+    for key in found.maps:
+        image = found.image[*key, "count"]  # the rule of this profile
+        assert found.maps[key].shape == (3, 224, 224) and np.isfinite(found.maps[key]).all()
+        assert image.shape == (3,) and np.isfinite(image).all() and (image > 0).all(), key
+    assert found.maps["g2sf", 0].tobytes() == scores.maps["g2sf", 0].tobytes()
+    rows = compared.table[compared.table["silhouette"] == "count"]
+    assert rows[["i_auroc", "p_auroc", "aupro_30", "aupro_1_published"]].notna().all(axis=None)
+    for stage in ("data", "features", "bank", "lspn", "scores", "benchmark"):
         assert json.loads(done_file(config, stage).read_text())["config"]["profile"] == "paper"
     assert contents(Path(config.data_root)) == before  # the data set is only read
 

@@ -249,11 +249,11 @@ def shift_report(shifts: pd.DataFrame) -> str:
     for group in dict.fromkeys(shifts["group"]):
         of_group = wide.loc[group]
         gain = of_group["trained"] - of_group["w = 1"]
-        error = gain.sem() if len(gain) > 1 else float("nan")
+        error = f" ± {gain.sem():.3f} over categories" if len(gain) > 1 else ""
         lines.append(
             f"- {group}: AUROC of cells {of_group['w = 1'].mean():.3f} before and "
-            f"{of_group['trained'].mean():.3f} after training ({gain.mean():+.3f} ± {error:.3f} "
-            f"over categories); w is {w.loc[group, 'w_pcd']:.2f} (points) and "
-            f"{w.loc[group, 'w_rgb']:.2f} (RGB) times that of normal cells"
+            f"{of_group['trained'].mean():.3f} after training ({gain.mean():+.3f}{error}); w is "
+            f"{w.loc[group, 'w_pcd']:.2f} (points) and {w.loc[group, 'w_rgb']:.2f} (RGB) times "
+            "that of normal cells"
         )
     return "\n".join(lines)

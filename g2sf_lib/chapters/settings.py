@@ -145,9 +145,9 @@ def candidate_verdict(candidates: pd.DataFrame) -> str:
             lines.append(f"- {method}: {best}, the best of {wide.shape[1]} candidates")
         else:
             gap = wide[best] - wide[own[0]]
-            error = gap.sem() if len(gap) > 1 else float("nan")
+            error = f" ± {gap.sem():.3f} (standard error over categories)" if len(gap) > 1 else ""
             lines.append(
                 f"- {method}: {own[0]}; the best of {wide.shape[1]} candidates is {best}, by "
-                f"{gap.mean():.3f} ± {error:.3f} (standard error over categories)"
+                f"{gap.mean():.3f}{error}"
             )
     return "\n".join(lines)

@@ -97,6 +97,17 @@ def test_the_same_scan_gives_the_same_bytes(extractor, make_sample):
     assert torch.equal(first.foreground, second.foreground)
 
 
+def test_each_modality_can_be_had_alone(extractor, make_sample):
+    sample = make_sample()
+    patches = extractor(sample)
+    (pcd, foreground), rgb = extractor.points(sample), extractor.colour(sample)
+    assert torch.equal(foreground, patches.foreground)
+    for mod, alone in (("pcd", pcd), ("rgb", rgb)):
+        assert alone.shape == patches.feat[mod].shape
+        assert torch.equal(alone[foreground], patches.feat[mod][foreground])
+    assert rgb[~foreground].any(dim=1).all()  # the image has features where there is no object
+
+
 def test_a_scan_without_points_is_refused_by_name(extractor, make_sample):
     empty = replace(make_sample(), xyz=np.zeros((256, 256, 3), np.float32), name="test/hole/012")
     with pytest.raises(ScanError, match="test/hole/012: 0 points"):

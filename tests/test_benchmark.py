@@ -1,0 +1,614 @@
+"""Scores of all methods: kept file by file, equal to the detectors' own, measured as told."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from g2sf_lib import baselines, benchmark, evaluation
+from g2sf_lib.baselines import METHODS as PEERS
+from g2sf_lib.baselines import Baseline
+from g2sf_lib.benchmark import (
+    METHODS,
+    NUM_RESAMPLES,
+    RESAMPLED,
+    SEEDED,
+    SILHOUETTES,
+    SIMPLE,
+    TRAINED,
+    CellMaps,
+    Split,
+    checked_categories,
+    checked_methods,
+    checked_seeds,
+    fitted_peer,
+    measure,
+    predictions,
+    resize_mask,
+    run_benchmark,
+    run_methods,
+    run_scores,
+    runs_of,
+    score_file,
+    with_either_pastes,
+)
+from g2sf_lib.config import ConfigError, make_config, scans_dir, stage_dir
+from g2sf_lib.datasets.preprocess import list_prepared, load_prepared
+from g2sf_lib.detector import G2SF, flat_settings
+from g2sf_lib.experiments import (
+    done_file,
+    load_banks,
+    load_features,
+    patch_file,
+    run_bank,
+    run_lspn,
+)
+from g2sf_lib.features import foreground_features, save_patches
+from g2sf_lib.storage import StoredFileError
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore::g2sf_lib.training.CollapseWarning"),
+]
+SEEDS = (0, 1)
+each_method = pytest.mark.parametrize("method", METHODS)
+
+
+@pytest.fixture(scope="module")
+def kept():
+    """What the first test made, for the others to copy: name -> folder."""
+    return {}
+
+
+@pytest.fixture
+def copied(kept, small_config, tmp_path, tmp_path_factory):
+    """Return a function that makes a run by its name once, and gives every test a copy of it."""
+
+    def copy(name, make):
+        if name not in kept:
+            runs = tmp_path_factory.mktemp(name) / "runs"
+            make(dataclasses.replace(small_config, category="cookie", runs_root=str(runs)))
+            kept[name] = runs
+        shutil.copytree(kept[name], tmp_path / "runs")
+        runs = str(tmp_path / "runs")
+        return dataclasses.replace(small_config, category="cookie", runs_root=runs)
+
+    return copy
+
+
+@pytest.fixture
+def make_ready(made_run, make_patches, monkeypatch):
+    """Return a function that runs all stages before the scores of both categories of profile
+    smoke; LSPN for one of them, with both seeds.
+    """
+    # The features of one-sided pastes are made up as well, so there is nothing to extract.
+    monkeypatch.setattr(benchmark, "FeatureExtractor", lambda *place: None)
+
+    def make(config):
+        run_bank(made_run(config, "gland", test_seed=700))
+        config = made_run(config, "cookie")
+        for number in range(6):
+            place = patch_file(with_either_pastes(config), "synthetic", f"{number:04d}")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            save_patches(place, *make_patches(200 + number, (18, 19, 27, 28, 35, 44)))
+        run_bank(config)
+        for seed in SEEDS:
+            run_lspn(dataclasses.replace(config, seed=seed))
+
+    return make
+
+
+@pytest.fixture
+def ready(copied, make_ready):
+    """A config whose banks and detectors are there, and nothing is scored."""
+    return copied("ready", make_ready)
+
+
+@pytest.fixture
+def scored(copied, make_ready):
+    """A config whose scores are there, the scores, and the table."""
+
+    def make(config):
+        make_ready(config)
+        run_methods(config, METHODS, SEEDS, progress=False)
+
+    config = copied("scored", make)
+    return config, *run_methods(config, METHODS, SEEDS, progress=False)
+
+
+def files_of(config, methods=METHODS, seeds=SEEDS):
+    return {key: score_file(config, *key) for key in runs_of(methods, seeds)}
+
+
+def read(paths):
+    """Return path -> bytes of a description and its tensors."""
+    parts = [part for path in paths for part in (path, path.with_suffix(".safetensors"))]
+    return {path: path.read_bytes() for path in parts}
+
+
+def changed(config, **settings):
+    return make_config(**(flat_settings(config) | settings))
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """A list of (method, seed) that grows by whatever is computed, not read."""
+    calls, real = [], benchmark._scans_of
+
+    def count(config, method, *rest):
+        calls.append((method, config.seed))
+        return real(config, method, *rest)
+
+    monkeypatch.setattr(benchmark, "_scans_of", count)
+    return calls
+
+
+# ------------------------------------------------------------------ what is asked for
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (["cfm", "g2sf"], ("g2sf", "cfm")),  # in the order of the tables
+        (("rgb", "rgb"), ("rgb",)),
+        ("['g2sf','cfm']", ("g2sf", "cfm")),
+        (None, METHODS),
+    ],
+)
+def test_methods_that_are_asked_for(small_config, asked, expected):
+    assert checked_methods(small_config, asked) == expected
+
+
+def test_profile_paper_trains_the_variant_only_when_asked():
+    config = make_config("paper")
+    assert checked_methods(config, None) == tuple(m for m in METHODS if m != "either")
+    assert checked_methods(config, ["either", "g2sf"]) == ("g2sf", "either")
+
+
+@pytest.mark.parametrize("asked", [["g3sf"], [], "[]", "g2sf", "['g2sf", 3, {"g2sf": 1}, [["rgb"]]])
+def test_methods_that_do_not_exist_are_refused_with_those_that_do(small_config, asked):
+    with pytest.raises(ConfigError, match="methods is .*; expected a list of some of g2sf, w1, "):
+        checked_methods(small_config, asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"), [([0, 1], (0, 1)), ("[2, 0, 2]", (2, 0)), ((5,), (5,)), ("(3,)", (3,))]
+)
+def test_seeds_that_are_asked_for(asked, expected):
+    assert checked_seeds(asked) == expected
+
+
+@pytest.mark.parametrize("asked", [[-1], [0.0], [True], ["0"], [], "0", "[0, x]", 0, None, [[0]]])
+def test_what_are_no_seeds_is_refused(asked):
+    with pytest.raises(ConfigError, match="seeds is .*; expected a list of whole numbers >= 0"):
+        checked_seeds(asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (None, ("cookie", "gland")),
+        (["gland", "cookie"], ("cookie", "gland")),
+        ("['gland']", ("gland",)),
+    ],
+)
+def test_categories_that_are_asked_for(small_config, asked, expected):
+    assert checked_categories(small_config, asked) == expected
+
+
+@pytest.mark.parametrize("asked", [["rope"], [], "cookie", 1, "['cookie'", [["cookie"]]])
+def test_categories_that_are_not_there_are_refused_with_those_that_are(small_config, asked):
+    with pytest.raises(ConfigError, match="categories is .*; expected a list of some of cookie, g"):
+        checked_categories(small_config, asked)
+
+
+def test_only_what_has_chance_in_it_runs_once_a_seed():
+    assert runs_of(("g2sf", "rgb", "ast"), (3, 7)) == [
+        ("g2sf", 3), ("g2sf", 7), ("rgb", 0), ("ast", 3), ("ast", 7),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "bad", [{"methods": ["g3sf"]}, {"seeds": [-1]}, {"categories": ["rope"]}, {"seeds": "0"}]
+)
+def test_bad_input_is_refused_before_anything_runs(small_config, monkeypatch, bad, tmp_path):
+    monkeypatch.setattr(benchmark, "run_methods", None)
+    with pytest.raises(ConfigError):
+        run_benchmark(small_config, **bad)
+    assert not (tmp_path / "runs").exists()
+
+
+# ------------------------------------------------------------------ what is kept
+
+
+def test_every_score_has_a_file_and_a_second_call_computes_nothing(scored, computed, monkeypatch):
+    config, scores, table = scored
+    files = files_of(config)
+    assert len(set(files.values())) == len(files) == 2 * len(SEEDED) + len(METHODS) - len(SEEDED)
+    before = read(files.values())
+    monkeypatch.setattr(benchmark, "measure", None)
+    again, same = run_methods(config, METHODS, SEEDS, progress=False)
+    assert computed == [] and read(files.values()) == before
+    pd.testing.assert_frame_equal(same, table)
+    for key, maps in scores.maps.items():
+        assert again.maps[key].tobytes() == maps.tobytes()
+    part, rows = run_methods(config, ("m3dm", "w1"), (1,), progress=False)
+    assert set(part.maps) == {("m3dm", 1), ("w1", 1)} and len(rows) == 2 * len(SILHOUETTES)
+
+
+@pytest.mark.parametrize("key", [("cfm", 1), ("m3dm", 0), ("rgb", 0), ("g2sf", 1), ("either", 0)])
+def test_a_missing_score_alone_is_computed_again(scored, computed, monkeypatch, key):
+    config, _, table = scored
+    files = files_of(config)
+    before = read(files.values())
+    files[key].unlink()
+    # What was trained is there still.
+    for place in (benchmark, G2SF):
+        monkeypatch.setattr(place, "train_peer" if place is benchmark else "fit_cells", None)
+    _, again = run_methods(config, METHODS, SEEDS, progress=False)
+    assert computed == [key] and read(files.values()) == before
+    pd.testing.assert_frame_equal(again, table)
+
+
+def test_what_was_done_before_an_interruption_is_kept(ready, computed, monkeypatch):
+    real, kept = benchmark._keep, []
+
+    def interrupted(config, method, *rest):
+        if method == "cfm":
+            raise KeyboardInterrupt
+        kept.append(method)
+        real(config, method, *rest)
+
+    methods = ("g2sf", "rgb", "m3dm", "cfm", "ast")
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark, "_keep", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_methods(ready, methods, (0,), progress=False)
+    assert kept == ["g2sf", "w1", "rgb", "m3dm"]  # the control comes with the method
+    there = {method: score_file(ready, method, 0).exists() for method in METHODS}
+    assert {method for method, exists in there.items() if exists} == set(kept)
+    computed.clear()
+    run_methods(ready, methods, (0,), progress=False)
+    assert computed == [("cfm", 0), ("ast", 0)]
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_a_peer_is_trained_once_with_a_checkpoint_in_its_folder(ready, monkeypatch, method):
+    train, places, real = Split(ready, "train"), [], getattr(baselines, f"train_{method}")
+
+    def watched(*given):
+        places.append(given[-2])
+        return real(*given)
+
+    monkeypatch.setattr(baselines, f"train_{method}", watched)
+    first = fitted_peer(ready, method, train, train.stored)
+    again = fitted_peer(ready, method, train, train.stored)
+    (checkpoint,) = places
+    folder = stage_dir(ready, method)
+    assert checkpoint.exists() and folder in (checkpoint, checkpoint.parent)
+    ours, theirs = (getattr(peer, method).tensors() for peer in (first, again))
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+
+ALL_BUT_OURS = set(METHODS) - {"g2sf", "w1", "either"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "moved"),
+    [
+        ({"alpha": 7.0}, {"g2sf", "w1", "either"}),
+        ({"epochs": 4}, {"g2sf", "w1", "either"}),
+        ({"cfm_epochs": 9}, {"cfm"}),
+        ({"ast_learning_rate": 0.002}, {"ast"}),
+        ({"svm_nu": 0.4}, ALL_BUT_OURS - {"cfm", "ast"}),
+        ({"reweight_neighbours": 9}, ALL_BUT_OURS - {"cfm", "ast"}),
+        ({"blur_sigma_px": 2.0}, set(METHODS)),
+        ({"bank_fraction": 0.2}, set(METHODS)),
+        ({"seed": 5, "device": "auto"}, set()),  # the seed of a file is that asked for
+    ],
+)
+def test_a_changed_setting_moves_the_files_of_the_methods_that_read_it(
+    small_config, settings, moved
+):
+    before, after = files_of(small_config), files_of(changed(small_config, **settings))
+    assert {method for (method, _), path in before.items() if path not in after.values()} == moved
+
+
+def test_loss_settings_leave_the_peers_and_cfm_settings_leave_g2sf(scored, computed):
+    config = scored[0]
+    run_methods(changed(config, alpha=7.0), PEERS, SEEDS, progress=False)
+    assert computed == []
+    run_methods(changed(config, cfm_epochs=2), ("g2sf", "cfm", "ast"), (0,), progress=False)
+    assert computed == [("cfm", 0)]
+
+
+def test_a_damaged_score_is_named(scored):
+    config = scored[0]
+    path = score_file(config, "sum", 0).with_suffix(".safetensors")
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(StoredFileError, match=r"sum\.safetensors: truncated or changed"):
+        run_methods(config, ("sum",), (0,), progress=False)
+
+
+# ------------------------------------------------------------------ scores
+
+
+def test_every_method_scores_every_test_scan(scored):
+    _, scores, table = scored
+    assert scores.names[0] == "test/good/000" and len(scores.names) == 8
+    assert scores.labels == ["good"] * 4 + ["dent"] * 2 + ["stain"] * 2
+    keys = set(runs_of(METHODS, SEEDS))
+    assert set(scores.maps) == set(scores.normal) == set(scores.resampled) == keys
+    assert scores.image.keys() == {(*key, rule) for key in keys for rule in SILHOUETTES}
+    for score_map in scores.maps.values():
+        assert score_map.shape == (8, 32, 32) and np.isfinite(score_map).all()
+        assert score_map.dtype == np.float32 and score_map.min() >= 0
+    assert scores.masks.shape == (8, 32, 32)
+    assert scores.masks[:4].sum() == 0 and scores.masks[4:].any(axis=(1, 2)).all()
+    rows = table[["category", "method", "seed", "silhouette"]].itertuples(index=False)
+    assert {tuple(row) for row in rows} == {("cookie", *key) for key in scores.image}
+    assert len(table) == len(scores.image)
+
+
+def test_seeds_differ_where_there_is_chance(scored):
+    _, scores, _ = scored
+    for method in SEEDED:
+        assert not np.array_equal(scores.maps[method, 0], scores.maps[method, 1]), method
+
+
+@each_method
+def test_leaving_cells_out_never_raises_an_image_score(scored, method):
+    _, scores, _ = scored
+    for seed in {seed for name, seed in scores.maps if name == method}:
+        left_out = scores.image[method, seed, "exclude"]
+        assert (left_out <= scores.image[method, seed, "count"]).all()
+
+
+@pytest.mark.parametrize("method", PEERS)
+def test_scores_of_a_peer_are_those_of_the_detector_fitted_alone(scored, method):
+    config, scores, _ = scored
+    seed = 1 if method in SEEDED else 0
+    peer = Baseline(method, dataclasses.replace(config, seed=seed))
+    place = scans_dir(config)
+    found = {
+        split: [load_prepared(path) for path in list_prepared(place, config.category, split)]
+        for split in ("train", "test")
+    }
+    depths = {split: [peer.depth(scan) for scan in scans] for split, scans in found.items()}
+    train, held_out, test = (load_features(config, s)[0] for s in ("train", "validation", "test"))
+    peer.fit_patches(train, held_out, depths["train"])
+    for number, patches in enumerate(test):
+        depth = depths["test"][number] if method == "ast" else None
+        expected = peer.predict_patches(patches, depth)
+        kept = scores.maps[method, seed][number]
+        np.testing.assert_allclose(kept, expected.score_map, rtol=1e-3, atol=1e-4)
+        image = scores.image[method, seed, config.scoring.silhouette][number]
+        assert image == pytest.approx(expected.image_score, rel=1e-3)
+
+
+def test_scores_of_g2sf_are_those_of_the_stored_detector(scored):
+    config, scores, _ = scored
+    for seed in SEEDS:
+        detector = run_lspn(dataclasses.replace(config, seed=seed))
+        for number, patches in enumerate(load_features(config, "test")[0]):
+            expected = detector.predict_patches(patches)
+            kept = scores.maps["g2sf", seed][number]
+            np.testing.assert_allclose(kept, expected.score_map, rtol=1e-5, atol=1e-6)
+            image = scores.image["g2sf", seed, "exclude"][number]
+            assert image == pytest.approx(expected.image_score, rel=1e-5)
+
+
+def test_w_one_is_the_metric_with_its_scale_factors_left_out(scored):
+    config, scores, _ = scored
+    detector = run_lspn(dataclasses.replace(config, seed=1))
+    patches, _ = load_features(config, "test")
+    cells = detector.score_cells(foreground_features(patches[:1]))
+    plain = (cells.s * detector.metric.sigma().detach()).sum(-1).min(dim=1).values
+    assert scores.image["w1", 1, "count"][0] == pytest.approx(plain.max().item(), rel=1e-6)
+    ours = cells.cell_score.max().item()
+    assert scores.image["g2sf", 1, "count"][0] == pytest.approx(ours, rel=1e-6)
+
+
+def test_the_variant_is_g2sf_trained_on_the_other_pastes_with_the_same_banks(scored):
+    config, scores, _ = scored
+    other = with_either_pastes(dataclasses.replace(config, seed=1))
+    assert other.synthesis.paste_in == "either" and config.synthesis.paste_in == "both"
+    detector, banks = G2SF(other), load_banks(config)
+    detector.standardiser = banks.standardiser
+    detector.banks = {mod: banks.banks[mod] for mod in ("pcd", "rgb")}
+    detector.fit_metric(*load_features(other, "synthetic"))
+    for number, patches in enumerate(load_features(config, "test")[0]):
+        expected = detector.predict_patches(patches)
+        kept = scores.maps["either", 1][number]
+        np.testing.assert_allclose(kept, expected.score_map, rtol=1e-3, atol=1e-4)
+    assert not np.allclose(scores.maps["either", 1], scores.maps["g2sf", 1], rtol=1e-2)
+    assert not (stage_dir(other, "bank") / "banks.json").exists()
+
+
+def test_predictions_are_the_scores_of_one_method(scored):
+    _, scores, _ = scored
+    found = predictions(scores, "ast", 1, "exclude")
+    assert [p.image_score for p in found] == scores.image["ast", 1, "exclude"].tolist()
+    maps = scores.maps["ast", 1]
+    assert all(np.array_equal(p.score_map, m) for p, m in zip(found, maps, strict=True))
+
+
+def test_normal_level_is_that_of_the_maps_of_validation_scans(scored):
+    config, scores, _ = scored
+    detector = run_lspn(config)
+    maps = [detector.predict_patches(p).score_map for p in load_features(config, "validation")[0]]
+    scored_pixels = np.concatenate([m[m > 0] for m in maps])
+    expected = (np.median(scored_pixels), scored_pixels.max())
+    assert scores.normal["g2sf", 0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_maps_are_made_when_they_are_asked_for(scored, monkeypatch):
+    config, scores, _ = scored
+    assert isinstance(scores.maps, CellMaps) and len(scores.maps) == len(files_of(config))
+    assert np.array_equal(scores.maps.one(("sum", 0), 5), scores.maps["sum", 0][5])
+    assert ("sum", 7) not in scores.maps and scores.maps.get(("sum", 7)) is None
+    with pytest.raises(KeyError):
+        scores.maps["sum", 7]
+
+
+def test_nothing_of_the_test_split_reaches_a_peer(ready, monkeypatch):
+    """Fitted and trained without a test scan on the disk: the same cell scores."""
+    made_of = {m: fitted_peer(ready, m, Split(ready, "train"), load_banks(ready)) for m in PEERS}
+    for method in TRAINED:
+        shutil.rmtree(stage_dir(ready, method))
+    shutil.rmtree(scans_dir(ready) / ready.category / "test")
+    shutil.rmtree(stage_dir(ready, "features") / "test")
+    normal = Split(ready, "validation")
+    for method, peer in made_of.items():
+        other = fitted_peer(ready, method, Split(ready, "train"), load_banks(ready))
+        depths = normal.depths(peer) if method == "ast" else None
+        pairs = zip(*(p.score_scans(normal.patches, depths) for p in (peer, other)), strict=True)
+        assert all(torch.equal(one.cells, two.cells) for one, two in pairs), method
+
+
+# ------------------------------------------------------------------ metrics
+
+
+def test_metrics_are_those_of_scikit_learn(scored):
+    _, scores, table = scored
+    labels = np.array([label != "good" for label in scores.labels])
+    rows = table.set_index(["method", "seed", "silhouette"])
+    for key, image in scores.image.items():
+        assert rows.loc[key, "i_auroc"] == pytest.approx(roc_auc_score(labels, image))
+        for kind in ("dent", "stain"):
+            chosen = np.array([label in ("good", kind) for label in scores.labels])
+            expected = roc_auc_score(labels[chosen], image[chosen])
+            assert rows.loc[key, f"i_auroc_{kind}"] == pytest.approx(expected)
+    for (method, seed), maps in scores.maps.items():
+        expected = roc_auc_score(scores.masks.ravel(), maps.ravel())
+        assert rows.loc[(method, seed, "exclude"), "p_auroc"] == pytest.approx(expected)
+
+
+def test_pixel_metrics_are_those_of_both_protocols_and_of_the_configured_rule_alone(scored):
+    _, scores, table = scored
+    rows = table.set_index(["method", "seed", "silhouette"])
+    limits = (0.3, 0.1, 0.05, 0.01)
+    for (method, seed), maps in scores.maps.items():
+        found, other = (rows.loc[(method, seed, rule)] for rule in SILHOUETTES)
+        exact = evaluation.aupro(maps, scores.masks, limits)
+        published = evaluation.aupro(maps, scores.masks, limits, num_thresholds=100)
+        for limit in limits:
+            name = f"aupro_{round(100 * limit)}"
+            assert found[name] == exact[limit]
+            assert found[f"{name}_published"] == published[limit]
+            assert np.isnan(other[name]) and np.isnan(other[f"{name}_published"])
+        assert np.isnan(other["p_auroc"])
+
+
+def test_the_rule_of_the_config_says_which_row_has_pixel_metrics(scored):
+    config, scores, _ = scored
+    scoring = dataclasses.replace(config.scoring, silhouette="count")
+    truth = scores.names, scores.labels, scores.masks
+    image = {rule: scores.image["sum", 0, rule] for rule in SILHOUETTES}
+    of_count = dataclasses.replace(config, scoring=scoring)
+    rows, resampled = measure(of_count, truth, scores.maps["sum", 0], image)
+    assert [("p_auroc" in row) for row in rows] == [False, True]
+    draw = np.random.default_rng([0, 8])
+    labels = np.array(scores.labels) != "good"
+    expected = evaluation.bootstrap_auroc(image["count"], labels, NUM_RESAMPLES, draw)
+    assert np.array_equal(resampled["i_auroc"], expected)
+
+
+def test_resamples_are_the_same_images_for_every_method(scored):
+    """All methods in one call, one generator: the resamples that were kept one by one."""
+    _, scores, table = scored
+    labels = np.array([label != "good" for label in scores.labels])
+    keys = list(scores.maps)
+    together = evaluation.bootstrap_auroc(
+        np.stack([scores.image[(*key, "exclude")] for key in keys]),
+        labels,
+        NUM_RESAMPLES,
+        np.random.default_rng([0, 8]),
+    )
+    rows = table.set_index(["method", "seed", "silhouette"])
+    for key, expected in zip(keys, together, strict=True):
+        kept = scores.resampled[key]
+        assert kept.keys() == set(RESAMPLED)
+        assert all(values.shape == (NUM_RESAMPLES,) for values in kept.values())
+        np.testing.assert_allclose(kept["i_auroc"], expected, atol=1e-12)
+        found = rows.loc[(*key, "exclude"), "i_auroc_se"]
+        assert found == pytest.approx(expected.std(), abs=1e-12)
+        maps, draw = scores.maps[key], np.random.default_rng([0, 8])
+        areas = evaluation.bootstrap_aupro(maps, scores.masks, (0.3, 0.01), NUM_RESAMPLES, draw)
+        np.testing.assert_allclose(kept["aupro_30"], areas[0.3])
+        np.testing.assert_allclose(kept["aupro_1"], areas[0.01])
+
+
+def test_resize_mask_by_hand():
+    mask = np.array([[1, 0, 0, 0], [0, 0, 0, 1]], dtype=bool)
+    assert resize_mask(mask, 2).tolist() == [[False, False], [False, True]]
+    large = resize_mask(mask, 8)
+    assert large.shape == (8, 8)
+    assert large[:4, :2].all() and large[4:, 6:].all() and large.sum() == 16
+
+
+# ------------------------------------------------------------------ stages
+
+
+def test_chapter_four_has_the_simple_methods_and_a_record(ready):
+    scores, table = run_scores(ready, SEEDS)
+    assert {method for method, _ in scores.maps} == set(SIMPLE) == set(table["method"])
+    record = json.loads(done_file(ready, "scores").read_text())
+    assert record["result"] == {"seeds": [0, 1]}
+    assert record["config_hash"] == ready.stage_hash("scores")
+
+
+def test_the_benchmark_takes_all_categories_and_leaves_a_record_in_each(ready):
+    found = run_benchmark(ready, methods="['sum','rgb','m3dm']", seeds="[0, 4]")
+    assert found.categories == ("cookie", "gland") and found.seeds == (0, 4)
+    assert found.methods == ("rgb", "sum", "m3dm")
+    for category in found.categories:
+        of_category = dataclasses.replace(ready, category=category)
+        alone, rows = run_methods(of_category, found.methods, found.seeds, progress=False)
+        table = found.table[found.table["category"] == category].reset_index(drop=True)
+        pd.testing.assert_frame_equal(table, rows)
+        for key, maps in alone.maps.items():
+            assert found.scores[category].maps[key].tobytes() == maps.tobytes()
+        record = json.loads(done_file(of_category, "benchmark").read_text())
+        assert record["result"] == {"methods": ["rgb", "sum", "m3dm"], "seeds": [0, 4]}
+        assert record["config"]["category"] == category
+    assert list(found.table.index) == list(range(2 * 2 * 4))
+    one = run_benchmark(ready, ["gland"], ["rgb"])
+    assert one.categories == ("gland",) and one.seeds == (0,) and set(one.scores) == {"gland"}
+
+
+def test_a_detector_that_was_not_trained_is_told_with_its_stage_and_seed(ready):
+    expected = "no trained detector; expected it from 03_lspn_training with category gland, seed 1"
+    with pytest.raises(FileNotFoundError, match=expected):
+        run_benchmark(ready, methods=["g2sf", "rgb"], seeds=[1])
+    cookie, gland = (dataclasses.replace(ready, category=c) for c in ("cookie", "gland"))
+    assert done_file(cookie, "benchmark").exists() and not done_file(gland, "benchmark").exists()
+    with pytest.raises(FileNotFoundError, match="category cookie, seed 2 and the settings of this"):
+        run_benchmark(ready, ["cookie"], ["w1"], [0, 2])
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [("features", "expected them from 01_feature_extraction"), ("bank", r"banks\.json: not there")],
+)
+def test_a_stage_that_has_not_run_is_told(ready, stage, expected):
+    shutil.rmtree(stage_dir(ready, stage))
+    with pytest.raises((StoredFileError, FileNotFoundError), match=expected):
+        run_benchmark(ready, ["cookie"], ["rgb"])
+
+
+def test_a_split_is_read_once(ready, monkeypatch):
+    read_splits, real = [], benchmark.load_features
+
+    def load(config, split):
+        read_splits.append(split)
+        return real(config, split)
+
+    monkeypatch.setattr(benchmark, "load_features", load)
+    run_methods(ready, ("rgb", "pcd", "sum", "m3dm", "g2sf"), SEEDS, progress=False)
+    assert sorted(read_splits) == ["test", "train", "validation"]
