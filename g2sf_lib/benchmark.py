@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from g2sf_lib import evaluation
 from g2sf_lib.baselines import BANKS, Baseline, ScanScore, find_nearest
 from g2sf_lib.baselines import METHODS as PEERS
+from g2sf_lib.baselines.banks import RULES
 from g2sf_lib.config import MODALITIES, Config, ConfigError, listed, scans_dir, stage_dir
 from g2sf_lib.datasets.preprocess import list_prepared, load_prepared
 from g2sf_lib.detector import G2SF, Prediction, counted_cells, pick_device, to_prediction
@@ -272,7 +273,8 @@ def fitted_peer(
         progress: whether progress bars are shown. An interrupted training goes on.
     """
     peer = Baseline(method, config)
-    peer.standardiser, peer.calibration = banks.standardiser, banks.calibration
+    peer.standardiser = banks.standardiser
+    peer.calibration = banks.calibration if method in RULES else None
     peer.banks = {name: banks.banks[name] for name in BANKS[method]}
     if method == "m3dm":
         peer.fit_decision(train.patches, train.nearest(BANKS[method]))

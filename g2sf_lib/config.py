@@ -51,12 +51,12 @@ STAGE_MODULES = {
     "features": ("features", "synthesis.py"),
     "bank": ("memory.py", "baselines/banks.py", "detector.py"),
     "lspn": ("fusion.py", "losses.py", "training.py"),
-    "cfm": ("baselines/cfm.py", "baselines/loop.py"),
-    "ast": ("baselines/student_teacher.py", "baselines/loop.py"),
+    "cfm": ("baselines/cfm.py", "baselines/loop.py", "baselines/__init__.py"),
+    "ast": ("baselines/student_teacher.py", "baselines/loop.py", "baselines/__init__.py"),
     "scores": ("evaluation.py", "benchmark.py"),
     "bank_scores": ("baselines/m3dm.py", "baselines/__init__.py", "evaluation.py", "benchmark.py"),
-    "cfm_scores": ("baselines/__init__.py", "evaluation.py", "benchmark.py"),
-    "ast_scores": ("baselines/__init__.py", "evaluation.py", "benchmark.py"),
+    "cfm_scores": ("evaluation.py", "benchmark.py"),
+    "ast_scores": ("evaluation.py", "benchmark.py"),
 }
 STAGE_SECTIONS = {
     "data": ("data", "preprocess"),

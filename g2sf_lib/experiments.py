@@ -399,9 +399,16 @@ def load_banks(config: Config) -> Banks:
     """Return what `run_bank` stored.
 
     Raises:
-        StoredFileError: when it has not run, or a file was changed.
+        FileNotFoundError: when it has not run.
+        StoredFileError: when a file was changed.
     """
-    content, tensors = read_described(stage_dir(config, "bank") / "banks.json")
+    path = stage_dir(config, "bank") / "banks.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: not there; expected it from 02_memory_bank with the same parameters "
+            f"(profile {config.profile}, category {config.category})"
+        )
+    content, tensors = read_described(path)
     return Banks(
         Standardiser(**content["standardiser"]),
         banks_from(tensors),

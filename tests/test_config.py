@@ -289,7 +289,7 @@ CODE = {
     "baselines/student_teacher.py": ("ast", "ast_scores"),
     "baselines/loop.py": ("cfm", "cfm_scores", "ast", "ast_scores"),
     "baselines/m3dm.py": ("bank_scores",),
-    "baselines/__init__.py": ("bank_scores", "cfm_scores", "ast_scores"),
+    "baselines/__init__.py": ("bank_scores", "cfm", "cfm_scores", "ast", "ast_scores"),
     "evaluation.py": SCORES,
     "benchmark.py": SCORES,
     "datasets/check.py": (),

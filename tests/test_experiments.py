@@ -294,7 +294,7 @@ def test_missing_features_are_told_with_the_stage_that_makes_them(run, split):
 
 
 def test_a_bank_that_was_not_built_is_named(run):
-    with pytest.raises(StoredFileError, match=r"banks\.json: not there"):
+    with pytest.raises(FileNotFoundError, match="banks.json: not there.*02_memory_bank"):
         run_lspn(run)
 
 
