@@ -375,7 +375,7 @@ def test_complementary_cases_over_all_categories(small_config):
     first, second = chapters.complementary_cases(compared(small_config, LABELS, image))
     assert (first.category, first.number, first.label) == ("foam", 5, "stain")
     assert (second.category, second.number, second.label) == ("rope", 4, "dent")
-    assert first.title == "RGB sees it,\npoints do not\nfoam, stain"
+    assert first.title == "RGB most ahead\nof points\nfoam, stain"
 
 
 def test_complementary_cases_take_the_first_of_equals_and_never_a_good_scan(small_config):

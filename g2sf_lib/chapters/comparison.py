@@ -78,7 +78,7 @@ def _standing(comparison: Comparison, method: str, seed: int) -> list[tuple[str,
 
 
 def complementary_cases(comparison: Comparison) -> list[Case]:
-    """Return two defective scans: one that RGB sees and points do not, and the other way round.
+    """Return two defective scans: RGB is farthest ahead of points on one, points on the other.
 
     The rule: over all categories, the scan where the shares of good scans below it, by RGB alone
     and by points alone, differ most. The first of several that are equal.
@@ -86,8 +86,8 @@ def complementary_cases(comparison: Comparison) -> list[Case]:
     both = [_standing(comparison, mod, 0) for mod in ("rgb", "pcd")]
     gaps = [(rgb[3] - pcd[3], rgb) for rgb, pcd in zip(*both, strict=True) if rgb[2] != "good"]
     chosen = [
-        ("RGB sees it,\npoints do not", max(gaps, key=lambda gap: gap[0])[1]),
-        ("points see it,\nRGB does not", min(gaps, key=lambda gap: gap[0])[1]),
+        ("RGB most ahead\nof points", max(gaps, key=lambda gap: gap[0])[1]),
+        ("points most\nahead of RGB", min(gaps, key=lambda gap: gap[0])[1]),
     ]
     return [Case(rule, category, n, label) for rule, (category, n, label, _) in chosen]
 

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from g2sf_lib.benchmark import trained_detector
 from g2sf_lib.chapters.bank import counted_features
-from g2sf_lib.config import MODALITIES, Config, stage_dir
+from g2sf_lib.config import MODALITIES, Config
 from g2sf_lib.detector import G2SF, query_banks
 from g2sf_lib.evaluation import image_auroc
 from g2sf_lib.experiments import best_epoch, load_banks
@@ -54,8 +55,7 @@ def untouched_network(config: Config, num_cells: int = 500) -> tuple[LSPN, pd.Da
 
 def stored_detector(config: Config, seed: int) -> G2SF:
     """Return the detector that chapter 03 stored for a training seed."""
-    folder = stage_dir(dataclasses.replace(config, seed=seed), "lspn")
-    return G2SF.load(folder, config.device)
+    return trained_detector(dataclasses.replace(config, seed=seed))
 
 
 @dataclass(frozen=True)

@@ -222,7 +222,7 @@ def method_panels(
         for ax in of_scan.flat[len(names) :]:
             ax.set_visible(False)
         for ax in of_scan[:, 0]:
-            label = "\n".join(textwrap.fill(line, 12) for line in title.splitlines())
+            label = "\n".join(textwrap.fill(line, 15) for line in title.splitlines())
             ax.set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center")
         height = height_mm(sample.xyz)
         of_scan.flat[0].imshow(sample.rgb)

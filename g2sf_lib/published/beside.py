@@ -138,7 +138,7 @@ def frame_rate_table(ours: pd.DataFrame, folder: Path = PAPER_DIR) -> pd.DataFra
             f"frame_rate_table: {here.index[here.index.duplicated()][0]!r} is there twice; "
             "expected one median a method"
         )
-    as_text = [rows.map(lambda fps: f"{fps:.3g}" if fps < 100 else f"{fps:.0f}") for rows in
+    as_text = [rows.map(lambda fps: f"{fps:#.3g}" if fps < 100 else f"{fps:.0f}") for rows in
                (printed, here)]  # fmt: skip
     return _beside(*as_text, f"{PUBLISHED}, RTX 4090", THIS_RUN)
 
