@@ -207,8 +207,8 @@ class Scores:
         masks: (N, map_size, map_size) bool.
         maps: (method, seed) -> (N, map_size, map_size) float32.
         image: (method, seed, silhouette) -> (N,) image scores.
-        normal: (method, seed) -> median and largest pixel of the score maps of validation
-            scans, of pixels above zero.
+        normal: (method, seed) -> median pixel, on cells that count, and largest pixel of the
+            score maps of validation scans, which are normal.
         resampled: (method, seed) -> metric of `RESAMPLED` -> its value in (NUM_RESAMPLES,)
             resamples of the images, the same ones for all methods.
     """
@@ -401,13 +401,14 @@ def measure(
 
 
 def _normal_level(config: Config, scans: Sequence[ScanScore], split: Split) -> tuple[float, float]:
-    """Return median and largest scored pixel of normal scans."""
-    made = [
-        to_prediction(scan.cells, p, config.scoring).score_map
-        for scan, p in zip(scans, split.patches, strict=True)
-    ]
-    scored = np.concatenate([m[m > 0] for m in made]) if made else np.zeros(0)
-    return (float(np.median(scored)), float(scored.max())) if len(scored) else (0.0, 0.0)
+    """Return the median pixel of normal scans, on cells that count, and the largest of all."""
+    size, inside, largest = config.scoring.map_size, [], 0.0
+    for scan, p in zip(scans, split.patches, strict=True):
+        score_map = to_prediction(scan.cells, p, config.scoring).score_map
+        counted = counted_cells(p, config.scoring.silhouette).cpu().numpy().reshape(p.grid)
+        inside.append(score_map[resize_mask(counted, size)])
+        largest = max(largest, float(score_map.max()))
+    return float(np.median(np.concatenate(inside))), largest
 
 
 def run_methods(

@@ -39,7 +39,7 @@ from g2sf_lib.benchmark import (
 )
 from g2sf_lib.config import ConfigError, make_config, scans_dir, stage_dir
 from g2sf_lib.datasets.preprocess import list_prepared, load_prepared
-from g2sf_lib.detector import G2SF, flat_settings
+from g2sf_lib.detector import G2SF, counted_cells, flat_settings
 from g2sf_lib.experiments import (
     done_file,
     load_banks,
@@ -441,9 +441,15 @@ def test_predictions_are_the_scores_of_one_method(scored):
 def test_normal_level_is_that_of_the_maps_of_validation_scans(scored):
     config, scores, _ = scored
     detector = run_lspn(config)
-    maps = [detector.predict_patches(p).score_map for p in load_features(config, "validation")[0]]
-    scored_pixels = np.concatenate([m[m > 0] for m in maps])
-    expected = (np.median(scored_pixels), scored_pixels.max())
+    patches = load_features(config, "validation")[0]
+    maps = [detector.predict_patches(p).score_map for p in patches]
+    side = patches[0].grid[0]
+    size = config.scoring.map_size
+    place = (np.arange(size) + 0.5) * side // size  # the cell that a pixel lies in
+    place = place.astype(int)
+    counted = [counted_cells(p, "exclude").numpy().reshape(p.grid) for p in patches]
+    inside = [m[c[np.ix_(place, place)]] for m, c in zip(maps, counted, strict=True)]
+    expected = (np.median(np.concatenate(inside)), max(m.max() for m in maps))
     assert scores.normal["g2sf", 0] == pytest.approx(expected, rel=1e-4)
 
 

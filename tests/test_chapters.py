@@ -478,6 +478,34 @@ def test_standings_are_shares_of_other_good_scans(small_config):
     assert table["P"].tolist() == ["0.50", "1.00", "0.33"]
 
 
+def test_tails_say_how_far_normal_pixels_reach_and_which_defects_reach_farther(small_config):
+    labels = ["good", "dent", "dent", "stain"]
+    plain = np.array([1.0, 3, 5, 2])[:, None, None] * np.ones((4, 2, 2))
+    maps = {("w1", 0): plain, ("g2sf", 0): 2 * plain, ("rgb", 0): plain}
+    normal = {("w1", 0): (1.0, 4.0), ("g2sf", 0): (1.0, 12.0), ("rgb", 0): (1.0, 1.0)}
+    scores = Scores([""] * 4, labels, np.zeros((4, 2, 2), bool), maps, {}, normal)
+    config = dataclasses.replace(small_config, category="foam")
+    comparison = Comparison(config, ("foam",), ("g2sf", "w1", "rgb"), (0,), {"foam": scores}, None)
+    rows = chapters.tails(comparison)
+    assert len(rows) == 2 * 2 and "rgb" not in set(rows["method"])  # dents and stains, no "both"
+    found = rows.set_index(["method", "group"])
+    assert found.loc[("w1", "geometry only"), "found"] == 0.5  # 5 is above 4, 3 is not
+    assert found.loc[("g2sf", "geometry only"), "found"] == 0  # 10 is not above 12
+    table = chapters.tail_table(rows)
+    assert table["highest / median normal pixel"].to_dict() == {
+        "G²SF": "12.00",
+        "G²SF with w = 1": "4.00",
+    }
+    assert table.loc["G²SF with w = 1", "above it: geometry only"] == "0.50"
+    report = chapters.tail_report(rows)
+    assert "3.0 (foam) up to 3.0 times" in report and "changes by -0.25" in report
+    assert chapters.tail_report(rows[rows.method == "w1"]).startswith("Needs")
+    elsewhere = dataclasses.replace(
+        comparison, config=dataclasses.replace(config, dataset="mvtec3d", data_root="x")
+    )
+    assert set(chapters.tails(elsewhere)["group"]) == {"defects"}
+
+
 def test_cell_shifts_are_aurocs_of_cells_by_group(banked):
     """Dents are geometry, stains appearance; each against cells of good scans alone."""
     config = banked[0]

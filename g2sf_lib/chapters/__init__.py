@@ -26,6 +26,9 @@ from g2sf_lib.chapters.comparison import (
     shift_report,
     shift_rows,
     standing_report,
+    tail_report,
+    tail_table,
+    tails,
 )
 from g2sf_lib.chapters.data import (
     data_note,
@@ -115,6 +118,9 @@ __all__ = [
     "some_scans",
     "standing_report",
     "stored_detector",
+    "tail_report",
+    "tail_table",
+    "tails",
     "training_report",
     "untouched_network",
     "weight_names",

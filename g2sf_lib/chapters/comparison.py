@@ -133,7 +133,7 @@ def case_maps(
 ) -> tuple[list[Sample], dict[str, list[np.ndarray]]]:
     """Return the scans of some cases and their score maps in units of normal scans.
 
-    For each method and category, 0 is the median scored pixel of the validation scans, which are
+    For each method and category, 0 is the median pixel of the validation scans, which are
     normal, and 1 the highest that any of their pixels has. No test scan has a part in the scale.
 
     Args:
@@ -257,3 +257,68 @@ def shift_report(shifts: pd.DataFrame) -> str:
             "that of normal cells"
         )
     return "\n".join(lines)
+
+
+def tails(
+    comparison: Comparison, methods: Sequence[str] = ("w1", "g2sf", "either")
+) -> pd.DataFrame:
+    """Return how far normal pixels reach, and which defects reach farther.
+
+    Args:
+        comparison: of all categories.
+        methods: those that are looked at, as far as they took part.
+
+    Returns:
+        A row a category, method, seed and group of defects: ``stretch``, the highest pixel of
+        validation scans divided by their median pixel; ``found``, the share of the group's test
+        scans whose highest pixel is above it.
+    """
+    rows = []
+    for category, scores in comparison.scores.items():
+        kinds = np.array(scores.labels)
+        groups = _groups(comparison.config, kinds)
+        for method, seed in scores.maps:
+            if method not in methods:
+                continue
+            low, top = scores.normal[method, seed]
+            highest = scores.maps[method, seed].max(axis=(1, 2))
+            for group, members in groups.items():
+                chosen = np.isin(kinds, members)
+                if not chosen.any():
+                    continue
+                place = {"category": category, "method": method, "seed": seed, "group": group}
+                found = float((highest[chosen] > top).mean())
+                rows.append(place | {"stretch": top / max(low, 1e-12), "found": found})
+    return pd.DataFrame(rows)
+
+
+def tail_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a method: the stretch of normal scores, and the share of defects beyond it.
+
+    Args:
+        rows: of `tails`.
+
+    Returns:
+        As text: "highest / median normal pixel", a geometric mean over categories and seeds; and
+        for each group "above it: <group>", a mean.
+    """
+    stretch = rows.groupby("method", sort=False)["stretch"].agg(lambda x: np.exp(np.log(x).mean()))
+    found = rows.pivot_table(index="method", columns="group", values="found", sort=False)
+    table = found.map("{:.2f}".format).rename(columns="above it: {}".format)
+    table.insert(0, "highest / median normal pixel", stretch.map("{:.2f}".format))
+    return table.rename(index=METHOD_NAMES).rename_axis(columns=None)
+
+
+def tail_report(rows: pd.DataFrame) -> str:
+    """Return, in a sentence, what training does to the highest scores of normal scans."""
+    wide = rows.pivot_table(index="category", columns="method", values="stretch", aggfunc="mean")
+    if not {"w1", "g2sf"} <= set(wide):
+        return "Needs G²SF and its control, w = 1."
+    factor = wide["g2sf"] / wide["w1"]
+    share = rows.pivot_table(index="category", columns="method", values="found", aggfunc="mean")
+    gain = (share["g2sf"] - share["w1"]).mean()
+    return (
+        f"Training moves the highest normal pixel to {factor.min():.1f} ({factor.idxmin()}) up to "
+        f"{factor.max():.1f} times ({factor.idxmax()}) as many median pixels as with w = 1; the "
+        f"share of defects above it changes by {gain:+.2f}, mean over categories and groups."
+    )
