@@ -234,9 +234,9 @@ def paste_report(summary: dict) -> str:
         return "Needs G²SF trained on both kinds of pastes."
     gap = _difference(summary, "either")
     size, error = -gap["difference"], gap["se"]
-    word = ("higher" if size > 0 else "lower") if gap["is_real"] else "not to be told apart"
+    word = ("is higher" if size > 0 else "is lower") if gap["is_real"] else "cannot be told apart"
     lines = [
-        f"- all defects: with one-sided pastes mean I-AUROC is {word} "
+        f"- all defects: with one-sided pastes mean I-AUROC {word} "
         f"({size:+.3f} ± {error:.3f}, {_p_text(gap['p'])})"
     ]
     table = pd.DataFrame(summary["groups"], columns=["group", "method", "i_auroc", "se"])
@@ -247,6 +247,8 @@ def paste_report(summary: dict) -> str:
             f"in both, {of.loc['either', 'i_auroc']:.3f} ± {of.loc['either', 'se']:.3f} with "
             "one-sided ones"
         )
+    if not gap["is_real"]:
+        lines += ["", "So this experiment does not show the pastes' modality to be the cause."]
     return "\n".join(lines)
 
 

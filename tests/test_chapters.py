@@ -647,6 +647,24 @@ def test_the_candidate_verdict_in_all_its_branches(peers, rate, epochs, words):
     assert lines == [words, "- AST: learning rate 0.001, epochs 6, the best of 1 candidates"]
 
 
+def test_ends_of_ranges_are_told_with_what_the_last_step_brought():
+    tried = [(1e-3, 10, 0.6), (1e-3, 20, 0.7), (1e-3, 40, 0.65), (3e-3, 20, 0.58)]
+    rows = pd.DataFrame(
+        {"method": "cfm", "cell_ap": ap,
+         "settings": {"cfm_learning_rate": rate, "cfm_epochs": epochs}, "category": category}
+        for rate, epochs, ap in tried for category in ("foam", "rope")
+    )  # fmt: skip
+    assert chapters.edge_report(rows) == (
+        "- CFM: learning rate 0.001 is the smallest tried (+0.120 over 0.003)"
+    )
+    inside = rows[[s["cfm_learning_rate"] == 1e-3 for s in rows["settings"]]]
+    assert chapters.edge_report(inside) == (
+        "- CFM: no setting of the best candidate is at an end of its range"
+    )
+    rising = inside[[s["cfm_epochs"] < 40 for s in inside["settings"]]]
+    assert chapters.edge_report(rising) == "- CFM: epochs 20 is the largest tried (+0.100 over 10)"
+
+
 def test_candidates_of_one_category_have_no_error(peers):
     config = make_config("smoke", category="foam", cfm_learning_rate=0.001, cfm_epochs=25)
     rows = chapters.candidate_rows(peers[peers["category"] == "foam"], config)

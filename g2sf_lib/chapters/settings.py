@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from g2sf_lib.config import Config, LossConfig
@@ -150,4 +151,33 @@ def candidate_verdict(candidates: pd.DataFrame) -> str:
                 f"- {method}: {own[0]}; the best of {wide.shape[1]} candidates is {best}, by "
                 f"{gap.mean():.3f}{error}"
             )
+    return "\n".join(lines)
+
+
+def edge_report(rows: pd.DataFrame) -> str:
+    """Return, in Markdown, which settings of the best candidates lie at the end of their range.
+
+    Where a setting is at an end, a candidate beyond might be better; how much the last step
+    within the range brought says how much so.
+
+    Args:
+        rows: of `tuning.select_peer_settings`.
+    """
+    lines = []
+    for method, of_method in rows.groupby("method", sort=False):
+        keyed = of_method.assign(key=[tuple(row.items()) for row in of_method["settings"]])
+        means = keyed.groupby("key", sort=False)["cell_ap"].mean()
+        best = dict(means.idxmax())
+        ends = []
+        for name, value in best.items():
+            tried = sorted({dict(key)[name] for key in means.index})
+            if len(tried) < 2 or value not in (tried[0], tried[-1]):
+                continue
+            next_value = tried[1] if value == tried[0] else tried[-2]
+            gain = means.max() - means.get(tuple((best | {name: next_value}).items()), np.nan)
+            end = "smallest" if value == tried[0] else "largest"
+            words = name.removeprefix(f"{method}_").replace("_", " ")
+            ends.append(f"{words} {value:g} is the {end} tried ({gain:+.3f} over {next_value:g})")
+        told = "; ".join(ends) or "no setting of the best candidate is at an end of its range"
+        lines.append(f"- {METHOD_NAMES[method]}: {told}")
     return "\n".join(lines)
