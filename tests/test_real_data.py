@@ -240,5 +240,5 @@ def test_missing_weights_and_stages_are_named(configure, tmp_path, monkeypatch):
         run_features(without, [config.category])
     with pytest.raises(FileNotFoundError, match="expected them from 01_feature_extraction"):
         run_bank(config)
-    with pytest.raises(ValueError, match=r"banks\.json: not there"):
+    with pytest.raises(FileNotFoundError, match=r"banks\.json: not there.*02_memory_bank"):
         load_banks(config)
