@@ -24,7 +24,7 @@ from g2sf_lib.baselines import METHODS as PEERS
 from g2sf_lib.baselines.banks import RULES
 from g2sf_lib.config import MODALITIES, Config, ConfigError, listed, scans_dir, stage_dir
 from g2sf_lib.datasets.preprocess import list_prepared, load_prepared
-from g2sf_lib.detector import G2SF, Prediction, counted_cells, pick_device, to_prediction
+from g2sf_lib.detector import G2SF, counted_cells, pick_device, to_prediction
 from g2sf_lib.experiments import (
     Banks,
     categories_of,
@@ -536,9 +536,3 @@ def run_benchmark(
             tables.append(table)
     table = pd.concat(tables, ignore_index=True)
     return Comparison(config, tuple(categories), methods, seeds, scores, table)
-
-
-def predictions(scores: Scores, method: str, seed: int, silhouette: str) -> list[Prediction]:
-    """Return the predictions of one method, in the order of the scans."""
-    image = scores.image[method, seed, silhouette]
-    return [Prediction(m, float(v)) for m, v in zip(scores.maps[method, seed], image, strict=True)]

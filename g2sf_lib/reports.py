@@ -286,9 +286,10 @@ def by_kind(summary: dict) -> str:
 
 
 def markdown(summary: dict) -> str:
-    """Return the headline table and the verdict in Markdown."""
+    """Return what the numbers are, the headline table and the verdict in Markdown."""
     table = headline_table(summary).reset_index()
-    lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
+    lines = [scope(summary), ""]
+    lines += ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
     lines += ["| " + " | ".join(row) + " |" for row in table.itertuples(index=False)]
     return "\n".join([*lines, "", verdict(summary)])
 

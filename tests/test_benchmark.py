@@ -28,7 +28,6 @@ from g2sf_lib.benchmark import (
     checked_seeds,
     fitted_peer,
     measure,
-    predictions,
     resize_mask,
     run_benchmark,
     run_methods,
@@ -428,14 +427,6 @@ def test_the_variant_is_g2sf_trained_on_the_other_pastes_with_the_same_banks(sco
         np.testing.assert_allclose(kept, expected.score_map, rtol=1e-3, atol=1e-4)
     assert not np.allclose(scores.maps["either", 1], scores.maps["g2sf", 1], rtol=1e-2)
     assert not (stage_dir(other, "bank") / "banks.json").exists()
-
-
-def test_predictions_are_the_scores_of_one_method(scored):
-    _, scores, _ = scored
-    found = predictions(scores, "ast", 1, "exclude")
-    assert [p.image_score for p in found] == scores.image["ast", 1, "exclude"].tolist()
-    maps = scores.maps["ast", 1]
-    assert all(np.array_equal(p.score_map, m) for p, m in zip(found, maps, strict=True))
 
 
 def test_normal_level_is_that_of_the_maps_of_validation_scans(scored):

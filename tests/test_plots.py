@@ -107,7 +107,6 @@ def all_figures(history):
         "axis_shares": (plots.axis_shares({"normal": np.array([0.7, 0.2, 0.1])}), 1),
         "method_dots": (plots.method_dots(results()), 4),
         "defect_dots": (plots.defect_dots(results("defect")), 4),
-        "roc_curves": (plots.roc_curves({"G2SF": curve}), 1),
         "pro_curves": (plots.pro_curves({"every threshold": curve}), 2),
         "scale_curves": (plots.scale_curves(costs(), limit_mb=8000), 2),
         "coreset_quality": (plots.coreset_quality(coresets()), 2),
@@ -663,8 +662,8 @@ def test_eleven_methods_are_told_apart_by_colour_marker_and_line():
     looks = {(line.get_color(), line.get_linestyle()) for line in order.lines}
     assert len(looks) == len({line.get_marker() for line in order.lines}) == 11
     curve = np.linspace(0, 1, 20)
-    roc = panels(plots.roc_curves({name: (curve, curve) for name in "abcdefghijk"}))[0]
-    assert len(roc.get_legend().get_texts()) == 11
+    pro = panels(plots.pro_curves({name: (curve, curve) for name in "abcdefghijk"}))[0]
+    assert len(pro.get_legend().get_texts()) == 11
 
 
 def test_protocols_need_every_method_at_the_lowest_limit():

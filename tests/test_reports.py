@@ -293,7 +293,8 @@ def test_the_scope_is_a_sentence():
 
 
 def test_markdown_is_a_table_and_the_verdict():
-    lines = reports.markdown(made()).splitlines()
+    scope, empty, *lines = reports.markdown(made()).splitlines()
+    assert scope == reports.scope(made()) and empty == ""
     assert lines[0] == "| method | I-AUROC | over seeds | P-AUROC | AUPRO@30 % | AUPRO@1 % |"
     assert lines[1] == "|---|---|---|---|---|---|"
     assert lines[2] == "| G²SF | 0.900 ± 0.020 | 0.030 | 0.950 | 0.900 | 0.610 |"
@@ -305,7 +306,7 @@ def test_fill_readme_changes_only_what_is_between_its_marks():
     begin, end = reports.BEGIN, reports.END
     text = f"# Title\n\nbefore\n\n{begin}\nold | table\n{end}\n\nafter\n"
     filled = reports.fill_readme(text, made())
-    assert filled.startswith(f"# Title\n\nbefore\n\n{begin}\n| method |")
+    assert filled.startswith(f"# Title\n\nbefore\n\n{begin}\nProfile smoke")
     assert filled.endswith(f"\n{end}\n\nafter\n") and "old" not in filled
     assert reports.fill_readme(filled, made()) == filled
     other = made(gaps={"max": (-0.1, 0.01, 0.0)})

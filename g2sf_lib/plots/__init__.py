@@ -33,7 +33,6 @@ from g2sf_lib.plots.results import (
     defect_dots,
     method_dots,
     pro_curves,
-    roc_curves,
 )
 from g2sf_lib.plots.scans import defect_gallery, height_mm, scan_gallery, sensor_noise
 from g2sf_lib.plots.style import COLOUR_MAP, LOSS_NAMES, METRIC_NAMES, MM, MODALITY_NAMES
@@ -68,7 +67,6 @@ __all__ = [
     "pro_curves",
     "protocol_differences",
     "quantity_maps",
-    "roc_curves",
     "scale_curve",
     "scale_curves",
     "scale_factors",

@@ -86,23 +86,6 @@ def _dots(figure: str, results: pd.DataFrame, panel: str, value: str, error: str
 
 
 @styled
-def roc_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    """Return ROC curves of methods.
-
-    Args:
-        curves: method -> (false positive rate, true positive rate).
-    """
-    fig, ax = one_panel("false positive rate", "true positive rate", size=(4.2, 3.6))
-    styles = line_styles(len(curves))
-    for (name, (fpr, tpr)), (colour, line) in zip(curves.items(), styles, strict=True):
-        ax.plot(fpr, tpr, color=colour, linestyle=line, label=name)
-    ax.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1)
-    ax.set_aspect("equal")
-    ax.legend(loc="lower right")
-    return fig
-
-
-@styled
 def pro_curves(
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]], limits: Sequence[float] = (0.3, 0.01)
 ) -> Figure:
