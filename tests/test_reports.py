@@ -306,7 +306,7 @@ def test_fill_readme_changes_only_what_is_between_its_marks():
     begin, end = reports.BEGIN, reports.END
     text = f"# Title\n\nbefore\n\n{begin}\nold | table\n{end}\n\nafter\n"
     filled = reports.fill_readme(text, made())
-    assert filled.startswith(f"# Title\n\nbefore\n\n{begin}\nProfile smoke")
+    assert filled.startswith(f"# Title\n\nbefore\n\n{begin}\n{reports.scope(made())}\n")
     assert filled.endswith(f"\n{end}\n\nafter\n") and "old" not in filled
     assert reports.fill_readme(filled, made()) == filled
     other = made(gaps={"max": (-0.1, 0.01, 0.0)})
