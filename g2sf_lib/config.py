@@ -306,9 +306,7 @@ class ASTConfig:
     ast_flow_channels: int = setting(32, "half of the published 64: 168 inputs, not 368", low=1)
     ast_student_channels: int = setting(32, "1024 as published is for a GPU", low=1)
     ast_student_blocks: int = setting(2, "half of the published 4", low=0)
-    ast_depth_px: int = setting(
-        4, "samples along a cell's side; half of the published 8", low=1
-    )
+    ast_depth_px: int = setting(4, "samples along a cell's side; half of the published 8", low=1)
     ast_epochs: int = setting(6, "of the teacher, then of the student", low=1)
     ast_batch_size: int = setting(4, "scans; 15 steps an epoch", low=1)
     ast_learning_rate: float = setting(3e-4, "chosen on validation scans", low=0)
