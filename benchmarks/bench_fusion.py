@@ -1,4 +1,4 @@
-"""LSPN from the bank, beside LSPN on gathered prototypes and directions (N, K, D).
+"""LSPN from the bank, beside LSPN on gathered prototypes and directions (N, K, D); its dropout.
 
 ``pytest benchmarks/bench_fusion.py --benchmark-only``. Both are timed in one run on the same
 cells and must return the same w; no time is asserted. The sizes are those of a scan in the demo
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from g2sf_lib.config import MODALITIES
-from g2sf_lib.fusion import LSPN, encode
+from g2sf_lib.fusion import LSPN, ByteDropout, encode
 from g2sf_lib.memory import MemoryBank
 
 SIZES = {
@@ -70,3 +70,20 @@ def test_training_step(benchmark, how):
     plain(lspn, *rest).square().mean().backward()
     for one, parameter in zip(found, lspn.parameters(), strict=True):
         torch.testing.assert_close(one, parameter.grad, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["ours", "torch"])
+def test_dropout(benchmark, how):
+    """Forward and backward on a batch of the demo's first layer: `ByteDropout`, `nn.Dropout`."""
+    layer = (ByteDropout if how == "ours" else torch.nn.Dropout)(0.5)
+    benchmark.group = "dropout of (1024, 11, 64)"
+    x = torch.ones(1024, 11, 64, requires_grad=True)
+
+    def run():
+        y = layer(x)
+        y.sum().backward()
+        return y.detach()
+
+    y = benchmark.pedantic(run, rounds=20, warmup_rounds=2)
+    assert set(y.unique().tolist()) == {0.0, 2.0}
+    assert (y == 0).float().mean().item() == pytest.approx(0.5, abs=0.01)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -277,9 +277,20 @@ class G2SF:
         return self.fit_cells(cells, checkpoint, progress)
 
     def fit_cells(
-        self, cells: Cells, checkpoint: Path | None = None, progress: bool = False
+        self,
+        cells: Cells,
+        checkpoint: Path | None = None,
+        progress: bool = False,
+        after_epoch: Callable[[int, Metric], None] | None = None,
     ) -> G2SF:
-        """Train LSPN and sigma on labelled cells whose neighbours are at hand."""
+        """Train LSPN and sigma on labelled cells whose neighbours are at hand.
+
+        Args:
+            cells: labelled, with their neighbourhoods.
+            checkpoint: where an interrupted training goes on from.
+            progress: whether a progress bar is shown.
+            after_epoch: see `train_metric`.
+        """
         config = self.config
         self.metric, self.history = train_metric(
             cells.to(self.device),
@@ -290,6 +301,7 @@ class G2SF:
             config.seed,
             checkpoint,
             progress,
+            after_epoch,
         )
         return self
 
@@ -385,6 +397,8 @@ class G2SF:
             sigma.to(where),
             tensors["s_mean"].to(where),
             known["direction_form"],
+            model.prototype_input,
+            model.direction_input,
         )
         detector.banks = banks_from(tensors)
         detector.standardiser = Standardiser(**known["standardiser"])

@@ -321,7 +321,8 @@ class MemoryBank:
         prototypes: (B, D) float32.
         rows: (B,) which training rows they are.
         radius: (B,) distance of the farthest training row after each choice, in the space
-            the choice was made in; empty for a random bank.
+            the choice was made in; empty where nothing was chosen by distance: in a random bank,
+            and in one of all rows.
     """
 
     prototypes: Tensor
@@ -366,6 +367,8 @@ class MemoryBank:
                 "expected (N, D) with N >= 1 and finite values"
             )
         num = min(max(1, round(fraction * len(features))), len(stored))
+        if num == len(stored):  # nothing to choose
+            return cls(stored[:], torch.arange(num))
         if coreset == "random":
             generator = torch.Generator().manual_seed(seed)
             rows = torch.randperm(len(stored), generator=generator)[:num]

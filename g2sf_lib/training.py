@@ -7,7 +7,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from g2sf_lib.storage import StoredFileError
 TERMS = ("sep", "mar", "cns", "sc", "cma")
 JITTER = 0.1  # of the mean distance, facts.md, section 5
 _CELLS_AT_ONCE = 8192  # without gradients: bounds the (cells, 2k + 1, hidden) of LSPN
+NUM_RANDOM = 1024  # directions that the ablation "random" draws from, a modality
 COLLAPSED = 0.01  # a standard deviation of w below this says nothing about direction
 
 
@@ -92,12 +93,52 @@ class Metric:
         sigma: the global scale of Eq. 3.
         s_mean: (M,) mean distance of normal training cells to their nearest prototype.
         direction_form: "paper" or "official", which directions `lspn` was trained on.
+        prototype_input, direction_input: what `lspn` sees of them, as in `ModelConfig`.
     """
 
     lspn: LSPN
     sigma: GlobalScale
     s_mean: Tensor
     direction_form: str = "paper"
+    prototype_input: str = "given"
+    direction_input: str = "given"
+
+    def project(
+        self,
+        feat: dict[str, Tensor | Rows],
+        bank: dict,
+        index: dict[str, Tensor],
+        s: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return `LSPN.project` of what the network is allowed to see.
+
+        Args:
+            feat: as there.
+            bank: as there.
+            index: as there.
+            s: as there.
+            generator: draws random directions, where they take the place of the true ones; None:
+                the same ones on every call.
+        """
+        proto, direction = self.lspn.project(feat, bank, index, s, self.direction_form)
+        if self.prototype_input == "zeros":
+            proto = {mod: torch.zeros_like(part) for mod, part in proto.items()}
+        if self.direction_input == "zeros":
+            direction = {mod: torch.zeros_like(part) for mod, part in direction.items()}
+        elif self.direction_input == "random":
+            draw = generator or torch.Generator().manual_seed(0)
+            direction = {mod: self._random(part, mod, draw) for mod, part in direction.items()}
+        return proto, direction
+
+    def _random(self, part: Tensor, mod: str, generator: torch.Generator) -> Tensor:
+        """Return (N, K, hidden), what random unit directions add to the first layer."""
+        start = 0 if mod == MODALITIES[0] else self.lspn.dims[MODALITIES[0]]
+        weight = self.lspn.direction_in.weight[:, start : start + self.lspn.dims[mod]]
+        drawn = torch.randn(NUM_RANDOM, self.lspn.dims[mod], generator=generator).to(weight)
+        unit = drawn / torch.linalg.vector_norm(drawn, dim=-1, keepdim=True)
+        which = torch.randint(NUM_RANDOM, part.shape[:2], generator=generator).to(part.device)
+        return torch.nn.functional.embedding(which, unit @ weight.T)
 
     @torch.no_grad()
     def scale_factors(
@@ -107,12 +148,13 @@ class Metric:
         self.lspn.eval()
         device = self.s_mean.device
         parts = [
-            self.lspn.from_bank(
-                {mod: feat[mod][rows].to(device) for mod in MODALITIES},
-                bank,
-                {mod: index[mod][rows].to(device) for mod in MODALITIES},
-                s[rows].to(device),
-                self.direction_form,
+            self.lspn.scale(
+                *self.project(
+                    {mod: feat[mod][rows].to(device) for mod in MODALITIES},
+                    bank,
+                    {mod: index[mod][rows].to(device) for mod in MODALITIES},
+                    s[rows].to(device),
+                )
             )
             for rows in torch.arange(len(s)).split(_CELLS_AT_ONCE)
         ]
@@ -176,7 +218,7 @@ def _scale_factors(
     metric: Metric, cells: Cells, bank: dict, loss: LossConfig, generator
 ) -> tuple[Tensor, Tensor]:
     """Return w (N, 2k + 1, M) of the cells, and w (N, M) of mismatched pairs (Eq. 8)."""
-    parts = metric.lspn.project(cells.feat, bank, cells.index, cells.s, metric.direction_form)
+    parts = metric.project(cells.feat, bank, cells.index, cells.s, generator)
     nearest = [{mod: part[mod][:, :1].clone() for mod in MODALITIES} for part in parts]
     hidden = metric.lspn.hidden(*parts)
     del parts  # 740 MB at the paper's size, four times as much as is still needed
@@ -236,6 +278,7 @@ def train_metric(
     seed: int,
     checkpoint: Path | None = None,
     progress: bool = True,
+    after_epoch: Callable[[int, Metric], None] | None = None,
 ) -> tuple[Metric, list[dict[str, float]]]:
     """Train LSPN and sigma; return the best epoch's and one row of history an epoch.
 
@@ -255,6 +298,9 @@ def train_metric(
         checkpoint: a file written after every epoch and read at the start when it is
             there; None: nothing is written.
         progress: whether a progress bar is shown.
+        after_epoch: called with 0 and the untrained metric, then with the number of each epoch
+            and the metric as it is at its end, in evaluation mode; not for epochs that
+            `checkpoint` already has. It must not change the metric.
 
     Returns:
         metric: in evaluation mode, on the device of the cells.
@@ -282,7 +328,9 @@ def train_metric(
         )
     device = cells.s.device
     split = torch.Generator().manual_seed(seed)
-    is_heldout = heldout_images(cells.image, training.heldout_fraction, split)
+    # Held out by cell, each cell counts as an image of its own.
+    unit = torch.arange(len(cells)) if training.heldout_by == "cell" else cells.image
+    is_heldout = heldout_images(unit, training.heldout_fraction, split).to(device)
     heldout = _balanced(cells.is_anomalous, is_heldout, split)
     # Numbers of the cells trained on, normal and anomalous; only a batch is ever read.
     fit = [
@@ -296,7 +344,9 @@ def train_metric(
         dims = {mod: cells.feat[mod].shape[1] for mod in MODALITIES}
         lspn = LSPN(dims, model.hidden, model.embed, model.dropout).to(device)
     direction_form = loss.direction_form or loss.form
-    metric = Metric(lspn, GlobalScale().to(device), s_mean, direction_form)
+    blind = (model.prototype_input, model.direction_input)
+    metric = Metric(lspn, GlobalScale().to(device), s_mean, direction_form, *blind)
+    metric.sigma.requires_grad_(model.sigma_rule == "learned")
     optimiser = torch.optim.Adam(
         [
             {"params": lspn.parameters(), "lr": training.learning_rate},
@@ -309,6 +359,8 @@ def train_metric(
         state.history.append(
             _observe(metric, cells, heldout, bank, m0, model.k, loss, seed) | {"epoch": 0}
         )
+        if after_epoch is not None:
+            after_epoch(0, metric)
     weights = dict(zip(TERMS, (1.0, loss.alpha, loss.beta, loss.gamma, loss.mu), strict=True))
     num_fit = len(fit[0]) + len(fit[1])
     batch_size = min(training.batch_size, max(int(training.max_batch_share * num_fit), 2))
@@ -336,6 +388,8 @@ def train_metric(
                 for name in TERMS:
                     totals[name] += float(terms[name].detach()) / num_steps
         row = totals | _observe(metric, cells, heldout, bank, m0, model.k, loss, seed)
+        if after_epoch is not None:
+            after_epoch(epoch, metric)
         state.end_epoch(row | {"epoch": epoch}, checkpoint)
         bar.update()
         bar.set_postfix(heldout=f"{row['heldout']:.4f}")
@@ -454,6 +508,24 @@ def _fingerprint(cells: Cells, *settings) -> str:
     return json.dumps([known, sums], sort_keys=True)
 
 
+def parameters_of(metric: Metric) -> dict[str, Tensor]:
+    """Return every trained parameter of LSPN and sigma by a name of its own."""
+    modules = {"lspn": metric.lspn, "sigma": metric.sigma}
+    return {
+        f"{prefix}.{name}": value.detach()
+        for prefix, module in modules.items()
+        for name, value in module.named_parameters()
+    }
+
+
+@torch.no_grad()
+def load_parameters(metric: Metric, values: dict[str, Tensor]) -> None:
+    """Put parameters back that `parameters_of` has named; the metric is in evaluation mode then."""
+    for name, parameter in parameters_of(metric).items():
+        parameter.copy_(values[name])
+    metric.lspn.eval()
+
+
 class _State:
     """What an interrupted run needs to go on: parameters, Adam, best epoch, history."""
 
@@ -466,14 +538,6 @@ class _State:
     def epoch(self) -> int:
         return len(self.history) - 1
 
-    def parameters(self) -> dict[str, Tensor]:
-        modules = {"lspn": self.metric.lspn, "sigma": self.metric.sigma}
-        return {
-            f"{prefix}.{name}": value
-            for prefix, module in modules.items()
-            for name, value in module.named_parameters()
-        }
-
     def end_epoch(self, row: dict[str, float], checkpoint: Path | None) -> None:
         self.history.append(row)
         if not math.isfinite(row["heldout"]):
@@ -482,18 +546,15 @@ class _State:
                 "expected a finite number: lower learning_rate, or look at the features"
             )
         if row["heldout"] < min((past["heldout"] for past in self.history[1:-1]), default=math.inf):
-            self.best = {name: p.detach().clone() for name, p in self.parameters().items()}
+            self.best = {name: p.detach().clone() for name, p in parameters_of(self.metric).items()}
         if checkpoint is not None:
             self.write(checkpoint)
 
-    @torch.no_grad()
     def load_best(self) -> None:
-        for name, parameter in self.parameters().items():
-            parameter.copy_(self.best[name])
-        self.metric.lspn.eval()
+        load_parameters(self.metric, self.best)
 
     def write(self, path: Path) -> None:
-        tensors = {f"now.{name}": p.detach() for name, p in self.parameters().items()}
+        tensors = {f"now.{name}": p.detach() for name, p in parameters_of(self.metric).items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         for number, slots in self.optimiser.state_dict()["state"].items():
             tensors |= {f"adam.{number}.{slot}": value for slot, value in slots.items()}
@@ -522,7 +583,7 @@ class _State:
             return False
         self.history = header["history"]
         device = self.metric.s_mean.device
-        for name, parameter in self.parameters().items():
+        for name, parameter in parameters_of(self.metric).items():
             parameter.copy_(tensors[f"now.{name}"])
         self.best = {
             name.removeprefix("best."): value.to(device) for name, value in _under(tensors, "best.")
