@@ -362,6 +362,7 @@ def measure(
     truth: tuple[list[str], list[str], np.ndarray],
     maps: np.ndarray,
     image: dict[str, np.ndarray],
+    num_resamples: int = NUM_RESAMPLES,
 ) -> tuple[list[dict], dict[str, np.ndarray]]:
     """Return every metric of one method on the test scans of one category.
 
@@ -370,9 +371,10 @@ def measure(
         truth: names, labels and masks of the N scans.
         maps: (N, map_size, map_size) by the configured silhouette rule.
         image: silhouette rule -> (N,) image scores.
+        num_resamples: of the images; 0: no errors over images are estimated.
 
     Returns:
-        A row a silhouette rule: ``i_auroc``, ``i_auroc_se`` (bootstrap over images),
+        A row a silhouette rule: ``i_auroc``, ``i_auroc_se`` (bootstrap over images, if any),
         ``i_auroc_<defect>``; pixel metrics (``p_auroc``, ``aupro_30`` ..., ``aupro_30_published``
         ...) only for the configured one, whose resampled metrics come second.
     """
@@ -380,21 +382,25 @@ def measure(
     labels = np.array([label != "good" for label in names])
     rows, resampled = [], {}
     for silhouette, scores in image.items():
-        draw = np.random.default_rng([0, len(labels)])
-        areas = evaluation.bootstrap_auroc(scores, labels, NUM_RESAMPLES, draw)
         row = {"silhouette": silhouette, "i_auroc": evaluation.image_auroc(scores, labels)}
-        row["i_auroc_se"] = float(areas.std())
+        if num_resamples:
+            draw = np.random.default_rng([0, len(labels)])
+            areas = evaluation.bootstrap_auroc(scores, labels, num_resamples, draw)
+            row["i_auroc_se"] = float(areas.std())
         for kind in sorted(set(names) - {"good"}):
             chosen = np.isin(names, ["good", kind])
             row[f"i_auroc_{kind}"] = evaluation.image_auroc(scores[chosen], labels[chosen])
         if silhouette == config.scoring.silhouette:
-            resampled["i_auroc"] = areas
             row["p_auroc"] = evaluation.pixel_auroc(maps, masks)
             for suffix, num in (("", None), ("_published", 100)):
                 exact = evaluation.aupro(maps, masks, num_thresholds=num)
                 row |= {f"aupro_{round(100 * at)}{suffix}": area for at, area in exact.items()}
+            if not num_resamples:
+                rows.append(row)
+                continue
             draw = np.random.default_rng([0, len(labels)])
-            both = evaluation.bootstrap_aupro(maps, masks, (0.3, 0.01), NUM_RESAMPLES, draw)
+            both = evaluation.bootstrap_aupro(maps, masks, (0.3, 0.01), num_resamples, draw)
+            resampled["i_auroc"] = areas
             resampled |= {f"aupro_{round(100 * at)}": areas for at, areas in both.items()}
         rows.append(row)
     return rows, resampled

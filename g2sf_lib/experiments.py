@@ -6,6 +6,7 @@ was interrupted, and leaves a JSON record of how its result came about.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.metadata
 import platform
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -61,7 +63,7 @@ from g2sf_lib.storage import (
     write_tensors,
 )
 from g2sf_lib.synthesis import synthesise_set
-from g2sf_lib.training import Cells
+from g2sf_lib.training import Cells, Metric, load_parameters, parameters_of
 
 PACKAGES = ("torch", "timm", "open3d", "faiss-cpu", "FrEIA", "scikit-learn", "numpy", "scipy")
 PASTED_ON = {"synthetic": "train", "synthetic_validation": "validation"}
@@ -330,27 +332,55 @@ def run_bank(config: Config) -> Banks:
 
     The neighbours of all synthetic cells are looked up here as well, once for all trainings.
     """
-    path = stage_dir(config, "bank") / "banks.json"
     with recorded(config, "bank") as result:
+        banks = built_banks(config, with_concat=True, progress=True)
+        result |= {name: len(bank.prototypes) for name, bank in banks.banks.items()}
+        result["synthetic_cells"] = len(synthetic_cells(config, banks, progress=True))
+    return banks
+
+
+def built_banks(config: Config, with_concat: bool = False, progress: bool = False) -> Banks:
+    """Return the banks of a category, built where they are not there yet.
+
+    Two processes that want the same banks at once build them once: the second one waits.
+
+    Args:
+        config: of the run, or of one of its variants.
+        with_concat: whether the bank of concatenated features is wanted too.
+        progress: whether progress bars are shown.
+    """
+    folder = stage_dir(config, "bank")
+    path, concat_path = folder / "banks.json", folder / "concat.json"
+    with _alone_in(folder):
         if not path.exists():
             detector = G2SF(config)
-            train = load_features(config, "train")[0]
-            detector.fit_bank(train, progress=True)
-            standard = detector.standardiser(foreground_features(train))
-            concat = fit_concat_bank(standard, config.bank, True, detector.device)
+            detector.fit_bank(load_features(config, "train")[0], progress)
             normal = foreground_features(load_features(config, "validation")[0])
             normal = detector.standardiser(normal)
             calibration = Calibration.fit(
                 query_banks(detector.banks, normal, 1, detector.device)[1][:, 0]
             )
-            tensors = bank_tensors(detector.banks | {"concat": concat})
+            tensors = bank_tensors(detector.banks)
             tensors |= {"calibration.mean": calibration.mean, "calibration.std": calibration.std}
             described = {"standardiser": dataclasses.asdict(detector.standardiser)}
             write_described(path, described, tensors)
-        banks = load_banks(config)
-        result |= {name: len(bank.prototypes) for name, bank in banks.banks.items()}
-        result["synthetic_cells"] = len(synthetic_cells(config, banks, progress=True))
-    return banks
+        if with_concat and not concat_path.exists():
+            train = foreground_features(load_features(config, "train")[0])
+            standard = load_banks(config).standardiser(train)
+            concat = fit_concat_bank(standard, config.bank, progress, pick_device(config.device))
+            write_described(concat_path, {}, bank_tensors({"concat": concat}))
+    return load_banks(config)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process computes what belongs into a folder, and keep others out.
+
+    The lock is the operating system's: it ends with the process, however that ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        yield
 
 
 def synthetic_cells(config: Config, banks: Banks | None = None, progress: bool = False) -> Cells:
@@ -409,16 +439,20 @@ def load_banks(config: Config) -> Banks:
             f"(profile {config.profile}, category {config.category})"
         )
     content, tensors = read_described(path)
+    banks = banks_from(tensors)
+    concat_path = path.with_name("concat.json")
+    if concat_path.exists():
+        banks |= banks_from(read_described(concat_path)[1])
     return Banks(
         Standardiser(**content["standardiser"]),
-        banks_from(tensors),
+        banks,
         Calibration(tensors["calibration.mean"], tensors["calibration.std"]),
     )
 
 
-def untrained(config: Config) -> G2SF:
-    """Return an untrained detector with the stored banks."""
-    stored = load_banks(config)
+def untrained(config: Config, banks: Banks | None = None) -> G2SF:
+    """Return an untrained detector with the stored banks, which are read where not given."""
+    stored = load_banks(config) if banks is None else banks
     detector = G2SF(config)
     detector.standardiser = stored.standardiser
     detector.banks = {mod: stored.banks[mod] for mod in MODALITIES}
@@ -427,17 +461,74 @@ def untrained(config: Config) -> G2SF:
 
 def run_lspn(config: Config) -> G2SF:
     """Train LSPN and sigma on the synthetic anomalies, or return the stored detector."""
-    folder = stage_dir(config, "lspn")
+    load_banks(config)  # says which notebook has not run
     with recorded(config, "lspn") as result:
-        if not (folder / "detector.json").exists():
-            detector = untrained(config)
-            cells = synthetic_cells(config, progress=True)
-            detector.fit_cells(cells, folder / "checkpoint.safetensors", progress=True)
-            detector.save(folder)
-        detector = G2SF.load(folder, config.device)
-        result["detector"] = str(folder)
+        detector = fitted(config, progress=True)
+        result["detector"] = str(stage_dir(config, "lspn"))
         result["best_epoch"] = best_epoch(detector)
     return detector
+
+
+def fitted(config: Config, progress: bool = False) -> G2SF:
+    """Return the detector of a config, trained (and its banks built) where it is not there yet.
+
+    Whoever asks for the same settings gets the same stored training: chapter 03, an ablation in
+    which nothing is changed, a candidate of the loss weights. Of some epochs (`kept_epochs`) the
+    parameters are kept as they were at their end.
+
+    Args:
+        config: of the run, or of one of its variants; features have to be there.
+        progress: whether progress bars are shown. An interrupted training goes on.
+    """
+    folder = stage_dir(config, "lspn")
+    if not (folder / "detector.json").exists():
+        with _alone_in(folder):
+            if not (folder / "detector.json").exists():
+                _train(config, folder, progress)
+    return G2SF.load(folder, config.device)
+
+
+def _train(config: Config, folder: Path, progress: bool) -> None:
+    """Train and store the detector of a config."""
+    banks = built_banks(config, progress=progress)
+    detector = untrained(config, banks)
+    kept = kept_epochs(config.training.epochs)
+
+    def keep(epoch: int, metric: Metric) -> None:
+        if epoch in kept:
+            write_tensors(epoch_file(config, epoch), parameters_of(metric))
+
+    cells = synthetic_cells(config, banks, progress)
+    detector.fit_cells(cells, folder / "checkpoint.safetensors", progress, keep)
+    detector.save(folder)
+
+
+def kept_epochs(num: int) -> tuple[int, ...]:
+    """Return the epochs, 0 and `num` among them, whose parameters are kept: ever farther apart."""
+    steps = {round(1.35**power) for power in range(64)}
+    return tuple(sorted({0, num} | {epoch for epoch in steps if epoch < num}))
+
+
+def epoch_file(config: Config, epoch: int) -> Path:
+    """Return where the parameters of LSPN and sigma at the end of an epoch are kept."""
+    return stage_dir(config, "lspn") / f"epoch-{epoch:04d}.safetensors"
+
+
+def at_epoch(config: Config, detector: G2SF, epoch: int) -> G2SF:
+    """Return a trained detector as it was at the end of an epoch; 0: before training.
+
+    Args:
+        config: what `detector` was trained with.
+        detector: of `fitted`; it is left as it is.
+        epoch: one of `kept_epochs`.
+
+    Raises:
+        StoredFileError: the file is missing or damaged.
+    """
+    then = copy.copy(detector)
+    then.metric = copy.deepcopy(detector.metric)
+    load_parameters(then.metric, read_tensors(epoch_file(config, epoch)))
+    return then
 
 
 def best_epoch(detector: G2SF) -> int:

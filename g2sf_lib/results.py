@@ -263,14 +263,14 @@ def summarise(comparison: Comparison, rates: pd.DataFrame | None = None) -> dict
         "seeds": list(comparison.seeds),
         "silhouette": config.scoring.silhouette,
         "packages": package_versions(),
-        "methods": _rounded(_method_rows(comparison, ours, per_category)),
-        "per_category": _rounded(_category_rows(comparison, ours)),
-        "defects": _rounded(_defect_rows(comparison, per_category)),
-        "groups": _rounded(_group_rows(comparison)),
-        "differences": _rounded(differences),
-        "pairs": _rounded(pairs),
-        "silhouettes": _rounded(both.reset_index().to_dict("records")),
-        "frame_rates": [] if rates is None else _rounded(rates.to_dict("records")),
+        "methods": rounded(_method_rows(comparison, ours, per_category)),
+        "per_category": rounded(_category_rows(comparison, ours)),
+        "defects": rounded(_defect_rows(comparison, per_category)),
+        "groups": rounded(_group_rows(comparison)),
+        "differences": rounded(differences),
+        "pairs": rounded(pairs),
+        "silhouettes": rounded(both.reset_index().to_dict("records")),
+        "frame_rates": [] if rates is None else rounded(rates.to_dict("records")),
         "machine": None if rates is None else machine(config.device),
     }
 
@@ -281,7 +281,7 @@ def _mean_over_seeds(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return table.groupby(by, sort=False)[metrics].mean(numeric_only=True)
 
 
-def _rounded(rows: list[dict]) -> list[dict]:
+def rounded(rows: list[dict]) -> list[dict]:
     """Return rows with four digits; what is no number becomes None, which JSON can hold."""
     return [
         {

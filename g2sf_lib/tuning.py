@@ -20,11 +20,10 @@ from g2sf_lib.config import MODALITIES, Config, make_config, stage_dir
 from g2sf_lib.detector import G2SF, counted_cells, flat_settings
 from g2sf_lib.experiments import (
     best_epoch,
+    fitted,
     load_features,
     recorded,
-    synthetic_cells,
     synthetic_scans,
-    untrained,
 )
 from g2sf_lib.features import foreground_features
 
@@ -54,7 +53,7 @@ def select_loss_weights(config: Config, categories: Sequence[str]) -> pd.DataFra
     """Train with every candidate of loss weights; judge it on synthetic validation scans.
 
     No test scan and no real defect takes part. The candidates differ in nothing but the
-    weights of Eq. 10.
+    weights of Eq. 10; their trainings are kept, and shared with chapters 03 and 07.
 
     Returns:
         One row a category and candidate: ``alpha`` ... ``mu``, ``cell_ap`` and
@@ -67,9 +66,7 @@ def select_loss_weights(config: Config, categories: Sequence[str]) -> pd.DataFra
         for category, weights in tqdm(pairs, desc="loss weights"):
             settings = flat_settings(config) | weights | {"category": category}
             trial = make_config(**settings)
-            detector = untrained(trial)
-            detector.fit_cells(synthetic_cells(trial))
-            rows.append({"category": category} | weights | _judge(detector, trial))
+            rows.append({"category": category} | weights | _judge(fitted(trial), trial))
         result["rows"] = rows
     return pd.DataFrame(rows)
 

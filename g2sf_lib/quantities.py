@@ -1,0 +1,237 @@
+"""What G2SF computes of a cell, each part taken as a score of its own, measured once and kept.
+
+Table 3 asks it of distances and scale factors, Table 5 of other aggregations, Table 4 and the
+analyses of the fused score of detectors that were trained in another way. A file a quantity lies
+in a folder named by the hash of all that it depends on, so an ablation finds what another one, or
+an earlier run, has computed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from g2sf_lib.benchmark import Split, measure
+from g2sf_lib.config import MODALITIES, Config, ConfigError, stage_dir
+from g2sf_lib.detector import G2SF, query_banks, to_prediction
+from g2sf_lib.experiments import at_epoch, best_epoch, fitted, kept_epochs
+from g2sf_lib.fusion import aggregate
+from g2sf_lib.storage import StoredFileError, write_json
+
+PARTS = ("s_pcd", "s_rgb", "w_pcd", "w_rgb", "fused")  # of Table 3
+RULES = ("nearest", "max", "mean", "min")  # of Table 5
+
+
+class TestCells(Split):
+    """The test scans of a category, as many detectors look at them, one after the other.
+
+    What two detectors share is read or computed once: features, truth, and, while the bank is the
+    same, standardised features and their neighbours.
+
+    Args:
+        config: of the run; its category is the one of all detectors.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__(config, "test")
+        self._known: tuple[str, int, tuple] | None = None
+
+    def seen_by(self, detector: G2SF) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """Return standardised features, and 2k + 1 neighbours as `query_banks` gives them."""
+        num = 2 * detector.config.model.k + 1
+        key = detector.config.stage_hash("bank")
+        if self._known is None or self._known[:2] != (key, num):
+            feat = detector.standardiser(self.feat)
+            feat = {mod: feat[mod][:].to(detector.device) for mod in MODALITIES}
+            found = query_banks(detector.banks, feat, num, detector.device)
+            self._known = (key, num, (feat, *found))
+        return self._known[2]
+
+
+@dataclass(frozen=True)
+class Neighbourhoods:
+    """What a detector computes of n cells in their 2k + 1 nearest neighbourhoods.
+
+    Attributes:
+        s: (n, 2k + 1, M) distances divided by the normal mean.
+        w: (n, 2k + 1, M) scale factors.
+        ell: (n, 2k + 1) metrics.
+    """
+
+    s: Tensor
+    w: Tensor
+    ell: Tensor
+
+
+def neighbourhoods(detector: G2SF, test: TestCells) -> Neighbourhoods:
+    """Return what a detector computes of the foreground cells of the test scans, on the CPU."""
+    feat, index, s = test.seen_by(detector)
+    s = s.to(detector.device)
+    w = detector.metric.scale_factors(feat, detector.prototypes(), index, s)
+    with torch.no_grad():
+        ell = detector.metric.ell(w, s)
+    return Neighbourhoods((s / detector.metric.s_mean).cpu(), w.cpu(), ell.cpu())
+
+
+def checked_quantity(name: str, config: Config) -> str:
+    """Return a quantity by its one name: what is the same has the same.
+
+    Args:
+        name: one of `PARTS` or `RULES`, or "min_J", the least metric over j = 0 ... J.
+        config: its k, since J goes up to 2k; and its `aggregate`, which "fused" stands for.
+
+    Returns:
+        A part of Table 3, "max", "mean" or "min_J"; "nearest" is "min_0", and "min" is "min_k".
+
+    Raises:
+        ConfigError: for any other name.
+    """
+    k = config.model.k
+    one_name = config.scoring.aggregate if name == "fused" else name
+    one_name = {"nearest": "min_0", "min": f"min_{k}"}.get(one_name, one_name)
+    upto = re.fullmatch(r"min_(\d+)", one_name)
+    known = one_name in (*PARTS, *RULES) if upto is None else int(upto[1]) <= 2 * k
+    if not known:
+        allowed = ", ".join((*PARTS, *RULES))
+        raise ConfigError(f"quantity is {name!r}; expected one of {allowed}, min_0 to min_{2 * k}")
+    return one_name
+
+
+def cell_quantity(name: str, found: Neighbourhoods, config: Config) -> Tensor:
+    """Return (n,) a quantity of each cell.
+
+    Args:
+        name: as in `checked_quantity`. Distances and scale factors are those of the nearest
+            neighbourhood, j = 0; "max" and "mean" go over j = 0 ... k, as "min" does.
+        found: of `neighbourhoods`.
+        config: k, and what "fused" means.
+
+    Source: Tables 3 and 5.
+    """
+    name = checked_quantity(name, config)
+    if name in ("max", "mean"):
+        return aggregate(found.ell[:, : config.model.k + 1], name)
+    kind, which = name.split("_")
+    if kind == "min":
+        return aggregate(found.ell[:, : int(which) + 1], "min")
+    return getattr(found, kind)[:, 0, MODALITIES.index(which)]
+
+
+def cell_maps(cells: Tensor, split: Split, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Return score maps (N, map_size, map_size) and image scores (N,) of scores of cells.
+
+    Args:
+        cells: (n,) of all foreground cells of the split, scan after scan.
+        split: whose scans they are.
+        config: silhouette rule, map size, blur.
+    """
+    parts = zip(cells.split(split.sizes), split.patches, strict=True)
+    made = [to_prediction(part, patches, config.scoring) for part, patches in parts]
+    return np.stack([p.score_map for p in made]), np.array([p.image_score for p in made])
+
+
+def run_quantities(
+    config: Config, names: Sequence[str], test: TestCells | None = None, progress: bool = False
+) -> pd.DataFrame:
+    """Measure some quantities on the test scans of the config's category, for its seed.
+
+    The detector is trained where it is not there yet (`experiments.fitted`).
+
+    Args:
+        config: of the run, or of one of its variants.
+        names: as in `checked_quantity`.
+        test: the test scans of the category, where they are at hand.
+        progress: whether progress bars are shown.
+
+    Returns:
+        A row a name: ``category``, ``seed``, ``quantity``; metrics as in `benchmark.measure`; of
+        the training ``best_epoch``, ``sigma_pcd`` and ``w_std`` (spread of w over held-out cells,
+        the smaller modality; near 0 where it has collapsed).
+    """
+    files = {name: _file(config, checked_quantity(name, config)) for name in names}
+    missing = {path: name for name, path in files.items() if not path.exists()}
+    if missing:
+        test = TestCells(config) if test is None else test
+        detector = fitted(config, progress)
+        found = neighbourhoods(detector, test)
+        for path, name in missing.items():
+            row = _measured(config, test, cell_quantity(name, found, config))
+            write_json(path, {"row": row | _of_training(detector)})
+    known = {"category": config.category, "seed": config.seed}
+    return pd.DataFrame([known | {"quantity": name} | _row(path) for name, path in files.items()])
+
+
+def run_epochs(
+    config: Config, test: TestCells | None = None, progress: bool = False
+) -> pd.DataFrame:
+    """Measure the fused score of the config's detector as it was after each kept epoch.
+
+    Args:
+        config: of the run, or of one of its variants.
+        test: the test scans of the category, where they are at hand.
+        progress: whether progress bars are shown.
+
+    Returns:
+        A row a kept epoch, from 0 (before training): ``category``, ``seed``, ``epoch``,
+        ``heldout`` (what training chooses the epoch by), and metrics.
+    """
+    epochs = kept_epochs(config.training.epochs)
+    files = {epoch: _file(config, f"epoch_{epoch:04d}") for epoch in epochs}
+    missing = {epoch: path for epoch, path in files.items() if not path.exists()}
+    detector = fitted(config, progress)
+    if missing:
+        test = TestCells(config) if test is None else test
+        for epoch, path in tqdm(missing.items(), desc="epochs", disable=not progress):
+            found = neighbourhoods(at_epoch(config, detector, epoch), test)
+            write_json(
+                path, {"row": _measured(config, test, cell_quantity("fused", found, config))}
+            )
+    heldout = {row["epoch"]: row["heldout"] for row in detector.history}
+    known = {"category": config.category, "seed": config.seed}
+    return pd.DataFrame(
+        [
+            known | {"epoch": epoch, "heldout": heldout[epoch]} | _row(path)
+            for epoch, path in files.items()
+        ]
+    )
+
+
+def _file(config: Config, name: str) -> Path:
+    """Return where the metrics of a quantity are kept."""
+    return stage_dir(config, "quantities") / f"{name}.json"
+
+
+def _row(path: Path) -> dict[str, float]:
+    """Return kept metrics.
+
+    Raises:
+        StoredFileError: the file is damaged.
+    """
+    try:
+        return json.loads(path.read_text())["row"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoredFileError(f"{path}: truncated or changed ({error!r}); delete it") from error
+
+
+def _of_training(detector: G2SF) -> dict[str, float]:
+    """Return which epoch was kept, and what sigma and the spread of w are there."""
+    best = detector.history[best_epoch(detector)]
+    spread = min(best[f"w_std_{mod}"] for mod in MODALITIES)
+    return {"best_epoch": best["epoch"], "sigma_pcd": best["sigma_pcd"], "w_std": spread}
+
+
+def _measured(config: Config, test: TestCells, cells: Tensor) -> dict[str, float]:
+    """Return every metric of one score of the cells of the test scans."""
+    maps, image = cell_maps(cells, test, config)
+    rule = config.scoring.silhouette
+    (row,), _ = measure(config, test.truth, maps, {rule: image}, num_resamples=0)
+    return {name: value for name, value in row.items() if name != "silhouette"}
