@@ -5,6 +5,7 @@ DATA_ROOT ?=
 CATEGORIES ?=
 DEVICE ?= auto
 SETTINGS ?=
+CHAPTER ?=
 JOBS ?= 2
 ARGS ?=
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -16,7 +17,7 @@ STAMP := .venv/installed-$(FAISS)
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
-.PHONY: help book test lab weights check-data clean readme lock environment
+.PHONY: help book chapter test lab weights check-data clean readme lock environment
 help:
 	@echo "make book   fit, score, and build the book: _build/html/index.html"
 	@echo "            PROFILE=demo|smoke|paper  DATASET=procedural|mvtec3d|eyecandies|folder"
@@ -24,6 +25,8 @@ help:
 	@echo "            JOBS=cores (2)  DEVICE=auto|cpu|cuda  GPU=1|0: which faiss is installed"
 	@echo "            (1 where there is an NVIDIA driver)  SETTINGS='{alpha: 2.0}' single settings"
 	@echo "            ARGS='-n' more for Snakemake"
+	@echo "make chapter CHAPTER=07_table4_loss_ablation   one notebook and what it needs, no book;"
+	@echo "            the same variables"
 	@echo "make test   style, tests, the smoke profile of the whole road, its book in a browser"
 	@echo "make lab    JupyterLab on the notebooks"
 	@echo "make check-data  read a real data set through and list what is wrong with it:"
@@ -39,10 +42,17 @@ $(STAMP): requirements.lock pyproject.toml
 		"install it, or say where it is: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) workflow/bootstrap.py --faiss $(FAISS)
 
+RUN = $(PY) workflow/run.py --profile $(PROFILE) --dataset $(DATASET) --jobs $(JOBS) \
+	--html _build/html --data-root "$(DATA_ROOT)" --categories "$(CATEGORIES)" \
+	--device "$(DEVICE)" --settings "$(SETTINGS)" $(ARGS)
+
 book: $(STAMP)
-	@$(PY) workflow/run.py --profile $(PROFILE) --dataset $(DATASET) --jobs $(JOBS) \
-		--html _build/html --data-root "$(DATA_ROOT)" --categories "$(CATEGORIES)" \
-		--device "$(DEVICE)" --settings "$(SETTINGS)" $(ARGS)
+	@$(RUN)
+
+chapter: $(STAMP)
+	@test -n "$(CHAPTER)" || { echo "g2sf-book: say which notebook is to be run, e.g." \
+		"make chapter CHAPTER=07_table4_loss_ablation" >&2; exit 2; }
+	@$(RUN) --chapter "$(CHAPTER)"
 
 test: $(STAMP)
 	$(PY) -m ruff check

@@ -27,6 +27,13 @@ NOTEBOOKS = (
     "03_lspn_training",
     "04_anomaly_scoring",
     "05_benchmark",
+    "06_table3_score_metrics",
+    "07_table4_loss_ablation",
+    "08_table5_aggregation",
+    "09_figure6_distributions",
+    "10_figure7_maps",
+    "11_analyses",
+    "12_metric_playground",
     "90_loss_weights",
     "91_real_data",
     "92_peer_settings",
@@ -34,13 +41,18 @@ NOTEBOOKS = (
 ALL_JOBS = {
     "data": 1, "features": 2, "bank": 2, "lspn": 4, "loss_weights": 1, "peer_settings": 1,
     "scores": 1, "benchmark": 2, "comparison": 1, "real_data": 1, "book": 1, "all": 1,
+    "table3": 1, "table4_category": 2, "table4": 1, "table5": 1, "figure6": 1, "figure7": 1,
+    "analyses_category": 1, "analyses": 1, "playground": 1,
 }  # fmt: skip
-TRAINING_NEEDS_NOT = ("data", "features", "bank", "peer_settings", "real_data")
+TRAINING_NEEDS_NOT = ("data", "features", "bank", "peer_settings", "real_data", "playground")
 FROM_TRAINING = {k: v for k, v in ALL_JOBS.items() if k not in TRAINING_NEEDS_NOT}
-COMPARED_AGAIN = {"benchmark": 2, "comparison": 1, "book": 1, "all": 1}
+PARTS = ("table3", "table4_category", "table4", "table5", "figure7", "analyses_category")
+PARTS += ("analyses",)  # what looks at parts and variants of G2SF, and at no peer
+COMPARED_AGAIN = {"benchmark": 2, "comparison": 1, "figure6": 1, "book": 1, "all": 1}
 PAPER_JOBS = {
     "data": 1, "features": 10, "bank": 10, "lspn": 30,
     "scores": 1, "benchmark": 10, "comparison": 1, "real_data": 1, "book": 1, "all": 1,
+    "table3": 1, "table5": 1, "figure6": 1, "figure7": 1, "playground": 1,
 }  # fmt: skip
 SLURM = ("--workflow-profile", "workflow/profiles/slurm")
 # Stand-ins for the two programs that jobs start: they leave the files and compute nothing.
@@ -52,11 +64,14 @@ runs = pathlib.Path("data/runs", given["profile"], given["dataset"])
 category = given["category"]
 stage = {"00": "scans/data", "01": f"{category}/features", "02": f"{category}/bank",
          "03": f"{category}/seed{given.get('seed')}/lspn", "04": f"{category}/scores",
-         "05": f"{category}/benchmark", "90": "loss_weights", "91": None, "92": "peer_settings"}
-done = [runs / f"{name}.json" for name in [stage[out.name[:2]]] if name]
+         "05": f"{category}/benchmark", "90": "loss_weights", "92": "peer_settings"}
+done = [runs / f"{name}.json" for name in [stage.get(out.name[:2])] if name]
 if given.get("write_results"):
-    prefix = "" if given["dataset"] == "procedural" else given["dataset"] + "_"
-    done = [pathlib.Path("data/results", prefix + given["profile"] + ".json")]
+    summaries = {"06": "table3_", "07": "table4_", "08": "table5_", "09": "figure6_",
+                 "11": "analyses_"}
+    name = summaries.get(out.name[:2], "")
+    name += "" if given["dataset"] == "procedural" else given["dataset"] + "_"
+    done = [pathlib.Path("data/results", name + given["profile"] + ".json")]
 written = [out, *done]
 for path in written:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +186,7 @@ def test_changed_loss_weight_reruns_training_and_what_follows(finished):
 
 
 def test_changed_scoring_reruns_only_scoring(finished):
-    after = {"scores": 1} | COMPARED_AGAIN
+    after = {"scores": 1} | COMPARED_AGAIN | {name: ALL_JOBS[name] for name in PARTS}
     assert jobs(finished, "settings={blur_sigma_px: 2.0}") == after
 
 
@@ -205,6 +220,13 @@ def test_changed_settings_reach_the_notebooks_that_read_them(pristine):
         "03_lspn_training": {"alpha"},
         "04_anomaly_scoring": {"alpha", "blur_sigma_px"},
         "05_benchmark": {"alpha", "cfm_epochs", "blur_sigma_px"},
+        "06_table3_score_metrics": {"alpha", "blur_sigma_px"},
+        "07_table4_loss_ablation": {"alpha", "blur_sigma_px"},
+        "08_table5_aggregation": {"alpha", "blur_sigma_px"},
+        "09_figure6_distributions": {"alpha", "cfm_epochs", "blur_sigma_px"},
+        "10_figure7_maps": {"alpha", "blur_sigma_px"},
+        "11_analyses": {"alpha", "blur_sigma_px"},
+        "12_metric_playground": set(),
         "90_loss_weights": {"alpha"},
         "91_real_data": set(),
         "92_peer_settings": {"cfm_epochs"},
@@ -226,7 +248,7 @@ def test_changed_default_in_config_reruns_only_its_stage(finished):
 
 def test_changed_module_reruns_the_stages_that_use_it(finished, edit):
     edit("g2sf_lib/losses.py", "\n# another line\n")
-    assert jobs(finished) == FROM_TRAINING
+    assert jobs(finished) == FROM_TRAINING | {"playground": 1}  # which trains a toy by it
 
 
 def test_changed_module_of_a_peer_leaves_the_other_chapters_alone(finished, edit):
@@ -236,12 +258,16 @@ def test_changed_module_of_a_peer_leaves_the_other_chapters_alone(finished, edit
 
 def test_changed_table_of_the_paper_reruns_only_what_shows_it(finished, edit):
     edit("data/paper/table1.csv", "\n")
-    assert jobs(finished) == {"comparison": 1, "real_data": 1, "book": 1, "all": 1}
+    tables = {"table3": 1, "table4_category": 2, "table4": 1, "table5": 1, "figure6": 1}
+    tables |= {"figure7": 1, "analyses_category": 1, "analyses": 1}
+    after = {"comparison": 1, "real_data": 1, "book": 1, "all": 1}
+    assert jobs(finished) == after | tables
 
 
 def test_changed_notebook_reruns_its_stage_and_what_follows(finished, edit):
     edit("notebooks/02_memory_bank.ipynb", "\n")
-    after = {k: v for k, v in ALL_JOBS.items() if k not in ("data", "features", "real_data")}
+    before = ("data", "features", "real_data", "playground")
+    after = {k: v for k, v in ALL_JOBS.items() if k not in before}
     assert jobs(finished) == after
 
 
@@ -270,8 +296,9 @@ def test_lost_output_reruns_its_job_and_what_follows(finished):
     finally:
         done.write_bytes(content)
         os.utime(done, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    # cookie is not the showcase, so no chapter but the benchmark reads it
-    assert after == {"lspn": 1, "benchmark": 1, "comparison": 1, "book": 1, "all": 1}
+    # cookie is not the showcase, so no chapter reads it but those of all categories
+    again = ("lspn", "benchmark", "comparison", "table4_category", *PARTS[:1], "table4", "table5")
+    assert after == dict.fromkeys((*again, "figure6", "figure7", "book", "all"), 1)
 
 
 def test_every_module_of_the_library_is_an_input_of_some_job(pristine):
@@ -323,6 +350,8 @@ def test_demo_has_its_categories_and_asks_for_no_gpu(pristine):
     assert re.search(r"^loss_weights +1$", said, re.MULTILINE)
     assert re.search(r"^peer_settings +1$", said, re.MULTILINE)
     assert re.search(r"^benchmark +5$", said, re.MULTILINE)
+    assert re.search(r"^table4_category +5$", said, re.MULTILINE)
+    assert re.search(r"^analyses_category +3$", said, re.MULTILINE)
     assert "mem_mb=3000" in said and not re.search(r"gpu=[1-9]", said)
 
 
@@ -400,6 +429,11 @@ def test_memory_time_and_gpu_of_each_rule_arrive_in_the_plan(pristine, data_root
         "scores": (12000, 120, 1, 1),
         "benchmark": (12000, 1440, 1, 1),
         "comparison": (12000, 480, 1, 8),
+        "table3": (12000, 480, 1, 1),
+        "table5": (12000, 480, 1, 1),
+        "figure6": (12000, 480, 1, 1),
+        "figure7": (12000, 480, 1, 1),
+        "playground": (3000, 240, 0, 1),
         "real_data": (3000, 240, 0, 1),
         "book": (3000, 240, 0, 1),
     }
@@ -412,7 +446,8 @@ def test_memory_time_and_gpu_of_each_rule_arrive_in_the_plan(pristine, data_root
     assert {x["mem_mb"] for rule, x in on_gpu.items() if rule != "all"} == {3000}
     assert {rule for rule, x in on_gpu.items() if x.get("gpu")} == {
         "features", "bank", "lspn", "scores", "benchmark", "comparison",
-        "loss_weights", "peer_settings",
+        "loss_weights", "peer_settings", "table3", "table4_category", "table4", "table5",
+        "figure6", "figure7", "analyses_category", "analyses",
     }  # fmt: skip
 
 
@@ -461,10 +496,18 @@ def test_paper_profile_chooses_no_settings_but_can_be_asked_to(pristine, data_ro
     said = snakemake(pristine, "-n", "--printshellcmds", "--config", "profile=paper", *real)
     assert "rule loss_weights" not in said and "rule peer_settings" not in said
     left_out = shlex.split(re.search(r"--left-out .*", said).group())[1]
-    assert list(json.loads(left_out)) == ["90_loss_weights", "92_peer_settings"]
+    assert list(json.loads(left_out)) == [
+        "07_table4_loss_ablation",
+        "11_analyses",
+        "90_loss_weights",
+        "92_peer_settings",
+    ]
     for name in ("loss_weights", "peer_settings"):
         asked = jobs(pristine, *real, profile="paper", more=(name,))
         assert asked[name] == 1 and "lspn" not in asked and "benchmark" not in asked
+    asked = jobs(pristine, *real, profile="paper", more=("table4",))
+    assert asked["table4_category"] == 10 and "benchmark" not in asked
+    assert jobs(pristine, *real, profile="paper", more=("analyses",))["analyses_category"] == 3
 
 
 # ------------------------------------------------------------------ run.py
@@ -511,6 +554,28 @@ def test_wrong_settings_and_missing_weights_are_told_in_one_line(data_root, tmp_
     done = call_run(*real, "--settings", f"{{pcd_weights: {missing}}}")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert missing in done.stderr and "make weights" in done.stderr
+
+
+def test_a_chapter_alone_is_found_and_an_unknown_one_is_told(tmp_path):
+    plan = load("plan")
+    given = plan.make_plan({"profile": "smoke"})
+    where = "book/executed/smoke/procedural"
+    targets = {
+        "00_data": f"{where}/00_data.ipynb",
+        "02_memory_bank": f"{where}/gland/02_memory_bank.ipynb",
+        "03_lspn_training": f"{where}/gland/03_lspn_training_seed0.ipynb",
+        "11_analyses": f"{where}/11_analyses.ipynb",
+    }
+    for chapter, target in targets.items():
+        assert plan.chapter_target(given, chapter, ROOT / "notebooks") == target
+    with pytest.raises(library.ConfigError, match="chapter is '7'; expected one of 00_data, "):
+        plan.chapter_target(given, "7", ROOT / "notebooks")
+
+
+def test_a_chapter_alone_asks_for_what_it_needs_only(pristine):
+    targets = "book/executed/smoke/procedural/07_table4_loss_ablation.ipynb"
+    needed = {"data": 1, "features": 2, "bank": 2, "lspn": 4, "table4_category": 2, "table4": 1}
+    assert jobs(pristine, more=("--forceall", targets)) == needed
 
 
 def test_what_jobs_share_is_limited_by_the_machine(monkeypatch):
@@ -588,6 +653,60 @@ def test_a_page_of_all_categories_goes_before_that_of_the_showcase(tmp_path, mon
     status = (source / "status.md").read_text()  # the others are there to be downloaded
     for place in places:
         assert f"executed/{place}.ipynb" in status and (source / f"executed/{place}.ipynb").exists()
+
+
+def test_marks_in_the_prose_are_replaced_by_what_was_measured(tmp_path):
+    builder = load("build_book")
+    marks = {"cost": {"a_chapter": "3 s, 40 MB"}, "effect": {"k=1": "I-AUROC +0.100"}}
+    text = "took {{ cost a_chapter }}; {{effect k=1}}; {{ effect other }}; $w_{{i}}$"
+    told = "took 3 s, 40 MB; I-AUROC +0.100; not measured in this run; $w_{{i}}$"
+    assert builder.filled(text, marks) == told
+    with pytest.raises(SystemExit, match="costs a_chapter.*expected one of cost, effect"):
+        builder.filled("{{ costs a_chapter }}", marks)
+
+
+def test_every_mark_in_the_prose_names_a_chapter_or_a_row():
+    from g2sf_lib import ablations
+
+    rows = {variant.name for of_study in ablations.studies().values() for variant in of_study}
+    known = {"cost": set(NOTEBOOKS), "effect": rows, "where": {"effects"}}
+    found = {
+        tuple(mark.split())
+        for page in (ROOT / "book").glob("*.md")
+        for mark in re.findall(r"\{\{ (.+?) \}\}", page.read_text())
+    }
+    assert {("where", "effects"), ("effect", "recipe")} <= found
+    assert all(name in known[kind] for kind, name in found)
+    assert {name for kind, name in found if kind == "cost"} == set(NOTEBOOKS)  # each has its cost
+    assert set(ablations.FORMS) <= {name for kind, name in found if kind == "effect"}
+
+
+def test_costs_of_a_chapter_are_those_of_all_its_runs(tmp_path):
+    builder = load("build_book")
+    runs = {"a/03_x_seed0": (30, 100), "a/03_x_seed1": (35, 300), "b/03_x_seed0": (5, 200)}
+    runs |= {"11_y": (9.6, 50)}
+    paths = [tmp_path / f"{name}.ipynb" for name in runs]
+    for path, (wall_s, peak_mb) in zip(paths, runs.values(), strict=True):
+        path.parent.mkdir(exist_ok=True)
+        path.with_suffix(".tsv").write_text(f"s\tmax_rss\n{wall_s}\t{peak_mb}\n")
+    assert builder.costs(tmp_path, paths) == {
+        "03_x": "1 min 10 s in 3 runs, 300 MB",
+        "11_y": "10 s, 50 MB",
+    }
+
+
+def test_effects_come_from_the_summary_of_chapter_11(tmp_path):
+    builder = load("build_book")
+    assert builder.measured_effects(None) == ({}, "This run has not measured any.")
+    known = {"variant": "l1", "metric": "i_auroc", "difference": -0.1, "se": 0.02, "p": 0.03}
+    summary = {"profile": "demo", "dataset": "procedural", "categories": ["foam"], "seeds": [0, 1]}
+    summary |= {"reference": "run", "rows": [{"variant": "run"}, {"variant": "l1"}]}
+    summary |= {"effects": [known | {"wins": 0, "num": 2}]}
+    path = tmp_path / "analyses_demo.json"
+    path.write_text(json.dumps(summary))
+    effects, where = builder.measured_effects(path)
+    assert "foam" in where and "0, 1" in where
+    assert set(effects) == {"l1"} and "0.100" in effects["l1"]
 
 
 # ------------------------------------------------------------------ one notebook

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -93,6 +94,63 @@ def status_page(executed: Path, notebooks: list[Path]) -> str:
     )
 
 
+def costs(executed: Path, notebooks: list[Path]) -> dict[str, str]:
+    """Return chapter -> what its runs together took, for the marks in the prose.
+
+    A chapter that runs once for each category or seed has several of them.
+    """
+    found: dict[str, list[tuple[float, float]]] = {}
+    for path in notebooks:
+        chapter = re.sub(r"_seed\d+$", "", path.stem)
+        found.setdefault(chapter, []).append(read_benchmark(path.with_suffix(".tsv")))
+    texts = {}
+    for chapter, runs in found.items():
+        wall_s, peak_mb = sum(run[0] for run in runs), max(run[1] for run in runs)
+        several = f" in {len(runs)} runs" if len(runs) > 1 else ""
+        texts[chapter] = f"{duration(wall_s)}{several}, {peak_mb:.0f} MB"
+    return texts
+
+
+def measured_effects(path: Path | None) -> tuple[dict[str, str], str]:
+    """Return variant -> its effect as text, and in a sentence where the effects come from.
+
+    Args:
+        path: the summary that chapter 11 wrote; None where it was not part of the run.
+    """
+    if path is None:
+        return {}, "This run has not measured any."
+    sys.path.insert(0, str(ROOT))
+    from g2sf_lib.chapters import effect_texts
+
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    where = (
+        f"Here: profile `{summary['profile']}`, data set `{summary['dataset']}`, categories "
+        f"{', '.join(summary['categories'])}, seeds {', '.join(map(str, summary['seeds']))}."
+    )
+    return effect_texts(summary), where
+
+
+def filled(text: str, marks: dict[str, dict[str, str]]) -> str:
+    """Return prose with its marks, ``{{ KIND NAME }}``, replaced by what was measured.
+
+    Args:
+        text: of a page.
+        marks: kind -> name -> text. A name without one was not measured in this run, and the
+            page says so.
+
+    Raises:
+        SystemExit: for a kind that does not exist.
+    """
+
+    def text_of(match: re.Match) -> str:
+        kind, name = match.groups()
+        if kind not in marks:
+            raise SystemExit(f"{match[0]}: no such mark; expected one of {', '.join(marks)}")
+        return marks[kind].get(name, "not measured in this run")
+
+    return re.sub(r"\{\{ *(\w+) ([^ }]+) *\}\}", text_of, text)
+
+
 def left_out_page(notebook: Path, reason: str) -> dict[str, Any]:
     """Return the notebook that stands for one that was not run: its title, and why.
 
@@ -105,7 +163,13 @@ def left_out_page(notebook: Path, reason: str) -> dict[str, Any]:
     return {**written, "cells": [cell]}
 
 
-def assemble(executed: Path, showcase: str, source: Path, left_out: dict[str, str]) -> None:
+def assemble(
+    executed: Path,
+    showcase: str,
+    source: Path,
+    left_out: dict[str, str],
+    effects: Path | None = None,
+) -> None:
     """Write the folder that Sphinx reads.
 
     Args:
@@ -114,6 +178,7 @@ def assemble(executed: Path, showcase: str, source: Path, left_out: dict[str, st
             lie in `executed` itself and come first. Of its trainings seed 0 is shown.
         source: the folder to write; emptied first.
         left_out: notebook -> why it was not run. One that was run all the same is shown.
+        effects: the summary of chapter 11, if it was run.
     """
     shutil.rmtree(source, ignore_errors=True)
     source.mkdir(parents=True)
@@ -138,6 +203,10 @@ def assemble(executed: Path, showcase: str, source: Path, left_out: dict[str, st
         if not page.exists():
             substitute = left_out_page(ROOT / "notebooks" / page.name, reason)
             page.write_text(json.dumps(substitute), encoding="utf-8")
+    texts, where = measured_effects(effects)
+    marks = {"cost": costs(executed, notebooks), "effect": texts, "where": {"effects": where}}
+    for page in source.glob("*.md"):
+        page.write_text(filled(page.read_text(encoding="utf-8"), marks), encoding="utf-8")
     (source / "status.md").write_text(status_page(executed, notebooks), encoding="utf-8")
 
 
@@ -175,9 +244,10 @@ def main() -> None:
         metavar="JSON",
         help="notebooks that were not run: name -> reason",
     )
+    parser.add_argument("--effects", type=Path, help="summary of chapter 11, if it was run")
     arguments = parser.parse_args()
     source = (arguments.work / "source").absolute()
-    assemble(arguments.executed, arguments.showcase, source, arguments.left_out)
+    assemble(arguments.executed, arguments.showcase, source, arguments.left_out, arguments.effects)
     build(source, arguments.work.absolute(), arguments.html)
 
 

@@ -18,6 +18,9 @@ from g2sf_lib.datasets import ScanError, category_names
 SHOWCASE = "foam"  # the book's examples are written for it; procedural and MVTec 3D-AD have it
 SEEDS = {"smoke": (0, 1), "demo": (0, 1, 2), "paper": (0, 1, 2)}
 SMOKE_CATEGORIES = ("cookie", "gland")  # of the procedural parts
+NUM_ANALYSED = {"smoke": 1, "demo": 3, "paper": 3}  # categories of chapter 11, which trains most
+# Chapters that are about one category; the others look at all.
+OF_SHOWCASE = ("01_feature_extraction", "02_memory_bank", "03_lspn_training", "04_anomaly_scoring")
 MAX_NAMES = 12  # of those found in a wrong folder, in its message
 
 
@@ -31,6 +34,7 @@ class Plan:
         categories: all that take part.
         seeds: every category is trained once from each.
         showcase: the category whose notebooks are the pages of the book.
+        analysed: those that chapter 11 takes, the showcase and the ones that come first.
     """
 
     base: Config
@@ -38,6 +42,27 @@ class Plan:
     categories: tuple[str, ...]
     seeds: tuple[int, ...]
     showcase: str
+    analysed: tuple[str, ...]
+
+
+def chapter_target(plan: Plan, chapter: str, notebooks: Path) -> str:
+    """Return the executed notebook that is the page of a chapter.
+
+    Args:
+        plan: of the run.
+        chapter: the notebook's name.
+        notebooks: the folder that it is in.
+
+    Raises:
+        ConfigError: there is no such notebook.
+    """
+    known = sorted(path.stem for path in notebooks.glob("*.ipynb"))
+    if chapter not in known:
+        raise ConfigError(f"chapter is {chapter!r}; expected one of {', '.join(known)}")
+    folder = f"book/executed/{plan.base.profile}/{plan.base.dataset}"
+    if chapter in OF_SHOWCASE:
+        folder += f"/{plan.showcase}"
+    return f"{folder}/{chapter}{'_seed0' if chapter == '03_lspn_training' else ''}.ipynb"
 
 
 def plain_value(value: Any) -> Any:
@@ -87,7 +112,10 @@ def make_plan(given: Mapping[str, Any]) -> Plan:
     elif showcase not in categories:
         raise ConfigError(f"category is {showcase!r}; this run has {', '.join(categories)}")
     base = make_config(profile, **place, **settings, category=showcase)
-    return Plan(base, settings, categories, SEEDS[profile], showcase)
+    others = [name for name in categories if name != showcase]
+    chosen = {showcase, *others[: NUM_ANALYSED[profile] - 1]}
+    analysed = tuple(name for name in categories if name in chosen)
+    return Plan(base, settings, categories, SEEDS[profile], showcase, analysed)
 
 
 def _categories_found(dataset: str, root: str | None) -> tuple[str, ...]:

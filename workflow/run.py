@@ -38,24 +38,29 @@ def hold_lock(path: Path) -> int:
     return descriptor
 
 
-def check(given: dict, is_dry: bool) -> None:
+def check(given: dict, is_dry: bool, chapter: str | None = None) -> str | None:
     """Leave with one line where the call is wrong, before Snakemake adds what it was doing.
 
     Args:
         given: the arguments for the Snakefile.
         is_dry: whether the plan is only shown; it needs no weights.
+        chapter: the notebook that alone is wanted, with what it needs; None: the whole book.
+
+    Returns:
+        Where the chapter's executed notebook goes; None for the whole book.
 
     Raises:
         SystemExit: see `plan.make_plan`; or the features' weights are missing, which would
             else stop the run only when all scans have been prepared.
     """
     sys.path.insert(0, str(ROOT))
-    from plan import make_plan
+    from plan import chapter_target, make_plan
 
     from g2sf_lib.config import ConfigError
 
     try:
         plan = make_plan(given | {"settings": yaml.safe_load(given["settings"] or "{}")})
+        target = chapter and chapter_target(plan, chapter, ROOT / "notebooks")
     except yaml.YAMLError:
         example = "expected a mapping, e.g. '{alpha: 2.0}'"
         raise SystemExit(f"g2sf-book: settings is {given['settings']!r}; {example}") from None
@@ -68,6 +73,7 @@ def check(given: dict, is_dry: bool) -> None:
         path = Path(features.pcd_weights or DEFAULT_FILE)
         if not path.is_file():
             raise SystemExit(f"g2sf-book: Point-MAE needs its weights; no file at {path}. {WHERE}")
+    return target
 
 
 def limits() -> list[str]:
@@ -111,12 +117,14 @@ def main() -> None:
     parser.add_argument("--settings", help="settings that differ, e.g. '{alpha: 2.0}'")
     parser.add_argument("--jobs", type=int, default=2, help="cores to use")
     parser.add_argument("--html", default="_build/html", help="folder of the built book")
+    parser.add_argument("--chapter", help="only this notebook and what it needs, without the book")
     arguments, more = parser.parse_known_args()
     os.chdir(ROOT)
     names = ("profile", "dataset", "data_root", "categories", "device", "settings", "html")
     given = {name: getattr(arguments, name) for name in names}
     is_dry = any(option in more for option in ("-n", "--dry-run", "--dryrun"))
-    check(given, is_dry)
+    target = check(given, is_dry, arguments.chapter or None)
+    more += [target] if target else []
     lock = hold_lock(Path(".snakemake", "g2sf-run.lock"))
     started = time.monotonic()
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -133,6 +141,9 @@ def main() -> None:
         raise SystemExit(code if code > 0 else 128 - code)
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     if is_dry:
+        return
+    if target:
+        print(f"\nChapter: {ROOT / target}\nTime: {minutes} min {seconds} s", flush=True)
         return
     headline = [sys.executable, "-m", "g2sf_lib.reports", "headline"]
     headline += ["--profile", arguments.profile, "--dataset", arguments.dataset]
