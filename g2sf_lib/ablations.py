@@ -81,8 +81,8 @@ def loss_variants(losses: Any, config: Config) -> tuple[Variant, ...]:
         asked = listed(losses)
         if not isinstance(asked, (list, tuple)) or not all(isinstance(x, str) for x in asked):
             raise ConfigError(f"losses is {losses!r}; expected a list of {', '.join(LOSSES)}")
-        subsets = (tuple(x for x in LOSSES if x in asked) if set(asked) <= set(LOSSES) else asked,)
-        subsets = tuple(dict.fromkeys((*subsets, tuple(LOSSES))))
+        in_order = [x for x in LOSSES if x in asked] if set(asked) <= set(LOSSES) else asked
+        subsets = tuple(dict.fromkeys((tuple(in_order), tuple(LOSSES))))
     variants = tuple(loss_variant(subset) for subset in subsets)
     for name, weight in LOSSES.items():
         used = any(weight not in variant.settings for variant in variants)
@@ -135,20 +135,6 @@ def studies() -> dict[str, tuple[Variant, ...]]:
     }
 
 
-def checked_studies(names: Sequence[str] | str | None) -> dict[str, tuple[Variant, ...]]:
-    """Return the studies asked for; None: all.
-
-    Raises:
-        ConfigError: for one that does not exist, or no list.
-    """
-    known, asked = studies(), listed(names)
-    if asked is None:
-        return known
-    if not isinstance(asked, (list, tuple)) or not all(name in known for name in asked):
-        raise ConfigError(f"studies is {names!r}; expected a list of some of {', '.join(known)}")
-    return {name: rows for name, rows in known.items() if name in asked}
-
-
 def own_variant(settings: Mapping[str, Any] | str | None) -> tuple[Variant, ...]:
     """Return a row of the reader's own, from settings or a text that holds them; None: no row.
 
@@ -161,7 +147,8 @@ def own_variant(settings: Mapping[str, Any] | str | None) -> tuple[Variant, ...]
         found = ast.literal_eval(settings) if isinstance(settings, str) else settings
     except (ValueError, SyntaxError):
         found = None
-    if not isinstance(found, Mapping) or not found:
+    is_named = isinstance(found, Mapping) and all(isinstance(name, str) for name in found)
+    if not is_named or not found:
         raise ConfigError(
             f"own is {settings!r}; expected settings in braces, e.g. {{'hidden': 128}}"
         )
@@ -372,11 +359,15 @@ def summary(
             compared.
 
     Returns:
-        ``rows`` (`means`), ``per_category`` (means over seeds), ``effects``; where they come from.
+        ``rows`` (`means`, and the smallest ``w_std`` of trainings), ``per_category`` (means over
+        seeds), ``effects``; where they come from.
     """
     compared = list(METRIC_NAMES) if metrics is None else list(metrics)
     metrics = measured_metrics(rows) if metrics is None else list(metrics)
     per_category = rows.groupby([key, "category"], sort=False)[metrics].mean()
+    by_row = means(rows, key, metrics)
+    if "w_std" in rows:
+        by_row = by_row.join(rows.groupby(key)["w_std"].min())
     return {
         "profile": config.profile,
         "dataset": config.dataset,
@@ -384,7 +375,7 @@ def summary(
         "seeds": [int(seed) for seed in rows["seed"].unique()],
         "reference": reference,
         "packages": package_versions(),
-        "rows": rounded(means(rows, key, metrics).reset_index().to_dict("records")),
+        "rows": rounded(by_row.reset_index().to_dict("records")),
         "per_category": rounded(per_category.reset_index().to_dict("records")),
         "effects": rounded(effects(rows, reference, key, compared).to_dict("records")),
     }

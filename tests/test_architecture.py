@@ -18,9 +18,10 @@ FLOORS = (
     ("baselines",),
     ("experiments",),
     ("benchmark",),
-    ("timing", "tuning"),
+    ("timing", "tuning", "quantities"),
     ("results", "costs"),
-    ("reports", "chapters"),
+    ("ablations",),
+    ("reports", "chapters", "playground"),
     ("published",),
 )
 BESIDE = ("plots",)  # arrays in, Figure out

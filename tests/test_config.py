@@ -124,6 +124,10 @@ def test_an_unknown_profile_is_refused_with_the_allowed_ones():
         ("category", 3, "str"),
         ("aggregate", "median", "one of 'min', 'max', 'mean', 'nearest'"),
         ("form", "authors", "one of 'paper', 'official'"),
+        ("sigma_rule", "free", "one of 'learned', 'fixed'"),
+        ("prototype_input", "random", "one of 'given', 'zeros'"),
+        ("direction_input", "noise", "one of 'given', 'zeros', 'random'"),
+        ("heldout_by", "scan", "one of 'image', 'cell'"),
         ("sep_form", "authors", "one of 'paper', 'official' or None"),
         ("projection_eps", 1.5, "float >= 0 <= 1 or None"),
         ("projection_eps", False, "float >= 0 <= 1 or None"),
@@ -196,7 +200,8 @@ def test_config_from_notebook_refuses_an_ill_typed_value():
         config_from_notebook(notebook(epochs="3"))
 
 
-SCORES = ("scores", "bank_scores", "cfm_scores", "ast_scores")
+SCORES = ("scores", "quantities", "bank_scores", "cfm_scores", "ast_scores")
+OF_METRIC = ("lspn", "scores", "quantities")  # LSPN, and what is computed with it
 AFTER_BANK = ("lspn", "cfm", "ast", *SCORES)
 # section, or leaf of the run itself -> the stages whose hash depends on it
 DEPENDS = {
@@ -205,9 +210,9 @@ DEPENDS = {
     "features": ("features", "bank", *AFTER_BANK),
     "synthesis": ("features", "bank", *AFTER_BANK),
     "bank": ("bank", *AFTER_BANK),
-    "model": ("lspn", "scores"),
-    "loss": ("lspn", "scores"),
-    "training": ("lspn", "scores"),
+    "model": OF_METRIC,
+    "loss": OF_METRIC,
+    "training": OF_METRIC,
     "cfm": ("cfm", "cfm_scores"),
     "ast": ("ast", "ast_scores"),
     "rules": ("bank_scores",),
@@ -247,6 +252,7 @@ def test_every_section_belongs_to_one_stage_or_to_all_that_score():
         ("data", ["data"]),
         ("bank", ["data", "features", "bank"]),
         ("scores", ["data", "features", "bank", "lspn", "scores"]),
+        ("quantities", ["data", "features", "bank", "lspn", "quantities"]),
         ("bank_scores", ["data", "features", "bank", "bank_scores"]),
         ("cfm_scores", ["data", "features", "bank", "cfm", "cfm_scores"]),
         ("ast_scores", ["data", "features", "bank", "ast", "ast_scores"]),
@@ -284,7 +290,8 @@ CODE = {
     "features/rgb.py": ("features", "bank", *AFTER_BANK),
     "memory.py": ("bank", *AFTER_BANK),
     "baselines/banks.py": ("bank", *AFTER_BANK),
-    "losses.py": ("lspn", "scores"),
+    "losses.py": OF_METRIC,
+    "quantities.py": ("quantities",),
     "baselines/cfm.py": ("cfm", "cfm_scores"),
     "baselines/student_teacher.py": ("ast", "ast_scores"),
     "baselines/loop.py": ("cfm", "cfm_scores", "ast", "ast_scores"),
@@ -294,6 +301,8 @@ CODE = {
     "benchmark.py": SCORES,
     "datasets/check.py": (),
     "results.py": (),
+    "ablations.py": (),
+    "chapters/parts.py": (),
 }
 
 
@@ -397,3 +406,18 @@ def test_profile_paper_has_the_papers_loss_weights():
     loss = make_config("paper").loss
     assert (loss.alpha, loss.beta, loss.gamma, loss.mu) == (10, 40, 3, 20)
     assert loss.form == "paper" and make_config("paper").training.max_batch_share == 0.035
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_ablations_are_off_in_every_profile(profile):
+    """What LSPN sees, what is learned and how it is judged are the paper's until one asks."""
+    config = make_config(profile)
+    assert (config.model.sigma_rule, config.training.heldout_by) == ("learned", "image")
+    assert (config.model.prototype_input, config.model.direction_input) == ("given", "given")
+
+
+def test_quantities_lie_beside_scores_and_never_in_the_same_folder():
+    config = make_config()
+    assert STAGE_NEEDS["quantities"] == STAGE_NEEDS["scores"] == "lspn"
+    assert config.stage_settings("quantities") == config.stage_settings("scores")
+    assert config.stage_hash("quantities") != config.stage_hash("scores")

@@ -359,3 +359,50 @@ def test_fit_predict_save_load_on_scans(make_sample, tmp_path):
     assert found.image_score > 1.5 * detector.predict(good).image_score
     row, column = np.unravel_index(found.score_map.argmax(), (96, 96))
     assert abs(row - 46) < 12 and abs(column - 50) < 12
+
+
+@pytest.mark.parametrize(
+    "inputs", [{"direction_input": "zeros"}, {"direction_input": "random", "sigma_rule": "fixed"},
+               {"prototype_input": "zeros"}],
+    ids=["no direction", "random direction", "no prototype"],
+)  # fmt: skip
+def test_what_the_network_does_not_see_survives_saving(
+    small_config, make_patches, synthetic, tmp_path, inputs
+):
+    model = dataclasses.replace(small_config.model, **inputs)
+    detector = G2SF(dataclasses.replace(small_config, model=model))
+    detector.fit_bank([make_patches(n)[0] for n in range(6)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollapseWarning)
+        detector.fit_metric(*synthetic)
+    detector.save(tmp_path)
+    loaded = G2SF.load(tmp_path, device="cpu")
+    patches = make_patches(9)[0]
+    one, other = detector.predict_patches(patches), loaded.predict_patches(patches)
+    assert one.score_map.tobytes() == other.score_map.tobytes()
+    for name, value in inputs.items():
+        if name != "sigma_rule":
+            assert getattr(loaded.metric, name) == value
+    if "sigma_rule" in inputs:
+        assert loaded.metric.sigma().tolist() == [0.5, 0.5]
+    seeing = G2SF.load(tmp_path, device="cpu")
+    seeing.metric.prototype_input = seeing.metric.direction_input = "given"
+    with torch.no_grad():  # a short training hardly moves w; any network will do
+        for some in (loaded, seeing):
+            draw = torch.Generator().manual_seed(0)
+            some.metric.lspn.head.weight.normal_(generator=draw)
+    w = [some.score_cells(foreground_features([patches])).w for some in (loaded, seeing)]
+    assert (w[0] - w[1]).abs().max() > 1e-3
+
+
+def test_a_training_may_be_watched(small_config, make_patches, synthetic):
+    detector = G2SF(small_config).fit_bank([make_patches(n)[0] for n in range(6)])
+    patches, labels = synthetic
+    feat = detector.standardiser(foreground_features(patches))
+    found = query_banks(detector.banks, feat, 5)
+    cells = labelled_cells(patches, labels, detector.standardiser, *found)
+    seen = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollapseWarning)
+        detector.fit_cells(cells, after_epoch=lambda epoch, metric: seen.append(epoch))
+    assert seen == [0, 1, 2, 3, 4, 5]

@@ -3,19 +3,27 @@
 import dataclasses
 import json
 import shutil
+import threading
+import time
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from g2sf_lib import experiments, synthesis, training
 from g2sf_lib.config import MODALITIES, dataset_dir, make_config, scans_dir, stage_dir
 from g2sf_lib.datasets.preprocess import list_prepared, load_prepared
-from g2sf_lib.detector import query_banks
+from g2sf_lib.detector import flat_settings, query_banks
 from g2sf_lib.experiments import (
+    at_epoch,
     best_epoch,
+    built_banks,
     done_file,
+    epoch_file,
+    fitted,
+    kept_epochs,
     load_banks,
     load_features,
     patch_file,
@@ -32,6 +40,7 @@ from g2sf_lib.experiments import (
 from g2sf_lib.features import foreground_features
 from g2sf_lib.memory import MemoryBank
 from g2sf_lib.storage import StoredFileError
+from g2sf_lib.training import parameters_of
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -240,7 +249,8 @@ def test_an_interrupted_training_goes_on_to_the_same_detector(run, monkeypatch):
         patch.setattr(training, "loss_cma", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_lspn(run)
-    assert [path.name for path in folder.iterdir()] == ["checkpoint.safetensors"]
+    names = {path.name for path in folder.iterdir() if not path.name.startswith("epoch-")}
+    assert names == {".lock", "checkpoint.safetensors"}
     assert not done_file(run, "lspn").exists()
     with training.safe_open(folder / "checkpoint.safetensors", "pt") as file:
         done = len(json.loads(file.metadata()["run"])["history"]) - 1
@@ -375,3 +385,202 @@ def test_the_categories_of_a_data_set_and_profile():
     assert len(experiments.categories_of(make_config("demo"))) == 5
     real = make_config("smoke", dataset="mvtec3d", data_root="/data")
     assert len(experiments.categories_of(real)) == 10
+
+
+# ------------------------------------------------------------------ trainings and their variants
+
+
+def changed(config, **settings):
+    return make_config(**(flat_settings(config) | settings))
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """A list of configs that grows by every training."""
+    configs, real = [], experiments._train
+
+    def train(config, *rest):
+        configs.append(config)
+        return real(config, *rest)
+
+    monkeypatch.setattr(experiments, "_train", train)
+    return configs
+
+
+def test_whoever_asks_for_the_same_training_gets_the_same_one(run, trained):
+    detector = fitted(run)  # the banks are built on the way
+    run_bank(run)
+    again = run_lspn(run)
+    assert trained == [run] and again.history == detector.history
+    record = json.loads(done_file(run, "lspn").read_text())["result"]
+    assert record == {"detector": str(stage_dir(run, "lspn")), "best_epoch": best_epoch(detector)}
+    # Scoring, the device and where the run lies change nothing of it; a weight does.
+    fitted(changed(run, aggregate="max", silhouette="count"))
+    assert len(trained) == 1
+    fitted(changed(run, alpha=3.0))
+    fitted(changed(run, seed=1))
+    assert [(config.loss.alpha, config.seed) for config in trained[1:]] == [
+        (3.0, 0), (run.loss.alpha, 1),
+    ]  # fmt: skip
+
+
+def test_two_that_want_the_same_training_at_once_train_it_once(run, monkeypatch):
+    calls, real, found, errors = [], experiments._train, [], []
+
+    def slow(config, *rest):
+        calls.append(config)
+        time.sleep(0.3)
+        return real(config, *rest)
+
+    def ask():
+        try:
+            found.append(fitted(run))
+        except Exception as error:  # a thread would swallow it
+            errors.append(error)
+
+    run_bank(run)
+    monkeypatch.setattr(experiments, "_train", slow)
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not errors and len(calls) == 1 and len(found) == 3
+    assert all(detector.history == found[0].history for detector in found)
+
+
+@pytest.mark.parametrize("stage", ["bank", "lspn"])
+def test_while_another_process_is_at_it_one_waits(run, trained, monkeypatch, stage):
+    """The lock of another process is a lock of the operating system on the same file."""
+    if stage == "lspn":
+        run_bank(run)
+    folder = stage_dir(run, stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    built = []
+    real = experiments.G2SF.fit_bank
+    monkeypatch.setattr(
+        experiments.G2SF, "fit_bank", lambda self, *a: built.append(1) or real(self, *a)
+    )
+    thread = threading.Thread(target=built_banks if stage == "bank" else fitted, args=(run,))
+    with FileLock(folder / ".lock"):
+        thread.start()
+        thread.join(0.4)
+        assert thread.is_alive() and not built and not trained
+    thread.join(60)
+    assert not thread.is_alive()
+    assert (len(built), len(trained)) == ((1, 0) if stage == "bank" else (0, 1))
+
+
+def test_a_failed_training_leaves_the_lock_open_and_no_detector(run, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "loss_cma", None)
+        with pytest.raises(TypeError):
+            fitted(run)
+    assert not (stage_dir(run, "lspn") / "detector.json").exists()
+    assert fitted(run).history
+
+
+def test_features_that_are_missing_are_named_before_anything_is_trained(run, trained):
+    shutil.rmtree(stage_dir(run, "features") / "synthetic")
+    with pytest.raises(FileNotFoundError, match="synthetic: features are missing"):
+        fitted(run)
+    assert not (stage_dir(run, "lspn") / "detector.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("num", "expected"),
+    [
+        (1, (0, 1)),
+        (2, (0, 1, 2)),
+        (5, (0, 1, 2, 3, 4, 5)),
+        (10, (0, 1, 2, 3, 4, 6, 8, 10)),
+        (20, (0, 1, 2, 3, 4, 6, 8, 11, 15, 20)),
+        (25, (0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 25)),
+    ],
+)
+def test_kept_epochs_by_hand(num, expected):
+    assert kept_epochs(num) == expected
+
+
+@pytest.mark.parametrize("num", [7, 80, 100, 1000])
+def test_kept_epochs_are_few_and_ever_farther_apart(num):
+    epochs = kept_epochs(num)
+    gaps = np.diff(epochs)
+    assert epochs[0] == 0 and epochs[-1] == num and (gaps > 0).all() and len(epochs) < 30
+    assert (np.diff(gaps[:-1]) >= -1).all()  # the last gap is cut by the end; the rest is rounded
+    assert set(kept_epochs(num + 50)) >= set(epochs[:-1])  # a longer training shares them
+
+
+def test_epochs_are_kept_as_they_were(run):
+    detector = fitted(run)
+    files = sorted(path.name for path in stage_dir(run, "lspn").glob("epoch-*"))
+    assert files == [f"epoch-{n:04d}.safetensors" for n in kept_epochs(5)]
+    feat = foreground_features(load_features(run, "test")[0])
+    before = parameters_of(detector.metric)
+    first = at_epoch(run, detector, 0)
+    assert (first.score_cells(feat).w == 1).all()
+    assert first.metric.sigma().tolist() == [0.5, 0.5]
+    best = at_epoch(run, detector, best_epoch(detector))
+    assert torch.equal(best.score_cells(feat).cell_score, detector.score_cells(feat).cell_score)
+    for row in detector.history:
+        sigma = at_epoch(run, detector, row["epoch"]).metric.sigma()[0].item()
+        assert sigma == pytest.approx(row["sigma_pcd"])
+    # The detector itself is left alone, and banks are shared.
+    for name, value in parameters_of(detector.metric).items():
+        assert torch.equal(value, before[name])
+    assert first.metric is not detector.metric and first.banks is detector.banks
+
+
+def test_the_last_epoch_is_what_a_training_without_choice_ends_with(run):
+    """Of one epoch there is nothing to choose, so the last one is the detector."""
+    once = changed(run, epochs=1)
+    longer, shorter = fitted(run), fitted(once)
+    same = at_epoch(run, longer, 1)  # randomness depends on the seed and the number of the epoch
+    for name, value in parameters_of(shorter.metric).items():
+        assert torch.equal(parameters_of(same.metric)[name], value)
+
+
+def test_an_epoch_that_is_not_there_is_named(run):
+    detector = fitted(run)
+    with pytest.raises(StoredFileError, match=r"epoch-0099\.safetensors"):
+        at_epoch(run, detector, 99)
+    epoch_file(run, 2).write_bytes(epoch_file(run, 2).read_bytes()[:30])
+    with pytest.raises(StoredFileError, match=r"epoch-0002\.safetensors"):
+        at_epoch(run, detector, 2)
+
+
+def test_the_concatenated_bank_is_built_for_who_wants_it(run, monkeypatch):
+    folder = stage_dir(run, "bank")
+    assert built_banks(run).banks.keys() == {"pcd", "rgb"}
+    before = contents(folder)
+    assert "concat.safetensors" not in before
+    with monkeypatch.context() as patch:
+        patch.setattr(experiments.G2SF, "fit_bank", None)  # the others are there
+        added = built_banks(run, with_concat=True)
+    assert added.banks.keys() == {"pcd", "rgb", "concat"}
+    after = contents(folder)
+    assert {name: after[name] for name in before} == before
+    whole = made_at_once(run)
+    for name, bank in added.banks.items():
+        assert torch.equal(bank.prototypes, whole.banks[name].prototypes)
+    monkeypatch.setattr(experiments, "fit_concat_bank", None)
+    assert built_banks(run).banks.keys() == {"pcd", "rgb", "concat"}  # it is there: it is read
+
+
+def made_at_once(run):
+    forget(run, "bank")
+    return built_banks(run, with_concat=True)
+
+
+def test_a_variant_with_another_bank_leaves_the_runs_record_alone(run):
+    run_bank(run)
+    record = done_file(run, "bank")
+    before, banks = record.read_bytes(), contents(stage_dir(run, "bank"))
+    variant = changed(run, bank_fraction=0.15)
+    detector = fitted(variant)
+    assert record.read_bytes() == before and contents(stage_dir(run, "bank")) == banks
+    assert stage_dir(variant, "bank") != stage_dir(run, "bank")
+    assert not done_file(run, "lspn").exists()  # a record is written by a stage alone
+    num = {mod: len(detector.banks[mod].prototypes) for mod in MODALITIES}
+    assert num == {m: len(load_banks(variant).banks[m].prototypes) for m in MODALITIES}
+    assert all(n < len(load_banks(run).banks[mod].prototypes) for mod, n in num.items())

@@ -7,7 +7,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from g2sf_lib.config import MODALITIES
-from g2sf_lib.fusion import LSPN, GlobalScale, aggregate, encode, joint_direction, local_metric
+from g2sf_lib.fusion import (
+    LSPN,
+    ByteDropout,
+    GlobalScale,
+    aggregate,
+    encode,
+    joint_direction,
+    local_metric,
+)
 from g2sf_lib.memory import MemoryBank
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -216,7 +224,7 @@ def test_default_sizes_are_those_of_the_paper():
     assert sorted(shapes.values()) == sorted(
         [(512, 1920), (128, 512), (512, 1920), (128, 512), (256, 256), (2, 256)]
     )
-    assert lspn.dropout.p == 0.5
+    assert lspn.dropout.threshold == 128  # of 256
 
 
 def test_modalities_keep_their_columns():
@@ -251,3 +259,84 @@ def test_gradients_are_the_same_bytes_on_every_run_with_several_threads():
     finally:
         torch.set_num_threads(before)
     assert len(found) == 1
+
+
+def dropped_out(p, shape, seed=0, dtype=torch.float32):
+    """Return what dropout makes of ones in training, drawn with a seed."""
+    layer = ByteDropout(p).train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return layer(torch.ones(shape, dtype=dtype))
+
+
+@pytest.mark.parametrize("p", [0.1, 0.25, 0.5, 0.9])
+def test_dropout_drops_its_share_and_keeps_the_expectation(p):
+    found = dropped_out(p, (512, 250))
+    share = round(256 * p) / 256  # a byte tells 256 levels
+    values = torch.unique(found)
+    assert values.tolist() == pytest.approx([0, 1 / (1 - share)])
+    error = 5 * math.sqrt(share * (1 - share) / found.numel())
+    assert (found == 0).float().mean().item() == pytest.approx(share, abs=error)
+    assert found.mean().item() == pytest.approx(1, abs=error / (1 - share))
+
+
+def test_dropout_has_no_favourite_among_the_bytes_of_a_word():
+    found = (dropped_out(0.5, (40_000, 8)) == 0).float().mean(0)
+    assert (found - 0.5).abs().max() < 5 * math.sqrt(0.25 / 40_000)
+    # and units beside each other have nothing to do with each other
+    both = dropped_out(0.5, (40_000, 8)) == 0
+    shared = (both[:, :-1] & both[:, 1:]).float().mean(0)
+    assert (shared - 0.25).abs().max() < 5 * math.sqrt(0.1875 / 40_000)
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (8,), (9,), (3, 5), (2, 3, 5), (0,), (0, 4)])
+def test_dropout_takes_any_size(shape):
+    found = dropped_out(0.5, shape)
+    assert found.shape == shape and ((found == 0) | (found == 2)).all()
+
+
+def test_dropout_does_nothing_at_scoring_and_with_probability_zero():
+    x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    assert ByteDropout(0.5).eval()(x) is x
+    assert ByteDropout(0.0).train()(x) is x
+    state = torch.get_rng_state()
+    ByteDropout(0.5).eval()(x)
+    ByteDropout(0.0).train()(x)
+    assert torch.equal(torch.get_rng_state(), state)  # nothing is drawn
+
+
+def test_a_high_probability_still_keeps_a_unit_now_and_then():
+    """Rounded to 255 of 256 at most, so nothing is divided by zero."""
+    found = dropped_out(0.9999, (100_000,))
+    assert torch.isfinite(found).all() and set(found.unique().tolist()) == {0.0, 256.0}
+
+
+def test_dropout_follows_torchs_seed():
+    one, same, other = (dropped_out(0.5, (300,), seed) for seed in (3, 3, 4))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+
+
+def test_dropout_passes_gradients_where_units_are_kept():
+    x = torch.ones(1000, requires_grad=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        y = ByteDropout(0.5).train()(x)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())  # 2 where kept, 0 elsewhere
+    assert dropped_out(0.5, (20,), dtype=torch.float64).dtype == torch.float64
+
+
+def test_hidden_layers_are_the_sums_of_both_modalities_and_leave_their_parts_alone():
+    dims, feat, bank, index, _, s = world()
+    lspn = random_lspn(dims)
+    parts = lspn.project(feat, bank, index, s)
+    before = [{mod: value.clone() for mod, value in part.items()} for part in parts]
+    with torch.no_grad():
+        hidden = lspn.hidden(*parts)
+        w = lspn.scale(*parts)
+        assert torch.equal(lspn.scale(*parts), w)  # ReLU works in place, on sums of their own
+    for part, old, total, layer in zip(
+        parts, before, hidden, (lspn.proto_in, lspn.direction_in), strict=True
+    ):
+        torch.testing.assert_close(total, old["pcd"] + old["rgb"] + layer.bias)
+        assert all(torch.equal(part[mod], old[mod]) for mod in MODALITIES)

@@ -18,7 +18,9 @@ from g2sf_lib.training import (
     CollapseWarning,
     Metric,
     heldout_images,
+    load_parameters,
     loss_terms,
+    parameters_of,
     train_metric,
 )
 
@@ -477,3 +479,268 @@ def test_scale_factors_on_a_gpu_are_those_of_the_cpu(toy):
     rows = {mod: Rows([value]) for mod, value in cells.feat.items()}
     there = metric.scale_factors(rows, bank, cells.index, cells.s)
     torch.testing.assert_close(there.cpu(), here, atol=1e-4, rtol=1e-4)
+
+
+# ------------------------------------------------------------------ ablations of what LSPN sees
+
+
+def blind(metric, **inputs):
+    return dataclasses.replace(metric, **inputs)
+
+
+def w_of(metric, cells, bank):
+    return metric.scale_factors(cells.feat, bank, cells.index, cells.s)
+
+
+def turned(cells, bank):
+    """Return the cells with every direction turned round: m - (f - m), as far from each m0."""
+    feat = {mod: 2 * bank[mod].prototypes[cells.index[mod][:, 0]] - cells.feat[mod] for mod in bank}
+    return dataclasses.replace(cells, feat=feat)
+
+
+def moved(cells, bank):
+    """Return cells and banks moved together: other prototypes, the same directions."""
+    feat = {mod: cells.feat[mod] + 3.0 for mod in bank}
+    return dataclasses.replace(cells, feat=feat), {m: b.prototypes + 3.0 for m, b in bank.items()}
+
+
+def test_a_network_that_sees_everything_depends_on_everything(toy):
+    cells, bank = toy()
+    metric = random_metric()
+    w = w_of(metric, cells, bank)
+    assert (w_of(metric, turned(cells, bank), bank) - w).abs().max() > 0.05
+    assert (w_of(metric, *moved(cells, bank)) - w).abs().max() > 0.05
+
+
+def test_without_directions_w_depends_on_prototypes_alone(toy):
+    cells, bank = toy()
+    metric = blind(random_metric(), direction_input="zeros")
+    w = w_of(metric, cells, bank)
+    assert torch.equal(w_of(metric, turned(cells, bank), bank), w)
+    assert w[:, 0].std(0).min() > 0.01
+    same = (cells.index["pcd"][:, 0] == cells.index["pcd"][0, 0]) & (
+        cells.index["rgb"][:, 0] == cells.index["rgb"][0, 0]
+    )
+    assert same.sum() > 1  # cells of one pair of prototypes, in different directions
+    torch.testing.assert_close(w[same, 0], w[:1, 0].expand(int(same.sum()), 2))
+
+
+def test_without_prototypes_w_depends_on_directions_alone(toy):
+    cells, bank = toy()
+    metric = blind(random_metric(), prototype_input="zeros")
+    w = w_of(metric, cells, bank)
+    torch.testing.assert_close(w_of(metric, *moved(cells, bank)), w, atol=1e-4, rtol=0)
+    assert (w_of(metric, turned(cells, bank), bank) - w).abs().max() > 0.05
+
+
+def test_without_either_w_is_one_number_a_modality(toy):
+    cells, bank = toy()
+    metric = blind(random_metric(), prototype_input="zeros", direction_input="zeros")
+    w = w_of(metric, cells, bank)
+    assert torch.equal(w, w[:1, :1].expand_as(w))
+    zeros = torch.zeros(1, 24)
+    with torch.no_grad():
+        hidden = [zeros + part.bias for part in (metric.lspn.proto_in, metric.lspn.direction_in)]
+        torch.testing.assert_close(w[0, :1], metric.lspn.decode(*hidden))
+    assert (w[0, 0] - 1).abs().min() > 1e-3  # a number that was learned, not the Euclidean one
+
+
+def test_random_directions_have_length_one_and_nothing_to_do_with_the_cell(toy):
+    cells, bank = toy()
+    metric = blind(random_metric(), direction_input="random")
+    with torch.no_grad():  # the first units of the layer are the direction itself
+        metric.lspn.direction_in.weight.zero_()
+        metric.lspn.direction_in.weight[:14] = torch.eye(14)
+    draw = torch.Generator().manual_seed(1)
+    _, found = metric.project(cells.feat, bank, cells.index, cells.s, draw)
+    for mod, places in (("pcd", slice(0, 6)), ("rgb", slice(6, 14))):
+        unit = found[mod][..., places].detach()
+        torch.testing.assert_close(unit.norm(dim=-1), torch.ones(unit.shape[:2]))
+        assert unit.mean((0, 1)).abs().max() < 0.1  # no side is preferred
+        assert len(torch.unique(unit.flatten(0, 1), dim=0)) > 500  # of 1024
+        rest = torch.ones(24, dtype=torch.bool)
+        rest[places] = False
+        assert not found[mod][..., rest].any()
+    _, other = metric.project(turned(cells, bank).feat, bank, cells.index, cells.s, draw)
+    assert not torch.equal(other["rgb"], found["rgb"])  # drawn anew
+
+
+def test_random_directions_are_the_same_on_every_call_at_scoring(toy):
+    cells, bank = toy()
+    metric = blind(random_metric(), direction_input="random")
+    w = w_of(metric, cells, bank)
+    assert torch.equal(w_of(metric, cells, bank), w)
+    assert torch.equal(w_of(metric, turned(cells, bank), bank), w)
+    assert not torch.equal(w, w_of(random_metric(), cells, bank))
+
+
+def train_as(world, training=TRAINING, loss=LOSS, seed=0, **model):
+    cells, bank = world
+    chosen = dataclasses.replace(MODEL, **model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollapseWarning)
+        return train_metric(cells, bank, chosen, loss, training, seed, progress=False)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [{"direction_input": "zeros"}, {"direction_input": "random"}, {"prototype_input": "zeros"}],
+    ids=["no direction", "random direction", "no prototype"],
+)
+def test_a_blind_network_is_trained_blind_and_the_same_on_every_run(toy, inputs):
+    cells, bank = toy()
+    metric, history = train_as((cells, bank), **inputs)
+    again, same = train_as((cells, bank), **inputs)
+    assert bytes_of(metric) == bytes_of(again) and history == same
+    assert all(getattr(metric, name) == value for name, value in inputs.items())
+    seeing, _ = train((cells, bank))
+    assert bytes_of(metric) != bytes_of(seeing)
+    assert (seeing.prototype_input, seeing.direction_input) == ("given", "given")
+    if "direction_input" in inputs:
+        w = w_of(metric, cells, bank)
+        assert torch.equal(w_of(metric, turned(cells, bank), bank), w)
+
+
+def test_directions_are_what_tells_these_cells_apart(toy):
+    """The toy's anomalous cells leave in other directions: a blind network cannot learn it."""
+    kept = {
+        name: min(row["heldout_sep"] for row in train_as(toy(), LONGER, direction_input=name)[1])
+        for name in ("given", "zeros", "random")
+    }
+    assert kept["given"] < 0.9 * min(kept["zeros"], kept["random"])
+
+
+# ------------------------------------------------------------------ sigma, held-out cells
+
+
+def test_a_fixed_sigma_stays_at_one_half(toy):
+    metric, history = train_as(toy(), sigma_rule="fixed")
+    assert metric.sigma().tolist() == [0.5, 0.5]
+    assert all(row["sigma_pcd"] == row["sigma_rgb"] == 0.5 for row in history)
+    free, moving = train(toy())
+    assert max(abs(row["sigma_pcd"] - 0.5) for row in moving) > 1e-3
+    for name, value in parameters_of(metric).items():
+        if not name.startswith("sigma"):
+            assert not torch.equal(value, parameters_of(free)[name]), name
+    # Sigma draws no random number, so the state before training is the same.
+    assert history[0] == moving[0]
+
+
+def test_a_training_with_a_fixed_sigma_goes_on_after_an_interruption(toy, tmp_path):
+    cells, bank = toy()
+    model = dataclasses.replace(MODEL, sigma_rule="fixed")
+    whole, history = train_as((cells, bank), sigma_rule="fixed")
+
+    def stop(epoch, metric):
+        if epoch == 3:
+            raise KeyboardInterrupt
+
+    given = (cells, bank, model, LOSS, TRAINING, 0, tmp_path / "checkpoint.safetensors", False)
+    with pytest.raises(KeyboardInterrupt):
+        train_metric(*given, stop)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollapseWarning)
+        resumed, same = train_metric(*given)
+    assert bytes_of(resumed) == bytes_of(whole) and same == history
+
+
+def held_out_in(monkeypatch, world, **settings):
+    """Return which cells a training holds out."""
+    found, real = [], training.heldout_images
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            training, "heldout_images", lambda *given: found.append(real(*given)) or found[0]
+        )
+        train(world, training=dataclasses.replace(TRAINING, epochs=1, **settings))
+    (held,) = found
+    return held
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.5])
+def test_held_out_by_cell_or_by_image(toy, monkeypatch, fraction):
+    cells, bank = toy()
+    sides = {}
+    for way in ("image", "cell"):
+        held = held_out_in(monkeypatch, (cells, bank), heldout_by=way, heldout_fraction=fraction)
+        inside, outside = (set(cells.image[side].tolist()) for side in (held, ~held))
+        sides[way] = inside & outside
+        num = len(cells) if way == "cell" else 12
+        assert held.sum() == round(fraction * num) * (len(cells) // num)
+    assert sides["image"] == set()
+    assert sides["cell"] == set(range(12))  # 30 cells an image: some on both sides
+
+
+# ------------------------------------------------------------------ what is kept on the way
+
+
+def watching():
+    """Return a function for `after_epoch`, and the list that it fills."""
+    seen = []
+
+    def watch(epoch, metric):
+        assert not metric.lspn.training
+        seen.append((epoch, {n: v.clone() for n, v in parameters_of(metric).items()}))
+
+    return watch, seen
+
+
+def test_somebody_may_watch_every_epoch(toy):
+    watch, seen = watching()
+    metric, history = train(toy(), training=LONGER, after_epoch=watch)
+    assert [epoch for epoch, _ in seen] == list(range(16))
+    alone, same = train(toy(), training=LONGER)
+    assert bytes_of(alone) == bytes_of(metric) and same == history  # watching changes nothing
+    untrained = seen[0][1]
+    assert not untrained["lspn.head.weight"].any() and not untrained["sigma.sigma_raw"].any()
+    best = min(history[1:], key=lambda row: row["heldout"])["epoch"]
+    assert all(torch.equal(v, parameters_of(metric)[n]) for n, v in seen[best][1].items())
+    stopped = dataclasses.replace(LONGER, epochs=4)
+    watch, shorter = watching()
+    train(toy(), training=stopped, after_epoch=watch)
+    assert all(torch.equal(v, seen[4][1][n]) for n, v in shorter[4][1].items())
+
+
+def test_a_training_that_goes_on_is_watched_from_there(toy, tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    watch, whole = watching()
+    train(toy(), after_epoch=watch)
+    numbers = []
+
+    def stop(epoch, metric):
+        numbers.append(epoch)
+        if epoch == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(toy(), checkpoint=path, after_epoch=stop)
+    assert numbers == [0, 1, 2, 3]
+    watch, rest = watching()
+    train(toy(), checkpoint=path, after_epoch=watch)
+    assert [epoch for epoch, _ in rest] == [3, 4, 5, 6]  # the third was not written down
+    for (_, one), (_, other) in zip(rest, whole[3:], strict=True):
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
+    watch, none = watching()
+    train(toy(), checkpoint=path, after_epoch=watch)
+    assert none == []
+
+
+def test_parameters_go_into_another_metric_and_come_back(toy):
+    cells, bank = toy()
+    one, other = random_metric(0), random_metric(1)
+    with torch.no_grad():
+        one.sigma.sigma_raw.copy_(torch.tensor([0.3, -0.2]))
+    values = {name: value.clone() for name, value in parameters_of(one).items()}
+    assert {"lspn.head.weight", "lspn.proto_in.bias", "sigma.sigma_raw"} <= set(values)
+    learned = [*one.lspn.parameters(), *one.sigma.parameters()]
+    assert len(values) == len(learned) and not any(v.requires_grad for v in values.values())
+    other.lspn.train()
+    assert not torch.equal(w_of(one, cells, bank), w_of(other, cells, bank))
+    other.lspn.train()
+    load_parameters(other, values)
+    assert not other.lspn.training
+    assert bytes_of(other) == bytes_of(one)
+    assert torch.equal(w_of(one, cells, bank), w_of(other, cells, bank))
+    assert all(parameter.requires_grad for parameter in other.lspn.parameters())
+    del values["sigma.sigma_raw"]
+    with pytest.raises(KeyError, match="sigma.sigma_raw"):
+        load_parameters(other, values)

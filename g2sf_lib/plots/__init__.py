@@ -11,13 +11,17 @@ there is no point, and `mask` (H, W) bool: `g2sf_lib.datasets.Sample` is one.
 
 One module a subject: `scans` and `clouds`, `features` (with the bank), `training`, `maps`
 (of scores and other quantities on scans), `results` (a metric of every method), `comparison`
-(methods against each other), `costs` (time and memory); `style` is what they share, `page` how
+(methods against each other), `ablations` (rows of one table against each other, metrics over a
+number), `distributions` (of scores, and rates of alarms), `costs` (time and
+memory), `playground` (a toy of two planes, with controls); `style` is what they share, `page` how
 a figure reaches the reader.
 """
 
+from g2sf_lib.plots.ablations import curve_with_bands, effect_dots
 from g2sf_lib.plots.clouds import MAX_CLOUD_POINTS, cloud
 from g2sf_lib.plots.comparison import difference_forest, difference_matrix, protocol_differences
 from g2sf_lib.plots.costs import coreset_quality, frame_rate_bars, scale_curves
+from g2sf_lib.plots.distributions import alarm_rates, score_densities, spread_changes
 from g2sf_lib.plots.features import axis_shares, coverage_curve, feature_maps, score_histograms
 from g2sf_lib.plots.maps import (
     cell_classes,
@@ -27,6 +31,14 @@ from g2sf_lib.plots.maps import (
     score_maps,
 )
 from g2sf_lib.plots.page import bundle, show
+from g2sf_lib.plots.playground import (
+    aggregation_maps,
+    ball_slider,
+    loss_switches,
+    playground_controls,
+    subset_dots,
+    toy_panels,
+)
 from g2sf_lib.plots.results import (
     candidate_dots,
     cell_shift,
@@ -45,7 +57,10 @@ __all__ = [
     "METRIC_NAMES",
     "MM",
     "MODALITY_NAMES",
+    "aggregation_maps",
+    "alarm_rates",
     "axis_shares",
+    "ball_slider",
     "bundle",
     "candidate_dots",
     "cell_classes",
@@ -53,17 +68,21 @@ __all__ = [
     "cloud",
     "coreset_quality",
     "coverage_curve",
+    "curve_with_bands",
     "defect_dots",
     "defect_gallery",
     "difference_forest",
     "difference_matrix",
+    "effect_dots",
     "feature_maps",
     "frame_rate_bars",
     "height_mm",
     "isotropic_failure",
     "loss_curves",
+    "loss_switches",
     "method_dots",
     "method_panels",
+    "playground_controls",
     "pro_curves",
     "protocol_differences",
     "quantity_maps",
@@ -71,9 +90,13 @@ __all__ = [
     "scale_curves",
     "scale_factors",
     "scan_gallery",
+    "score_densities",
     "score_histograms",
     "score_maps",
     "sensor_noise",
     "show",
     "sigma_curve",
+    "spread_changes",
+    "subset_dots",
+    "toy_panels",
 ]

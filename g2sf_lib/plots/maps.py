@@ -9,7 +9,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.colors import Normalize
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from g2sf_lib.plots.scans import height_mm, shaded
@@ -26,6 +26,7 @@ from g2sf_lib.plots.style import (
 )
 
 MAX_COLUMNS = 8  # narrower panels would hide a small defect
+_FACTORS = (LogNorm(1 / np.e, np.e), "PuOr_r")  # of w: white is 1, orange stretches a distance
 
 
 @styled
@@ -183,11 +184,13 @@ def method_panels(
     maps: Mapping[str, Sequence[Any]],
     titles: Sequence[str],
     top: float = 2.0,
+    factors: Sequence[str] = (),
 ) -> Figure:
-    """Return what every method makes of some scans, a row a scan, as the paper's Figures 1 and 5.
+    """Return what every method makes of some scans, a row a scan, as Figures 1, 5 and 7.
 
     Scores of different methods have different units. Here each is given on the scale of its own
     normal scans, so that one colour bar serves all: above its mark at 1 nothing normal was seen.
+    Scale factors have a unit of their own and a colour bar of their own.
 
     Args:
         samples: N scans.
@@ -195,6 +198,8 @@ def method_panels(
             highest one of normal scans; their size may differ from the scans'.
         titles: N row labels, category and kind of defect; a long one is broken into lines.
         top: where the colours end; higher scores look alike.
+        factors: which of the maps are scale factors w, not scores: their colours run from 1/e to
+            e, as far below 1 as above it, in equal ratios.
 
     Returns:
         N x (3 + methods) panels, cut to the square around the object: image, shaded height of
@@ -202,17 +207,20 @@ def method_panels(
         What is more than `MAX_COLUMNS` wide goes on in a second block of N rows, below.
 
     Raises:
-        ValueError: if `top` is not above 1, or a method has not one map a scan.
+        ValueError: if `top` is not above 1, a method has not one map a scan, or a factor no map.
 
     Source:
-        Figures 1 and 5, whose colours start and end at each map's own extremes.
+        Figures 1, 5 and 7, whose colours start and end at each map's own extremes.
     """
     if top <= 1:
         raise ValueError(f"top is {top}; expected more than 1, the highest of normal scans")
     for name, values in maps.items():
         if len(values) != len(samples):
             raise ValueError(f"{name} has {len(values)} maps; expected {len(samples)}, one a scan")
-    norm = Normalize(0, top)
+    unknown = [name for name in factors if name not in maps]
+    if unknown:
+        raise ValueError(f"factors are {unknown}; expected some of {list(maps)}")
+    scales = {name: _FACTORS if name in factors else (Normalize(0, top), None) for name in maps}
     names = ["image", "points", "truth", *maps]
     num_blocks = math.ceil(len(names) / MAX_COLUMNS)
     num_columns = math.ceil(len(names) / num_blocks)
@@ -230,8 +238,9 @@ def method_panels(
         of_scan.flat[2].imshow(sample.mask, cmap="gray", vmin=0, vmax=1)
         rows, columns = sample.mask.shape
         extent = (-0.5, columns - 0.5, rows - 0.5, -0.5)
-        for ax, values in zip(of_scan.flat[3:], maps.values(), strict=False):
-            ax.imshow(np.asarray(values[row]), norm=norm, extent=extent)
+        for ax, (name, values) in zip(of_scan.flat[3:], maps.items(), strict=False):
+            norm, colours = scales[name]
+            ax.imshow(np.asarray(values[row]), norm=norm, cmap=colours, extent=extent)
             outline(ax, sample.mask, width=0.5)
         low_x, high_x, low_y, high_y = _square_around(height)
         for ax in of_scan.flat[: len(names)]:
@@ -239,21 +248,26 @@ def method_panels(
             ax.set_ylim(high_y, low_y)
     for ax, name in zip(axes[:: len(samples)].flat, names, strict=False):
         ax.set_title(textwrap.fill(name, 11, break_long_words=False), fontsize=8)
-    scale = matplotlib.cm.ScalarMappable(norm=norm)
-    bar = fig.colorbar(
-        scale,
-        ax=list(axes.flat),
-        location="bottom",
-        aspect=50,
-        shrink=0.7,
-        pad=0.1 / len(axes),
-        extend="max",
-    )
     ends = ["0 = ordinary normal pixel", "1 = highest of normal scans", f"{top:g} and above"]
-    bar.set_ticks([0, 1, top], labels=ends)
-    bar.ax.tick_params(labelsize=8)
-    bar.ax.axvline(1, color="black", linewidth=3)
-    bar.ax.axvline(1, color="white", linewidth=1)
+    bars = [((Normalize(0, top), None), (0, 1, top), ends, "max")]
+    if factors:
+        ends = ["w = 1/e, shrinks", "1 = Euclidean", "e, stretches"]
+        bars.append((_FACTORS, (1 / np.e, 1, np.e), ends, "neither"))
+    for (norm, colours), ticks, labels, extend in reversed(bars):  # the last one lies highest
+        bar = fig.colorbar(
+            matplotlib.cm.ScalarMappable(norm=norm, cmap=colours),
+            ax=list(axes.flat),
+            location="bottom",
+            aspect=50,
+            shrink=0.7,
+            pad=0.1 / len(axes),
+            extend=extend,
+        )
+        bar.set_ticks(ticks, labels=labels)
+        bar.ax.minorticks_off()
+        bar.ax.tick_params(labelsize=8)
+        bar.ax.axvline(1, color="black", linewidth=3)
+        bar.ax.axvline(1, color="white", linewidth=1)
     return fig
 
 

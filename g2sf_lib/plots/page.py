@@ -10,6 +10,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 from IPython.display import display
+from ipywidgets import Widget
 from matplotlib.figure import Figure
 
 # Plotly offers, by default, a logo that links to its maker and a button that uploads the data.
@@ -22,13 +23,14 @@ _PLOTLY_CONFIG = {
 _DPI = 144
 
 
-def show(fig: Figure | go.Figure, alt: str) -> None:
+def show(fig: Figure | go.Figure | Widget, alt: str) -> None:
     """Put a figure on the page, in JupyterLab and in the built book alike.
 
     A matplotlib figure becomes an image that carries its alternative text with it. A plotly
     figure becomes a bundle: its JSON, which JupyterLab draws, and for the book a div and the
     few lines that draw into it with a `Plotly` that the page has loaded once, from its own
-    files. Neither asks another host for anything.
+    files. Neither asks another host for anything. Controls need the kernel: they are there in
+    JupyterLab only, and the book is built without them.
 
     Args:
         fig: what a function of this module returned.
@@ -40,7 +42,7 @@ def show(fig: Figure | go.Figure, alt: str) -> None:
     display(bundle(fig, alt), raw=True)
 
 
-def bundle(fig: Figure | go.Figure, alt: str) -> dict[str, Any]:
+def bundle(fig: Figure | go.Figure | Widget, alt: str) -> dict[str, Any]:
     """Return the MIME bundle that `show` displays: media type -> content."""
     if not alt.strip():
         raise ValueError("alt is empty; expected a sentence for readers who cannot see the figure")
@@ -55,18 +57,23 @@ def bundle(fig: Figure | go.Figure, alt: str) -> dict[str, Any]:
             'style="max-width:100%;height:auto;background:white">'
         )
         return {"text/html": image, "text/plain": alt}
+    if isinstance(fig, Widget):
+        return fig._repr_mimebundle_() | {"text/plain": alt}
     plain = json.loads(fig.to_json()) | {"config": _PLOTLY_CONFIG}
-    # "</" would end the script element early.
-    arguments = ", ".join(
-        json.dumps(plain[key]).replace("</", "<\\/") for key in ("data", "layout", "config")
-    )
+    # All in one object, for only so are the frames of a slider handed over. "</" would end the
+    # script element early.
+    keys = [key for key in ("data", "layout", "config", "frames") if key in plain]
+    whole = json.dumps({key: plain[key] for key in keys}, separators=(",", ":"))
+    whole = whole.replace("</", "<\\/")
     height = plain["layout"].get("height", 450)
+    has_controls = any(plain["layout"].get(name) for name in ("updatemenus", "sliders"))
+    role = "group" if has_controls else "img"  # what is in an image is hidden from screen readers
     division = (
-        f'<div class="g2sf-figure" role="img" aria-label="{text}" '
+        f'<div class="g2sf-figure" role="{role}" aria-label="{text}" '
         f'style="width:100%;height:{height}px"></div>\n'
         "<script>(function () {\n"
         "  const place = document.currentScript.previousElementSibling;\n"
-        f"  const draw = () => Plotly.newPlot(place, {arguments});\n"
+        f"  const draw = () => Plotly.newPlot(place, {whole});\n"
         '  if (window.Plotly) { draw(); } else { window.addEventListener("load", draw); }\n'
         "})();</script>"
     )

@@ -1,0 +1,536 @@
+"""Rows of a table: which there are, what they share, and how surely one stands above another."""
+
+import dataclasses
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import ttest_1samp
+
+from g2sf_lib import ablations, experiments, quantities
+from g2sf_lib.ablations import (
+    FORMS,
+    LEFT_OUT,
+    LOSSES,
+    RECIPE,
+    RUN,
+    SCALES,
+    STEPS,
+    Variant,
+    effects,
+    loss_variant,
+    loss_variants,
+    means,
+    measured_metrics,
+    orderings,
+    own_variant,
+    paired,
+    results_file,
+    run_variant_epochs,
+    run_variants,
+    studies,
+    summary,
+    with_settings,
+    write_summary,
+)
+from g2sf_lib.config import ConfigError, dataset_dir, leaf_fields, make_config, stage_dir
+from g2sf_lib.detector import flat_settings
+from g2sf_lib.experiments import kept_epochs, run_bank
+from g2sf_lib.quantities import TestCells, run_epochs, run_quantities
+from g2sf_lib.results import METRIC_NAMES
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore::g2sf_lib.training.CollapseWarning"),
+]
+TestCells.__test__ = False  # its name is that of cells, not of a test
+ALL = tuple(LOSSES)
+
+
+# ------------------------------------------------------------------ rows of Table 4
+
+
+def test_the_steps_of_table_4_and_those_with_one_loss_left_out():
+    names = [variant.name for variant in loss_variants(None, make_config())]
+    assert names == [
+        "sep", "sep+cns", "sep+cns+mar", "sep+cns+mar+sc", "sep+cns+mar+sc+cma",
+        "sep+mar+sc+cma", "sep+cns+sc+cma", "sep+cns+mar+cma",
+    ]  # fmt: skip
+    assert len(STEPS) == 5 and len(LEFT_OUT) == 4 and STEPS[3] in LEFT_OUT
+
+
+@pytest.mark.parametrize(
+    ("losses", "name", "off"),
+    [
+        (["sep"], "sep", {"beta", "alpha", "gamma", "mu"}),
+        (["mar", "sep"], "sep+mar", {"beta", "gamma", "mu"}),  # in the order of the table
+        (("cma", "sc", "cns", "sep"), "sep+cns+sc+cma", {"alpha"}),
+        (ALL, "sep+cns+mar+sc+cma", set()),
+    ],
+)
+def test_losses_that_are_off_weigh_nothing_and_the_others_what_the_run_says(losses, name, off):
+    variant = loss_variant(losses)
+    assert variant.name == name and variant.label == name.replace("+", " + ")
+    assert variant.settings == dict.fromkeys(off, 0.0)
+    config = make_config(alpha=3.0, beta=2.0, gamma=0.5, mu=0.25)
+    loss = with_settings(config, variant.settings).loss
+    weights = {"alpha": 3.0, "beta": 2.0, "gamma": 0.5, "mu": 0.25}
+    assert {w: getattr(loss, w) for w in weights} == weights | dict.fromkeys(off, 0.0)
+
+
+@pytest.mark.parametrize(
+    "losses", [[], ["cns"], ["sep", "sep"], ["sep", "l1"], ["sep", "cns", "cns"], "sep"]
+)
+def test_a_subset_that_is_none_is_refused(losses):
+    with pytest.raises(
+        ConfigError, match="losses is .*; expected a list of 'sep' and some of 'cns'"
+    ):
+        loss_variant(losses)
+
+
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        (["sep", "mar"], ["sep+mar", "sep+cns+mar+sc+cma"]),
+        ("['mar', 'sep']", ["sep+mar", "sep+cns+mar+sc+cma"]),
+        (list(ALL), ["sep+cns+mar+sc+cma"]),
+    ],
+)
+def test_one_subset_stands_beside_all(asked, names):
+    assert [variant.name for variant in loss_variants(asked, make_config())] == names
+
+
+@pytest.mark.parametrize("asked", ["sep", "[sep]", 3, {"sep": 1}, [3], [["sep"]]])
+def test_what_is_no_list_of_losses_is_refused(asked):
+    with pytest.raises(
+        ConfigError, match="losses is .*; expected a list of sep, cns, mar, sc, cma"
+    ):
+        loss_variants(asked, make_config())
+
+
+@pytest.mark.parametrize("asked", [["mar"], ["sep", "mse"], "['sep', 'sep', 'l1']", []])
+def test_a_list_without_sep_or_with_a_stranger_is_refused(asked):
+    with pytest.raises(ConfigError, match="losses is .*; expected a list of 'sep' and some of"):
+        loss_variants(asked, make_config())
+
+
+@pytest.mark.parametrize(("weight", "loss"), [("beta", "cns"), ("alpha", "mar"), ("mu", "cma")])
+def test_a_loss_that_is_on_and_weighs_nothing_is_refused(weight, loss):
+    config = make_config(**{weight: 0.0})
+    with pytest.raises(ConfigError, match=f"{weight} is 0, so the loss '{loss}' cannot be on"):
+        loss_variants(None, config)
+    with pytest.raises(ConfigError, match=f"{weight} is 0"):
+        loss_variants(["sep"], config)  # all losses stand beside it
+
+
+# ------------------------------------------------------------------ studies and a row of one's own
+
+
+def test_every_row_of_every_study_is_a_setting_that_differs_from_the_run():
+    base, names = make_config(), ["run"]
+    for rows in studies().values():
+        for row in rows:
+            changed = with_settings(base, row.settings)
+            own = {
+                name
+                for name, value in row.settings.items()
+                if flat_settings(changed)[name] == value
+            }
+            assert own == set(row.settings) and row.label
+            names.append(row.name)
+    assert len(names) == len(set(names)) and RUN.settings == {}
+    assert with_settings(base, RUN.settings) == base
+
+
+def test_studies_hold_what_they_are_called():
+    found = studies()
+    assert [v.settings["bank_fraction"] for v in found["bank_fraction"]] == list(
+        SCALES["bank_fraction"]
+    )
+    assert [v.settings for v in found["k"]] == [{"k": 1}, {"k": 5}, {"k": 10}]
+    forms = {v.name: v.settings for v in found["forms"]}
+    assert [forms[name] for name in FORMS] == [{name: "official"} for name in FORMS]
+    assert forms["recipe"] == RECIPE
+    (sigma,) = found["sigma"]
+    assert sigma.settings == {"sigma_rule": "fixed"}
+    assert {v.name: v.settings for v in found["inputs"]}["scalar"] == {
+        "direction_input": "zeros", "prototype_input": "zeros",
+    }  # fmt: skip
+
+
+def test_a_row_of_the_readers_own():
+    assert own_variant(None) == ()
+    for asked in ({"hidden": 24, "l1": 0.1}, "{'hidden': 24, 'l1': 0.1}"):
+        (row,) = own_variant(asked)
+        assert row == Variant("own", "hidden 24, l1 0.1", {"hidden": 24, "l1": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({}, "own is .*; expected settings in braces"),
+        ("hidden=24", "expected settings in braces, e.g. {'hidden': 128}"),
+        ("[1]", "expected settings in braces"),
+        ("{'hidden'", "expected settings in braces"),
+        ("__import__('os')", "expected settings in braces"),
+        ("3", "expected settings in braces"),
+        (
+            {"category": "rope", "seed": 1},
+            "own holds category, seed, which belong to the whole run",
+        ),
+        ({"profile": "paper"}, "own holds profile, which belong"),
+        ({"hiden": 3}, "unknown parameter 'hiden'; allowed: .*hidden"),
+        ({"hidden": "3"}, "hidden is '3'; expected int >= 1"),
+        ({3: 4}, "expected settings in braces"),
+    ],
+)
+def test_a_row_of_ones_own_that_makes_no_sense_is_refused(asked, message):
+    with pytest.raises(ConfigError, match=message):
+        own_variant(asked)
+
+
+def test_settings_are_replaced_and_checked():
+    config = make_config("smoke", alpha=3.0, category="rope", seed=4)
+    changed = with_settings(config, {"k": 3, "alpha": 2})
+    assert flat_settings(changed) == flat_settings(config) | {"k": 3, "alpha": 2.0}
+    assert flat_settings(config)["alpha"] == 3.0
+    with pytest.raises(ConfigError, match="'kk'"):
+        with_settings(config, {"kk": 3})
+
+
+# ------------------------------------------------------------------ what is run
+
+
+@pytest.fixture(scope="module")
+def kept():
+    """What the first test made, for the others to copy."""
+    return {}
+
+
+@pytest.fixture
+def run(kept, small_config, made_run, tmp_path, tmp_path_factory):
+    """A config of two categories whose banks are there, and nothing is trained."""
+    if not kept:
+        runs = tmp_path_factory.mktemp("ablations") / "runs"
+        config = dataclasses.replace(small_config, runs_root=str(runs), category="cookie")
+        for category, seed in (("cookie", 500), ("gland", 700)):
+            run_bank(made_run(config, category, test_seed=seed))
+        kept["runs"] = runs
+    shutil.copytree(kept["runs"], tmp_path / "runs")
+    return dataclasses.replace(small_config, runs_root=str(tmp_path / "runs"), category="gland")
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Lists of (category, seed) trained, rows measured, and categories read."""
+    seen = {"trained": [], "measured": [], "read": []}
+    real_train, real_measured, real_read = (
+        experiments._train, quantities._measured, TestCells.__init__,
+    )  # fmt: skip
+
+    def train(config, *rest):
+        seen["trained"].append((config.category, config.seed))
+        return real_train(config, *rest)
+
+    def measured(config, *rest):
+        seen["measured"].append((config.category, config.seed))
+        return real_measured(config, *rest)
+
+    def read(self, config):
+        seen["read"].append(config.category)
+        real_read(self, config)
+
+    monkeypatch.setattr(experiments, "_train", train)
+    monkeypatch.setattr(quantities, "_measured", measured)
+    monkeypatch.setattr(TestCells, "__init__", read)
+    return seen
+
+
+TWO = (RUN, Variant("sep", "sep", {"alpha": 0.0, "beta": 0.0, "gamma": 0.0, "mu": 0.0}))
+PLACES = list(itertools.product(("cookie", "gland"), (0, 1)))
+
+
+def test_every_variant_is_measured_everywhere_and_once(run, counted):
+    table = run_variants(run, TWO, None, [0, 1], ("fused", "s_rgb"), progress=False)
+    rows = list(
+        table[["category", "variant", "seed", "quantity"]].itertuples(index=False, name=None)
+    )
+    assert rows == [
+        (category, variant, seed, quantity)
+        for category in ("cookie", "gland")
+        for variant in ("run", "sep")
+        for seed in (0, 1)
+        for quantity in ("fused", "s_rgb")
+    ]
+    assert sorted(counted["trained"]) == sorted(2 * PLACES)
+    assert counted["read"] == ["cookie", "gland"]  # once, for all variants and seeds
+    assert len(counted["measured"]) == 16
+    again = run_variants(run, TWO, None, [0, 1], ("fused", "s_rgb"), progress=False)
+    pd.testing.assert_frame_equal(again, table)
+    assert len(counted["trained"]) == 8 and len(counted["measured"]) == 16
+    # Nothing of a distance is learned: it is the same in every training.
+    distance = table[table["quantity"] == "s_rgb"].groupby("category")["aupro_30"]
+    assert (distance.max() - distance.min()).max() < 1e-9
+
+
+def test_rows_are_those_of_run_quantities(run):
+    table = run_variants(run, TWO, ["gland"], [1], progress=False)
+    for variant in TWO:
+        config = dataclasses.replace(with_settings(run, variant.settings), seed=1)
+        (expected,) = run_quantities(config, ["fused"]).to_dict("records")
+        (found,) = table[table["variant"] == variant.name].to_dict("records")
+        assert found == expected | {"variant": variant.name}
+
+
+def test_a_variant_in_which_nothing_is_changed_shares_the_training_of_the_run(run, counted):
+    everything = loss_variant(ALL)
+    same = Variant("same", "the same value", {"k": run.model.k, "mu": run.loss.mu})
+    scored = Variant("silhouette", "outline", {"silhouette": "count"})
+    rows = (RUN, everything, same, scored)
+    table = run_variants(run, rows, ["cookie"], [0], progress=False)
+    assert counted["trained"] == [("cookie", 0)] and len(counted["measured"]) == 2
+    metrics = table.drop(columns="variant").set_index(table["variant"])
+    for name in (everything.name, "same"):
+        pd.testing.assert_series_equal(metrics.loc["run"], metrics.loc[name], check_names=False)
+    assert metrics.loc["run", "p_auroc"] != metrics.loc["silhouette", "p_auroc"]
+
+
+def test_a_variant_with_another_bank_leaves_the_runs_own_alone(run):
+    config = dataclasses.replace(run, category="cookie")
+    record = dataset_dir(run) / "cookie" / "bank.json"
+    folder = stage_dir(config, "bank")
+    before = record.read_bytes(), (folder / "banks.safetensors").read_bytes()
+    rows = (RUN, Variant("less", "less", {"bank_fraction": 0.1}))
+    table = run_variants(run, rows, ["cookie"], [0], progress=False)
+    assert (record.read_bytes(), (folder / "banks.safetensors").read_bytes()) == before
+    assert table["aupro_30"].nunique() == 2
+
+
+def test_lists_may_be_texts_and_strangers_are_refused_before_anything_runs(run, counted):
+    table = run_variants(run, [RUN], "['gland']", "[1]", progress=False)
+    assert table[["category", "seed"]].to_numpy().tolist() == [["gland", 1]]
+    counted["read"].clear()
+    for bad in ({"categories": ["nut"]}, {"seeds": [-1]}, {"seeds": "0"}):
+        with pytest.raises(ConfigError, match="; expected a list of"):
+            run_variants(run, [RUN], progress=False, **bad)
+    with pytest.raises(ConfigError, match="'epocs'"):
+        run_variants(run, [Variant("x", "x", {"epocs": 3})], progress=False)
+    assert counted["read"] == []
+
+
+def test_epochs_of_a_variant(run, counted):
+    longer = Variant("longer", "longer", {"epochs": 6})
+    table = run_variant_epochs(run, longer, ["gland"], [0, 1], progress=False)
+    assert set(table["variant"]) == {"longer"}
+    assert table["epoch"].tolist() == 2 * list(kept_epochs(6))
+    assert counted["trained"] == [("gland", 0), ("gland", 1)] and counted["read"] == ["gland"]
+    config = dataclasses.replace(with_settings(run, longer.settings), seed=1)
+    expected = run_epochs(config).assign(variant="longer")
+    second = table[table["seed"] == 1].reset_index(drop=True)
+    pd.testing.assert_frame_equal(second, expected)
+
+
+# ------------------------------------------------------------------ how surely
+
+
+def table(values, name="i_auroc", key="variant"):
+    """Return rows from variant -> category -> [value of seed 0, of seed 1, ...]."""
+    rows = [
+        (variant, category, seed, value)
+        for variant, of_category in values.items()
+        for category, seeds in of_category.items()
+        for seed, value in enumerate(seeds)
+    ]
+    return pd.DataFrame(rows, columns=[key, "category", "seed", name])
+
+
+def test_a_paired_difference_by_hand():
+    """Gaps 0.1 and 0.3, mean 0.2, in one category; 0 and 0.2, mean 0.1, in the other."""
+    rows = table({"a": {"x": [0.6, 0.9], "y": [0.5, 0.8]}, "b": {"x": [0.5, 0.6], "y": [0.5, 0.6]}})
+    found = paired(rows, "a", "b", "i_auroc")
+    assert found["difference"] == pytest.approx(0.15)
+    assert found["se"] == pytest.approx(0.05)  # deviation 0.0707 over the root of 2
+    assert found["p"] == pytest.approx(0.2048, abs=1e-4)  # t = 3, one degree of freedom
+    assert (found["wins"], found["num"]) == (3, 4)
+    back = paired(rows, "b", "a", "i_auroc")
+    assert back["difference"] == pytest.approx(-0.15) and back["p"] == pytest.approx(found["p"])
+    assert back["wins"] == 0
+    shuffled = rows.sample(frac=1, random_state=0)
+    assert paired(shuffled, "a", "b", "i_auroc") == pytest.approx(found)
+
+
+def test_a_paired_difference_is_students_test_over_categories():
+    rng = np.random.default_rng(0)
+    values = {v: {c: list(rng.normal(size=3)) for c in "pqrstu"} for v in "abc"}
+    found = paired(table(values), "a", "c", "i_auroc")
+    gaps = [np.mean(values["a"][c]) - np.mean(values["c"][c]) for c in "pqrstu"]
+    expected = ttest_1samp(gaps, 0)
+    assert found["p"] == pytest.approx(expected.pvalue)
+    assert found["difference"] / found["se"] == pytest.approx(expected.statistic)
+
+
+def test_seeds_are_counted_where_there_is_one_category():
+    rows = table({"a": {"x": [0.6, 0.8, 0.7]}, "b": {"x": [0.5, 0.5, 0.5]}})
+    found = paired(rows, "a", "b", "i_auroc")
+    expected = ttest_1samp([0.1, 0.3, 0.2], 0)
+    assert found["p"] == pytest.approx(expected.pvalue)
+    assert found["se"] == pytest.approx(0.1 / 3**0.5) and found["num"] == 3
+
+
+def test_one_seed_of_several_categories_is_enough():
+    rows = table({"a": {"x": [0.6], "y": [0.9]}, "b": {"x": [0.5], "y": [0.6]}})
+    found = paired(rows, "a", "b", "i_auroc")
+    assert found["p"] == pytest.approx(ttest_1samp([0.1, 0.3], 0).pvalue) and found["num"] == 2
+
+
+def test_a_single_pair_has_a_difference_and_nothing_more():
+    found = paired(table({"a": {"x": [0.6]}, "b": {"x": [0.5]}}), "a", "b", "i_auroc")
+    assert found["difference"] == pytest.approx(0.1)
+    assert np.isnan(found["se"]) and np.isnan(found["p"])
+    assert (found["wins"], found["num"]) == (1, 1)
+
+
+@pytest.mark.parametrize(("gap", "p"), [(0.0, 1.0), (0.25, 0.0), (-0.25, 0.0)])
+def test_differences_without_any_spread(gap, p):
+    rows = table(
+        {"a": {"x": [0.5 + gap] * 2, "y": [0.5 + gap] * 2}, "b": {"x": [0.5] * 2, "y": [0.5] * 2}}
+    )
+    found = paired(rows, "a", "b", "i_auroc")
+    assert (found["difference"], found["se"], found["p"]) == (gap, 0.0, p)
+    assert found["wins"] == (4 if gap > 0 else 0)
+
+
+def test_orderings_hold_are_reversed_or_stay_open():
+    def around(middle, spread=0.001):
+        return {c: [middle + spread * n] * 2 for n, c in enumerate("wxyz")}
+
+    values = {"high": around(0.9), "low": around(0.5, -0.001), "mixed": {
+        "w": [0.2, 0.2], "x": [0.8, 0.8], "y": [0.9, 0.9], "z": [0.1, 0.1]}}  # fmt: skip
+    rows = table(values)
+    pairs = [("high", "low"), ("low", "high"), ("mixed", "low")]
+    found = orderings(rows, pairs, "i_auroc")
+    assert found[["higher", "lower"]].to_numpy().tolist() == [list(pair) for pair in pairs]
+    assert found["verdict"].tolist() == ["holds", "reversed", "open"]
+    single = [paired(rows, *pair, "i_auroc")["p"] for pair in pairs]
+    assert single[0] == pytest.approx(single[1])
+    # Holm: the smallest times three, the next times two but no smaller, the largest as it is.
+    assert found["p"].tolist() == pytest.approx([3 * single[0], 3 * single[0], single[2]])
+    named = orderings(table(values, key="quantity"), pairs[:1], "i_auroc", key="quantity")
+    assert named["p"].tolist() == pytest.approx([single[0]])
+
+
+def test_what_is_real_alone_may_be_open_among_many():
+    values = {"a": {c: [0.5 + g] for c, g in zip("wxyz", (0.1, 0.11, 0.12, 0.02), strict=True)}}
+    values |= {"b": {c: [0.5] for c in "wxyz"}}
+    values |= {
+        f"n{i}": {c: [0.5 + 0.1 * (-1) ** n] for n, c in enumerate("wxyz")} for i in range(4)
+    }
+    rows = table(values)
+    assert paired(rows, "a", "b", "i_auroc")["p"] < 0.05
+    assert orderings(rows, [("a", "b")], "i_auroc")["verdict"].tolist() == ["holds"]
+    many = [("a", "b"), *((f"n{i}", "b") for i in range(4))]
+    assert orderings(rows, many, "i_auroc")["verdict"].tolist() == ["open"] * 5
+
+
+def test_a_single_draw_leaves_every_ordering_open():
+    rows = table({"a": {"x": [0.9]}, "b": {"x": [0.1]}, "c": {"x": [0.9]}})
+    found = orderings(rows, [("a", "b"), ("b", "a"), ("a", "c")], "i_auroc")
+    assert found["verdict"].tolist() == ["open"] * 3 and found["p"].isna().all()
+
+
+# ------------------------------------------------------------------ what is kept of it
+
+
+def every_metric(values):
+    """Return `table` of values with every metric; each is the values times a number of its own."""
+    rows = table(values)
+    for n, name in enumerate((*METRIC_NAMES, "aupro_30_published", "i_auroc_dent", "sigma_pcd")):
+        rows[name] = table(values)["i_auroc"] * (1 + n)
+    return rows
+
+
+SOME = {"run": {"x": [0.1, 0.3], "y": [0.2, 0.2]}, "b": {"x": [0.2, 0.2], "y": [0.2, 0.4]}}
+
+
+def test_only_metrics_are_averaged():
+    rows = every_metric(SOME).assign(quantity="fused", best_epoch=3, w_std=0.1, i_auroc_se=0.1)
+    assert measured_metrics(rows) == [*METRIC_NAMES, "aupro_30_published"]
+
+
+def test_means_go_over_categories_and_then_over_seeds():
+    found = means(every_metric(SOME))
+    assert list(found.index) == ["run", "b"]
+    assert found.loc["run", "i_auroc"] == pytest.approx(0.2)
+    # of seed 0 (0.1 + 0.2) / 2, of seed 1 (0.3 + 0.2) / 2
+    assert found.loc["run", "i_auroc_seed_std"] == pytest.approx(np.std([0.15, 0.25], ddof=1))
+    assert found.loc["b", "p_auroc"] == pytest.approx(2 * 0.25)
+    one = means(every_metric({"run": {"x": [0.1], "y": [0.3]}}))
+    assert one.loc["run", "i_auroc"] == pytest.approx(0.2)
+    assert np.isnan(one.loc["run", "i_auroc_seed_std"])
+
+
+def test_effects_are_differences_to_the_reference():
+    rows = every_metric(SOME)
+    found = effects(rows, "run")
+    assert found["variant"].tolist() == ["b"] * len(METRIC_NAMES)
+    assert found["metric"].tolist() == list(METRIC_NAMES)
+    for n, row in enumerate(found.itertuples(), start=1):
+        expected = paired(rows, "b", "run", row.metric)
+        assert row.difference == pytest.approx(0.05 * n) == expected["difference"]
+        assert (row.wins, row.num) == (2, 4)
+
+
+def test_a_summary_is_written_and_read_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config, rows = make_config("demo"), every_metric(SOME)
+    content = summary(config, rows, "run")
+    path = write_summary(content, config, "table4")
+    assert path == Path("data/results/table4_demo.json") == results_file(config, "table4")
+    assert json.loads(path.read_text()) == content
+    assert content["categories"] == ["x", "y"] and content["seeds"] == [0, 1]
+    assert content["reference"] == "run" and content["profile"] == "demo"
+    first, second = content["rows"]
+    assert (first["variant"], first["i_auroc"]) == ("run", 0.2)
+    assert second["i_auroc_seed_std"] == round(float(np.std([0.2, 0.3], ddof=1)), 4)
+    places = [(row["variant"], row["category"], row["i_auroc"]) for row in content["per_category"]]
+    assert places == [("run", "x", 0.2), ("run", "y", 0.2), ("b", "x", 0.2), ("b", "y", 0.3)]
+    assert len(content["effects"]) == len(METRIC_NAMES)
+
+
+def test_what_is_not_known_becomes_null(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = make_config("smoke")
+    rows = every_metric({"run": {"x": [0.1]}, "b": {"x": [0.25]}})
+    text = write_summary(summary(config, rows, "run"), config, "table5").read_text()
+    assert "NaN" not in text
+    content = json.loads(text)
+    assert content["rows"][0]["i_auroc_seed_std"] is None
+    assert content["effects"][0]["se"] is None and content["effects"][0]["p"] is None
+    assert content["effects"][0]["difference"] == 0.15
+
+
+def test_summaries_of_data_sets_and_profiles_lie_apart():
+    real = make_config("paper", dataset="mvtec3d", data_root="/data", category="bagel")
+    names = {str(results_file(c, "table3")) for c in (make_config(), make_config("smoke"), real)}
+    assert names == {
+        "data/results/table3_demo.json",
+        "data/results/table3_smoke.json",
+        "data/results/table3_mvtec3d_paper.json",
+    }
+
+
+def test_another_key_may_say_what_differs(tmp_path):
+    rows = every_metric(SOME).rename(columns={"variant": "quantity"})
+    content = summary(make_config(), rows, "run", key="quantity")
+    assert [row["quantity"] for row in content["rows"]] == ["run", "b"]
+    assert {row["quantity"] for row in content["effects"]} == {"b"}
+
+
+def test_the_weights_of_the_losses_are_settings():
+    weights = {weight for weight in LOSSES.values() if weight}
+    assert weights == {"alpha", "beta", "gamma", "mu"} and weights <= set(leaf_fields())
+    assert ablations.LONGER > 1

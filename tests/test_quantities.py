@@ -1,0 +1,394 @@
+"""Parts and variants of the score: by hand, as the detector has them, and measured once."""
+
+import dataclasses
+import itertools
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from g2sf_lib import experiments, quantities
+from g2sf_lib.benchmark import run_methods
+from g2sf_lib.config import MODALITIES, ConfigError, make_config, stage_dir
+from g2sf_lib.detector import flat_settings, query_banks, to_prediction
+from g2sf_lib.evaluation import image_auroc
+from g2sf_lib.experiments import best_epoch, fitted, kept_epochs, run_bank
+from g2sf_lib.fusion import local_metric
+from g2sf_lib.memory import MemoryBank
+from g2sf_lib.quantities import (
+    PARTS,
+    RULES,
+    Neighbourhoods,
+    TestCells,
+    cell_maps,
+    cell_quantity,
+    checked_quantity,
+    neighbourhoods,
+    run_epochs,
+    run_quantities,
+)
+from g2sf_lib.storage import StoredFileError
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore::g2sf_lib.training.CollapseWarning"),
+]
+TestCells.__test__ = False  # its name is that of cells, not of a test
+
+
+@pytest.fixture(scope="module")
+def kept():
+    """What the first test made, for the others to copy."""
+    return {}
+
+
+@pytest.fixture
+def run(kept, small_config, made_run, tmp_path, tmp_path_factory):
+    """A config whose bank and detector are there, and nothing is measured."""
+    if not kept:
+        runs = tmp_path_factory.mktemp("quantities") / "runs"
+        config = made_run(dataclasses.replace(small_config, runs_root=str(runs)))
+        run_bank(config)
+        fitted(config)
+        kept["runs"] = runs
+    shutil.copytree(kept["runs"], tmp_path / "runs")
+    return dataclasses.replace(small_config, runs_root=str(tmp_path / "runs"))
+
+
+def changed(config, **settings):
+    return make_config(**(flat_settings(config) | settings))
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Name -> how often something costly was done."""
+    counts = {"measured": 0, "trained": 0, "searched": 0, "seen": 0}
+
+    def watch(place, name, key):
+        real = getattr(place, name)
+
+        def watched(*given, **named):
+            counts[key] += 1
+            return real(*given, **named)
+
+        monkeypatch.setattr(place, name, watched)
+
+    watch(quantities, "_measured", "measured")
+    watch(quantities, "neighbourhoods", "seen")
+    watch(experiments, "_train", "trained")
+    watch(MemoryBank, "query", "searched")
+    return counts
+
+
+# ------------------------------------------------------------------ names
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *((part, part) for part in PARTS if part != "fused"),
+        ("nearest", "min_0"),
+        ("min_0", "min_0"),
+        ("min", "min_2"),
+        ("min_2", "min_2"),
+        ("fused", "min_2"),
+        ("min_4", "min_4"),
+        ("max", "max"),
+        ("mean", "mean"),
+    ],
+)
+def test_what_is_the_same_has_one_name(small_config, name, expected):
+    assert small_config.model.k == 2
+    assert checked_quantity(name, small_config) == expected
+
+
+@pytest.mark.parametrize("how", RULES)
+def test_fused_is_what_the_run_aggregates_by(small_config, how):
+    config = changed(small_config, aggregate=how)
+    assert checked_quantity("fused", config) == checked_quantity(how, config)
+
+
+@pytest.mark.parametrize(
+    "name", ["median", "", "s_", "s_xyz", "w", "min_", "min_-1", "min_5", "S_rgb"]
+)
+def test_another_name_is_refused_with_those_that_are_known(small_config, name):
+    message = f"quantity is {name!r}; expected one of s_pcd, .*, nearest, .*, min_0 to min_4"
+    with pytest.raises(ConfigError, match=message):
+        checked_quantity(name, small_config)
+    with pytest.raises(ConfigError):
+        run_quantities(small_config, ["fused", name])  # before anything is read
+
+
+# ------------------------------------------------------------------ by hand
+
+
+def by_hand():
+    """Two cells in 2k + 1 = 5 neighbourhoods; everything differs from everything."""
+    s = torch.arange(20.0).reshape(2, 5, 2)
+    ell = torch.tensor([[3.0, 5, 1, 0.5, 9], [2, 2, 4, 7, 1]])
+    return Neighbourhoods(s, 100 + s, ell)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("s_pcd", [0, 10]),
+        ("s_rgb", [1, 11]),
+        ("w_pcd", [100, 110]),
+        ("w_rgb", [101, 111]),
+        ("nearest", [3, 2]),
+        ("min_1", [3, 2]),
+        ("min", [1, 2]),  # over j = 0, 1, 2
+        ("fused", [1, 2]),
+        ("min_3", [0.5, 2]),
+        ("min_4", [0.5, 1]),
+        ("max", [5, 4]),
+        ("mean", [3, 8 / 3]),
+    ],
+)
+def test_quantities_by_hand(small_config, name, expected):
+    found = cell_quantity(name, by_hand(), small_config)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32))
+
+
+def test_k_says_how_far_a_rule_looks(small_config):
+    config = changed(small_config, k=1)
+    assert cell_quantity("max", by_hand(), config).tolist() == [5, 2]
+    assert cell_quantity("min", by_hand(), config).tolist() == [3, 2]
+    with pytest.raises(ConfigError, match="min_0 to min_2"):
+        cell_quantity("min_3", by_hand(), config)
+
+
+def test_order_and_limits_of_aggregations(run):
+    detector = fitted(run)
+    with torch.no_grad():  # a short training hardly moves w; any network will do
+        detector.metric.lspn.head.weight.normal_(generator=torch.Generator().manual_seed(0))
+    found = neighbourhoods(detector, TestCells(run))
+    names = (*RULES, *(f"min_{j}" for j in range(5)))
+    of = {name: cell_quantity(name, found, run) for name in names}
+    for j in range(4):
+        assert (of[f"min_{j + 1}"] <= of[f"min_{j}"]).all()
+    assert (of["min_4"] < of["min_0"]).any()
+    assert torch.equal(of["nearest"], of["min_0"]) and torch.equal(of["min"], of["min_2"])
+    assert (of["min"] <= of["mean"]).all() and (of["mean"] <= of["max"]).all()
+    assert (of["nearest"] <= of["max"]).all() and (of["min"] < of["max"]).any()
+
+
+# ------------------------------------------------------------------ as the detector has them
+
+
+def test_neighbourhoods_are_those_of_the_detector(run):
+    detector, test = fitted(run), TestCells(run)
+    found, seen = neighbourhoods(detector, test), detector.score_cells(test.feat)
+    assert found.s.shape == found.w.shape == (len(test.feat["pcd"]), 5, 2)
+    for name in ("s", "w", "ell"):
+        first = getattr(found, name)[:, :3]  # scoring looks at k + 1 of 2k + 1
+        torch.testing.assert_close(first, getattr(seen, name).detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(cell_quantity("fused", found, run), seen.cell_score)
+    torch.testing.assert_close(
+        found.ell, local_metric(found.w, found.s, detector.metric.sigma()).detach()
+    )
+    assert not found.ell.requires_grad
+
+
+def test_maps_and_image_scores_are_made_scan_by_scan(run):
+    test = TestCells(run)
+    cells = cell_quantity("w_rgb", neighbourhoods(fitted(run), test), run)
+    maps, image = cell_maps(cells, test, run)
+    assert maps.shape == (8, 32, 32) and image.shape == (8,)
+    start = sum(test.sizes[:3])
+    one = to_prediction(cells[start : start + test.sizes[3]], test.patches[3], run.scoring)
+    assert maps[3].tobytes() == one.score_map.tobytes() and image[3] == one.image_score
+
+
+def test_the_fused_score_is_that_of_the_benchmark(run):
+    (row,) = run_quantities(run, ["fused"]).to_dict("records")
+    _, table = run_methods(run, ("g2sf", "pcd", "rgb"), (0,), progress=False)
+    theirs = table[table["silhouette"] == run.scoring.silhouette].set_index("method")
+    shared = [name for name in row if name in theirs and name.startswith(("i_", "p_", "aupro"))]
+    assert {"i_auroc", "i_auroc_dent", "p_auroc", "aupro_30", "aupro_1_published"} <= set(shared)
+    for name in shared:
+        assert row[name] == pytest.approx(theirs.loc["g2sf", name], abs=1e-9), name
+    # A distance of one modality is a bank's score in other units: the same order of cells.
+    for mod in MODALITIES:
+        (row,) = run_quantities(run, [f"s_{mod}"]).to_dict("records")
+        for name in ("i_auroc", "p_auroc", "aupro_30"):
+            assert row[name] == pytest.approx(theirs.loc[mod, name], abs=1e-6), (mod, name)
+
+
+def test_a_row_says_what_was_measured_and_how_the_training_went(run):
+    table = run_quantities(run, ["w_pcd", "max"])
+    assert table["quantity"].tolist() == ["w_pcd", "max"]
+    assert set(table["category"]) == {"foam"} and set(table["seed"]) == {0}
+    detector, test = fitted(run), TestCells(run)
+    best = detector.history[best_epoch(detector)]
+    assert (table["best_epoch"] == best["epoch"]).all()
+    assert table["sigma_pcd"].tolist() == pytest.approx([best["sigma_pcd"]] * 2)
+    assert table["w_std"].tolist() == [min(best["w_std_pcd"], best["w_std_rgb"])] * 2
+    _, image = cell_maps(cell_quantity("w_pcd", neighbourhoods(detector, test), run), test, run)
+    labels = np.array([label != "good" for label in test.truth[1]])
+    assert table["i_auroc"][0] == pytest.approx(image_auroc(image, labels))
+    assert not [name for name in table if name.endswith("_se") or name == "silhouette"]
+
+
+# ------------------------------------------------------------------ measured once
+
+
+def test_what_was_measured_is_found_again(run, counted):
+    first = run_quantities(run, PARTS)
+    assert counted["measured"] == len(PARTS) and counted["trained"] == 0 and counted["seen"] == 1
+    again = run_quantities(run, PARTS)
+    assert counted["measured"] == len(PARTS) and counted["seen"] == 1
+    pd.testing.assert_frame_equal(again, first)
+    more = run_quantities(run, (*RULES, "s_rgb", "min_0"))
+    assert counted["measured"] == len(PARTS) + 3  # "min" is "fused", "min_0" is "nearest"
+    rows = more.drop(columns="quantity").set_index(more["quantity"])
+    pd.testing.assert_series_equal(rows.loc["nearest"], rows.loc["min_0"], check_names=False)
+    fused = first.set_index("quantity").loc["fused"]
+    pd.testing.assert_series_equal(rows.loc["min"], fused, check_names=False)
+
+
+def test_nothing_is_read_when_everything_is_there(run, monkeypatch):
+    run_quantities(run, ["fused", "s_rgb"])
+    for name in ("TestCells", "fitted", "neighbourhoods"):
+        monkeypatch.setattr(quantities, name, None)
+    assert len(run_quantities(run, ["s_rgb", "fused"])) == 2
+
+
+def test_a_missing_file_alone_is_measured_again(run, counted):
+    first = run_quantities(run, ["fused", "max"])
+    path = stage_dir(run, "quantities") / "max.json"
+    before = path.read_bytes()
+    path.unlink()
+    pd.testing.assert_frame_equal(run_quantities(run, ["fused", "max"]), first)
+    assert counted["measured"] == 3 and path.read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ['{"row": {"i_auroc": 0', "", "[]", '{"rows": {}}', "3"])
+def test_a_damaged_file_is_named(run, text):
+    run_quantities(run, ["max"])
+    (stage_dir(run, "quantities") / "max.json").write_text(text)
+    with pytest.raises(StoredFileError, match=r"max\.json: truncated or changed .*; delete it"):
+        run_quantities(run, ["max"])
+
+
+def test_seeds_and_settings_of_scoring_lie_apart_and_scoring_trains_nothing(run, counted):
+    run_quantities(run, ["fused"])
+    other = run_quantities(changed(run, silhouette="count"), ["fused"])
+    assert counted["measured"] == 2 and counted["trained"] == 0
+    same = run_quantities(run, ["fused"])
+    assert other["p_auroc"][0] != same["p_auroc"][0]
+    assert run_quantities(dataclasses.replace(run, seed=1), ["fused"])["seed"].tolist() == [1]
+    assert counted["measured"] == 3 and counted["trained"] == 1
+    # What is read from scan files, and not from the bank, is the same all along.
+    assert stage_dir(run, "bank") == stage_dir(changed(run, seed=1, silhouette="count"), "bank")
+
+
+def test_the_rule_of_the_run_counts_and_not_that_of_the_stored_detector(run):
+    """The detector was stored by a run that takes the minimum; its parameters are the same."""
+    most = run_quantities(changed(run, aggregate="max"), ["fused", "min"]).set_index("quantity")
+    plain = run_quantities(run, ["max", "fused"]).set_index("quantity")
+    metrics = ["i_auroc", "p_auroc", "aupro_30", "aupro_1"]
+    assert most.loc["fused", metrics].tolist() == plain.loc["max", metrics].tolist()
+    assert most.loc["min", metrics].tolist() == plain.loc["fused", metrics].tolist()
+    assert plain.loc["max", metrics].tolist() != plain.loc["fused", metrics].tolist()
+
+
+def contents(folder):
+    return {
+        p: (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(folder.rglob("*")) if p.is_file()
+    }
+
+
+def test_a_loss_weight_changes_what_follows_training_and_nothing_before(run, counted):
+    test = TestCells(run)
+    run_quantities(run, ["fused"], test)
+    searched = counted["searched"]
+    assert searched == 2  # the test cells, in either bank
+    before = contents(stage_dir(run, "bank"))
+    other = changed(run, alpha=3.0)
+    run_quantities(other, ["fused"], test)
+    assert counted["trained"] == 1 and counted["searched"] == searched
+    assert contents(stage_dir(run, "bank")) == before
+    for stage in ("features", "bank"):
+        assert stage_dir(run, stage) == stage_dir(other, stage)
+    for stage in ("lspn", "quantities"):
+        assert stage_dir(run, stage) != stage_dir(other, stage)
+
+
+# ------------------------------------------------------------------ what detectors share
+
+
+def test_neighbours_are_shared_while_bank_and_number_are_the_same(run, counted):
+    test = TestCells(run)
+    first, other = fitted(run), fitted(changed(run, gamma=0.1))
+    counted["searched"] = 0
+    seen = test.seen_by(first)
+    assert test.seen_by(other) is seen and test.seen_by(first) is seen
+    assert counted["searched"] == 2
+    assert seen[1]["rgb"].shape == (len(seen[0]["rgb"]), 5)
+
+
+@pytest.mark.parametrize("setting", [{"bank_fraction": 0.2}, {"coreset": "random"}, {"k": 1}])
+def test_neighbours_are_looked_up_anew_for_another_bank_or_number(run, setting):
+    test, first = TestCells(run), fitted(run)
+    seen = test.seen_by(first)
+    detector = fitted(changed(run, **setting))
+    feat, index, s = test.seen_by(detector)
+    assert s is not seen[2]
+    num = 2 * detector.config.model.k + 1
+    expected = query_banks(detector.banks, feat, num)
+    assert torch.equal(s, expected[1]) and s.shape[1] == num
+    assert all(torch.equal(index[mod], expected[0][mod]) for mod in MODALITIES)
+    back = test.seen_by(first)
+    assert torch.equal(back[2], seen[2])
+
+
+# ------------------------------------------------------------------ epochs
+
+
+def test_epochs_are_measured_as_they_were(run, counted):
+    table = run_epochs(run)
+    assert table["epoch"].tolist() == list(kept_epochs(5)) == [0, 1, 2, 3, 4, 5]
+    assert counted["measured"] == 6 and counted["trained"] == 0
+    detector = fitted(run)
+    assert table["heldout"].tolist() == [row["heldout"] for row in detector.history]
+    # The epoch that was kept is the detector itself.
+    metrics = [name for name in table if name.startswith(("i_auroc", "p_auroc", "aupro"))]
+    fused = run_quantities(run, ["fused"]).iloc[0]
+    best = table.set_index("epoch").loc[best_epoch(detector)]
+    assert best[metrics].tolist() == fused[metrics].tolist()
+    # Before training, every w is 1 and sigma one half: the plain mean of distances.
+    test = TestCells(run)
+    plain = neighbourhoods(detector, test).s[:, :3].mean(-1).amin(-1)
+    maps, image = cell_maps(plain, test, run)
+    labels = np.array([label != "good" for label in test.truth[1]])
+    assert table["i_auroc"][0] == pytest.approx(image_auroc(image, labels))
+    assert table["p_auroc"].nunique() > 1
+    counts = dict(counted)
+    pd.testing.assert_frame_equal(run_epochs(run), table)
+    assert counted["measured"] == counts["measured"]
+
+
+def test_epochs_of_another_length_share_nothing_and_a_missing_one_is_measured(run, counted):
+    first = run_epochs(run)
+    (stage_dir(run, "quantities") / "epoch_0003.json").unlink()
+    pd.testing.assert_frame_equal(run_epochs(run), first)
+    assert counted["measured"] == 7
+    longer = run_epochs(changed(run, epochs=6))
+    assert longer["epoch"].tolist() == [0, 1, 2, 3, 4, 6] and counted["trained"] == 1
+    # The randomness of an epoch depends on seed and number only: the courses agree.
+    pd.testing.assert_frame_equal(longer.iloc[:5], first.iloc[:5])
+
+
+def test_files_are_plain_json_of_finite_numbers(run):
+    run_quantities(run, ["fused"])
+    run_epochs(run)
+    files = sorted(stage_dir(run, "quantities").glob("*.json"))
+    assert [file.stem for file in files] == [*(f"epoch_{n:04d}" for n in range(6)), "min_2"]
+    rows = [json.loads(file.read_text())["row"] for file in files]
+    numbers = list(itertools.chain.from_iterable(row.values() for row in rows))
+    assert all(isinstance(x, (int, float)) and np.isfinite(x) for x in numbers)
