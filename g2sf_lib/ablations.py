@@ -81,7 +81,11 @@ def loss_variants(losses: Any, config: Config) -> tuple[Variant, ...]:
         asked = listed(losses)
         if not isinstance(asked, (list, tuple)) or not all(isinstance(x, str) for x in asked):
             raise ConfigError(f"losses is {losses!r}; expected a list of {', '.join(LOSSES)}")
-        in_order = [x for x in LOSSES if x in asked] if set(asked) <= set(LOSSES) else asked
+        in_order = (
+            [x for x in LOSSES if x in asked]
+            if len(set(asked) & set(LOSSES)) == len(asked)
+            else asked
+        )
         subsets = tuple(dict.fromkeys((tuple(in_order), tuple(LOSSES))))
     variants = tuple(loss_variant(subset) for subset in subsets)
     for name, weight in LOSSES.items():
@@ -254,7 +258,8 @@ def paired(
         return {"difference": size, "se": float("nan"), "p": float("nan")} | found
     error = float(each.std(ddof=1) / len(each) ** 0.5)
     if error < EXACT:
-        p = float(abs(size) < EXACT)
+        # Equal differences leave no spread to go by: p is that of the sign test.
+        p = 1.0 if abs(size) < EXACT else 2 * 0.5 ** len(each)
     else:
         p = float(2 * student.sf(abs(size) / error, len(each) - 1))
     return {"difference": size, "se": error, "p": p} | found

@@ -257,7 +257,9 @@ def fitted_either(config: Config, banks: Banks, progress: bool = False) -> G2SF:
         cells = synthetic_cells(config, banks, progress)
         detector.fit_cells(cells, folder / "checkpoint.safetensors", progress)
         detector.save(folder)
-    return G2SF.load(folder, config.device)
+    detector = G2SF.load(folder, config.device)
+    detector.config = config  # how it scores may be another way than when it was trained
+    return detector
 
 
 def fitted_peer(
@@ -316,7 +318,9 @@ def trained_detector(config: Config) -> G2SF:
             f"{folder}: no trained detector; expected it from 03_lspn_training with category "
             f"{config.category}, seed {config.seed} and the settings of this run"
         )
-    return G2SF.load(folder, config.device)
+    detector = G2SF.load(folder, config.device)
+    detector.config = config  # how it scores may be another way than when it was trained
+    return detector
 
 
 def _g2sf_scans(detector: G2SF, split: Split) -> dict[str, list[ScanScore]]:

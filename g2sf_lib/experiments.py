@@ -485,7 +485,9 @@ def fitted(config: Config, progress: bool = False) -> G2SF:
         with _alone_in(folder):
             if not (folder / "detector.json").exists():
                 _train(config, folder, progress)
-    return G2SF.load(folder, config.device)
+    detector = G2SF.load(folder, config.device)
+    detector.config = config  # how it scores may be another way than when it was trained
+    return detector
 
 
 def _train(config: Config, folder: Path, progress: bool) -> None:

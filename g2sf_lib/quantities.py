@@ -100,6 +100,7 @@ def checked_quantity(name: str, config: Config) -> str:
     one_name = {"nearest": "min_0", "min": f"min_{k}"}.get(one_name, one_name)
     upto = re.fullmatch(r"min_(\d+)", one_name)
     known = one_name in (*PARTS, *RULES) if upto is None else int(upto[1]) <= 2 * k
+    one_name = one_name if upto is None else f"min_{int(upto[1])}"
     if not known:
         allowed = ", ".join((*PARTS, *RULES))
         raise ConfigError(f"quantity is {name!r}; expected one of {allowed}, min_0 to min_{2 * k}")

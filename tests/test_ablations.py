@@ -394,7 +394,7 @@ def test_a_single_pair_has_a_difference_and_nothing_more():
     assert (found["wins"], found["num"]) == (1, 1)
 
 
-@pytest.mark.parametrize(("gap", "p"), [(0.0, 1.0), (0.25, 0.0), (-0.25, 0.0)])
+@pytest.mark.parametrize(("gap", "p"), [(0.0, 1.0), (0.25, 0.5), (-0.25, 0.5)])
 def test_differences_without_any_spread(gap, p):
     rows = table(
         {"a": {"x": [0.5 + gap] * 2, "y": [0.5 + gap] * 2}, "b": {"x": [0.5] * 2, "y": [0.5] * 2}}

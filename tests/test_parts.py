@@ -188,11 +188,11 @@ def test_the_claim_is_told_as_it_is_here():
     text = chapters.part_report(alarms({"w_rgb": 0.9, "w_pcd": 0.1, "s_rgb": 0.5, "fused": 0.5}))
     lines = text.splitlines()
     assert len(lines) == 5
-    assert lines[0].startswith("- The claim for $w^R$ **holds here**: it flags 90.")
+    assert lines[0].startswith("- The claim for wᴿ **holds here**: it flags 90.")
     assert "more in 6 of 6 pairs" in lines[0] and "+40.0 ± " in lines[0]
-    assert lines[1].startswith("- The claim for $w^P$ is **reversed here**: it flags 10.")
+    assert lines[1].startswith("- The claim for wᴾ is **reversed here**: it flags 10.")
     assert "-40.0 ± " in lines[1] and "more in 0 of 6 pairs" in lines[1]
-    assert lines[2].startswith("- The same for $s^R$ **stays open here**")
+    assert lines[2].startswith("- The same for sᴿ **stays open here**")
     assert lines[4].endswith("whether they suppress anything that distances do not is open.")
 
 
@@ -209,7 +209,7 @@ def test_the_control_is_told_in_both_directions(control, words):
 
 def test_one_category_or_one_seed_is_told_and_never_nan():
     one = alarms({"w_rgb": 0.9}, categories=("foam",))
-    assert "- One category: $p$ is over training seeds" in chapters.part_report(one)
+    assert "- One category: p is over training seeds" in chapters.part_report(one)
     draw = alarms({"w_rgb": 0.9}, categories=("foam",), seeds=(3,))
     text = chapters.part_report(draw)
     assert text.count("a single draw, no p") == 5 and "nan" not in text

@@ -415,11 +415,11 @@ def test_the_verdict_says_gain_loss_or_neither(rows):
 def test_tables_are_means_and_spreads(rows):
     table = playground.loss_table(rows)
     assert list(table.index[:3]) == ["w = 1", "sep", "sep + mar"] and len(table) == 17
-    assert table.loc["sep + mar", "AUROC, off both curves"] == "0.710 ± 0.010"
-    assert table.loc["sep + mar", "w across"] == "2.00 ± 0.00"
+    assert table.loc["sep + mar", "AUROC, off both curves"] == "0.710\u00a0±\u00a00.010"
+    assert table.loc["sep + mar", "w across"] == "2.00\u00a0±\u00a00.00"
     kinds = playground.kind_table(rows, ("mar",))
     assert list(kinds.index) == ["w = 1", "sep + mar"]
-    assert (kinds.loc["w = 1"] == "0.510 ± 0.010").all()
+    assert (kinds.loc["w = 1"] == "0.510\u00a0±\u00a00.010").all()
     verdict = playground.kind_verdict(rows, ("mar",))
     assert verdict.count("+0.200 (95 % interval +0.200 to +0.200): a gain") == 4
     captions = playground.loss_captions(rows, "rgb")

@@ -117,6 +117,11 @@ def all_figures(history):
         "difference_matrix": (plots.difference_matrix(*difference_tables()), 1),
         "cell_shift": (plots.cell_shift(shifts()), 1),
         "candidate_dots": (plots.candidate_dots(candidates()), 2),
+        "score_densities": (plots.score_densities(np.linspace(0, 1, 5), densities()), 4),
+        "spread_changes": (plots.spread_changes(changes()), 2),
+        "alarm_rates": (plots.alarm_rates(alarms()), 2),
+        "effect_dots": (plots.effect_dots(*effects(), "the run"), 2),
+        "curve_with_bands": (plots.curve_with_bands(by_number(), "J", ["i_auroc"], "J"), 1),
     }
 
 
@@ -199,6 +204,34 @@ def candidates():
     ]
     columns = ["method", "candidate", "category", "value", "is_chosen"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def densities():
+    each = {"normal": np.ones((2, 4)), "anomalous": np.ones((1, 4))}
+    return {method: {"cookie": each, "foam": each} for method in ("CFM", "G2SF")}
+
+
+def changes():
+    rows = [("width", "ratio", "CFM", "cookie", 0.5), ("rate", "difference", "CFM", "cookie", -0.1)]
+    return pd.DataFrame(rows, columns=["measure", "kind", "against", "category", "value"])
+
+
+def alarms():
+    rows = [("pixel", "CFM", 0.01, 0.02, 0.0, 0.03), ("image", "CFM", 0.1, 0.2, 0.1, 0.3)]
+    columns = ["level", "method", "promised", "observed", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def effects():
+    rows = [("first", m, c, 0, 0.1) for m in ("i_auroc", "p_auroc") for c in ("cookie", "foam")]
+    points = pd.DataFrame(rows, columns=["variant", "metric", "category", "seed", "difference"])
+    means = points.groupby(["variant", "metric"], sort=False)["difference"].mean()
+    return points, means.reset_index().assign(se=0.02)
+
+
+def by_number():
+    rows = [(j, c, s, 0.1 * j + s / 50) for j in (0, 1) for c in ("cookie", "foam") for s in (0, 1)]
+    return pd.DataFrame(rows, columns=["J", "category", "seed", "i_auroc"])
 
 
 def _depths():

@@ -34,6 +34,7 @@ PART_NAMES = {  # in the order of Figure 7; then the control, which the paper do
     "fused": "$s_i$ (final)",
     "w1": "$w = 1$ (control)",
 }
+PLAIN = {"s_rgb": "sᴿ", "s_pcd": "sᴾ", "w_rgb": "wᴿ", "w_pcd": "wᴾ"}  # outputs have no formulas
 WORDS = {  # the same without formulas, for tables and axes
     "s_rgb": "distance, RGB",
     "s_pcd": "distance, points",
@@ -333,19 +334,19 @@ def part_report(alarms: pd.DataFrame) -> str:
     for row in table.itertuples():
         is_factor = row.higher in FACTORS
         lines.append(
-            f"- {'The claim' if is_factor else 'The same'} for {PART_NAMES[row.higher]} "
+            f"- {'The claim' if is_factor else 'The same'} for {PLAIN[row.higher]} "
             f"{words[row.verdict]}: it flags {means[row.higher]:.1%} of the normal cells, the "
             f"final score {means['fused']:.1%} ({_gap(row.difference, row.se, row.p)}; more in "
             f"{row.wins} of {row.num} pairs of category and seed)."
         )
     control = paired(alarms, "fused", "w1", "fpr", key="part")
     lines.append(
-        f"- With $w = 1$, distances alone, {means['w1']:.1%} are flagged; the learned factors "
+        f"- With w = 1, distances alone, {means['w1']:.1%} are flagged; the learned factors "
         f"change that by {_gap(control['difference'], control['se'], control['p'])}: "
         + _of_control(control)
     )
     if alarms["category"].nunique() == 1 and alarms["seed"].nunique() > 1:
-        lines.append("- One category: $p$ is over training seeds, and says nothing of others.")
+        lines.append("- One category: p is over training seeds, and says nothing of others.")
     return "\n".join(lines)
 
 
@@ -382,9 +383,9 @@ def flow_report(flow: pd.DataFrame) -> str:
         far = {side: mean[f"s_{side}"] for side in ("gone", "kept", "new")}
         known = {side: f"{value:.2f}" if value == value else "–" for side, value in far.items()}
         lines.append(
-            f"- {PART_NAMES[name]}: of 1000 normal cells it flags {flagged:.0f}. The final score "
+            f"- {PLAIN[name]}: of 1000 normal cells it flags {flagged:.0f}. The final score "
             f"drops {gone:.0f} of them ({dropped}; a score that flags as many cells and knows "
-            f"nothing of $w$ would drop {unrelated:.0%}), keeps {kept:.0f}, and flags {new:.0f} "
+            f"nothing of w would drop {unrelated:.0%}), keeps {kept:.0f}, and flags {new:.0f} "
             f"others: {net} in all. Mean distance, in units of normal cells: {known['gone']} "
             f"where it drops, {known['kept']} where it keeps, {known['new']} where it adds. "
             + _of_distance(far)
@@ -516,7 +517,7 @@ def factor_report(parts: Parts) -> str:
         return "Scale factors are constants here: LSPN has collapsed."
     ends = dict.fromkeys(f"{end(found):.2f}" for end in (min, max))
     return (
-        "Correlation of $\\log w^R$ and $\\log w^P$ over counted cells, each category and seed: "
+        "Correlation of log wᴿ and log wᴾ over counted cells, each category and seed: "
         f"{' to '.join(ends)}. At 1 both factors are one, and say nothing of which modality."
     )
 

@@ -72,7 +72,7 @@ def _features(mod: str, xy: np.ndarray, place: np.ndarray) -> dict[str, Tensor]:
     return {name: torch.tensor(both[name], dtype=torch.float32) for name in MODALITIES}
 
 
-def score_map(metric: Metric, toy: Toy, mod: str, num: int = 70) -> ScoreMap:
+def score_map(metric: Metric, toy: Toy, mod: str, num: int = 110) -> ScoreMap:
     """Return the score of every place of a plane, for each aggregation.
 
     The other modality is where it belongs: on its curve, at the place that is nearest in this

@@ -59,10 +59,14 @@ def loss_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _spread(groups) -> pd.Series:
-    digits = 3 if groups.mean().max() <= 1 else 2
+    """Return mean ± standard deviation of a column's groups, which a page does not break."""
+    digits = 2 if str(groups.obj.name).startswith("w ") else 3
     mean, deviation = groups.mean(), groups.std()
     return pd.Series(
-        [f"{m:.{digits}f} ± {d:.{digits}f}" for m, d in zip(mean, deviation, strict=True)],
+        [
+            f"{m:.{digits}f}\u00a0±\u00a0{d:.{digits}f}"
+            for m, d in zip(mean, deviation, strict=True)
+        ],
         index=mean.index,
     )
 

@@ -62,7 +62,6 @@ def aggregation_maps(toy: Any, scores: Any, profile: Any, shown: str = "min") ->
                 z=[rounded(row) for row in field],
                 zmin=0.0,
                 zmax=top,
-                zsmooth="best",
                 colorscale=COLOUR_MAP,
                 colorbar={
                     "title": {"text": "score"},
@@ -134,7 +133,7 @@ def aggregation_maps(toy: Any, scores: Any, profile: Any, shown: str = "min") ->
     ]
     where = {"x": 0, "y": 1.14, "xanchor": "left", "yanchor": "top", "direction": "left"}
     active = {"active": list(scores.scores).index(shown), "showactive": True}
-    finish(fig, height=760, top=100, bottom=90)
+    finish(fig, height=720, top=90, bottom=85)
     fig.update_layout(
         updatemenus=[MENU | where | active | {"type": "buttons", "buttons": buttons}],
         legend={"y": -0.13, "font": {"size": 12}},

@@ -57,9 +57,9 @@ def ball_slider(toy: Any, states: Sequence[Any], kept: int) -> go.Figure:
     fig = make_subplots(
         rows=2,
         cols=2,
-        row_heights=[0.66, 0.34],
-        vertical_spacing=0.19,
-        horizontal_spacing=0.1,
+        row_heights=[0.6, 0.4],
+        vertical_spacing=0.22,
+        horizontal_spacing=0.07,
         subplot_titles=[*MODALITY_NAMES.values(), "mean w of both planes", "AUROC, test anomalies"],
     )
     now = next(state for state in chosen if state.epoch == kept)
@@ -93,14 +93,16 @@ def ball_slider(toy: Any, states: Sequence[Any], kept: int) -> go.Figure:
         fig.add_trace(
             line_trace(mark, "shown", "black", width=1.5, showlegend=False), row=2, col=column
         )
-        fig.update_xaxes(title_text="epoch", range=[0, epochs[-1]], row=2, col=column)
+        fig.update_xaxes(
+            title_text="epoch", range=[-0.03 * epochs[-1], 1.03 * epochs[-1]], row=2, col=column
+        )
         fig.update_yaxes(range=limits, row=2, col=column)
     fig.update_yaxes(tickvals=[0.37, 1, 2, 2.72], ticktext=["1/e", "1", "2", "e"], row=2, col=1)
     fig.frames = [_frame(state, moving, ranges) for state in chosen]
     finish_planes(fig, toy, row=1)
-    finish(fig, height=760, top=130, bottom=110)
+    finish(fig, height=680, top=125, bottom=105)
     fig.update_layout(
-        legend={"y": -0.11, "font": {"size": 12}},
+        legend={"y": -0.1, "font": {"size": 12}},
         updatemenus=[_play_menu()],
         sliders=[_epoch_slider([state.epoch for state in chosen], kept)],
     )
@@ -138,7 +140,7 @@ def _play_menu() -> dict[str, Any]:
         {"label": "▶ play", "method": "animate", "args": [None, going]},
         {"label": "❚❚ pause", "method": "animate", "args": [[None], stopped]},
     ]
-    place = {"x": 0, "y": 1.2, "xanchor": "left", "yanchor": "top", "direction": "left"}
+    place = {"x": 0, "y": 1.235, "xanchor": "left", "yanchor": "top", "direction": "left"}
     return MENU | place | {"type": "buttons", "buttons": buttons, "showactive": False}
 
 
@@ -158,7 +160,7 @@ def _epoch_slider(epochs: list[int], kept: int) -> dict[str, Any]:
         "currentvalue": {"prefix": "epoch ", "font": {"size": 14}, "xanchor": "left"},
         "len": 0.74,
         "x": 0.26,
-        "y": 1.24,
+        "y": 1.27,
         "yanchor": "top",
         "pad": {"t": 0, "b": 0},
         "ticklen": 3,

@@ -21,10 +21,12 @@ _DIGITS = 3
 TERMS = {"cns": "consistency", "mar": "margin", "sc": "scaling", "cma": "alignment"}
 OF_HOW = {
     "nearest": (VERMILLION, "solid"),
-    "min": (BLUE, "solid"),
+    "min": (BLUE, "longdash"),
     "mean": (GREEN, "dash"),
     "max": (PURPLE, "dot"),
 }
+_MODEBAR = ("toImage", "zoom", "pan", "zoomIn", "zoomOut", "autoScale", "resetScale", "select",
+            "lasso")  # fmt: skip
 _FONT = {"size": 13, "color": "#222"}
 MENU = {"bgcolor": "#c9ced6", "bordercolor": "#8a93a0", "font": {"size": 12}, "pad": {"t": 0}}
 
@@ -56,8 +58,11 @@ def limits_of(toy: Any) -> tuple[list[float], list[float]]:
 
 
 def top_of(fields: Sequence[np.ndarray]) -> float:
-    """Return where the colours of scores end: far from the curve scores grow without bound."""
-    return float(np.quantile(np.concatenate([field.ravel() for field in fields]), 0.85))
+    """Return where the colours of scores end: far from the curve scores grow without bound.
+
+    The lowest field decides, so that the valley along the curve has colours in each of them.
+    """
+    return float(min(np.quantile(field, 0.85) for field in fields))
 
 
 def cell_traces(toy: Any, mod: str, has_legend: bool) -> list[go.Scatter]:
@@ -119,7 +124,13 @@ def finish(fig: go.Figure, height: int, top: int, bottom: int = 50) -> None:
         template="none",
         height=height,
         font=_FONT,
-        margin={"l": 50, "r": 20, "t": top, "b": bottom},
+        margin={"l": 46, "r": 14, "t": top, "b": bottom},
         dragmode=False,
+        modebar={"remove": list(_MODEBAR)},  # it would lie on the controls
         legend={"orientation": "h", "x": 0.5, "xanchor": "center", "yanchor": "top"},
     )
+    fig.update_annotations(font={"size": 14})
+    for axis in (*fig.select_xaxes(), *fig.select_yaxes()):
+        axis.title.standoff = 6
+        axis.title.font = {"size": 12}
+        axis.tickfont = {"size": 11}

@@ -59,9 +59,9 @@ def loss_switches(
         rows=2,
         cols=2,
         specs=[[{"colspan": 2}, None], [{}, {}]],
-        row_heights=[0.14, 0.86],
-        vertical_spacing=0.1,
-        horizontal_spacing=0.1,
+        row_heights=[0.16, 0.84],
+        vertical_spacing=0.15,
+        horizontal_spacing=0.07,
         subplot_titles=["", *MODALITY_NAMES.values()],
     )
     for column, mod in enumerate(MODALITY_NAMES, start=1):
@@ -88,11 +88,11 @@ def loss_switches(
             for trace, value in zip(fig.data[start:], values, strict=True):
                 _set(trace, name, value)
     finish_planes(fig, toy, row=2)
-    finish(fig, height=560, top=90, bottom=80)
+    finish(fig, height=470, top=90, bottom=85)
     hidden = {"visible": False, "range": [0, 1], "fixedrange": True}
     fig.update_xaxes(**hidden, row=1, col=1)
     fig.update_yaxes(**hidden, row=1, col=1)
-    fig.update_layout(legend={"y": -0.14, "font": {"size": 12}})
+    fig.update_layout(legend={"y": -0.19, "font": {"size": 12}})
     indices = list(range(start, len(fig.data)))
     menus, names = [], []
     for n, (term, words) in enumerate(TERMS.items()):
@@ -105,14 +105,14 @@ def loss_switches(
             }
             for label, is_on in (("on", True), ("off", False))
         ]
-        place = {"x": x, "y": 1.13, "xanchor": "left", "yanchor": "top", "direction": "left"}
+        place = {"x": x, "y": 1.175, "xanchor": "left", "yanchor": "top", "direction": "left"}
         active = {"active": 0 if term in shown else 1, "showactive": True}
         menus.append(MENU | place | active | {"type": "buttons", "buttons": buttons})
         names.append(
             {
                 "text": f"{words} <i>L</i><sub>{term}</sub>",
                 "x": x,
-                "y": 1.21,
+                "y": 1.285,
                 "xref": "paper",
                 "yref": "paper",
                 "xanchor": "left",
