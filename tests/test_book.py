@@ -192,3 +192,52 @@ def test_a_broken_page_is_found(browser, tmp_path):
         "thrown",
     ):
         assert sign in found, f"{sign!r} was not reported in:\n{found}"
+
+
+def drawn_balls(page) -> list[str]:
+    """The lines that the first figure of a page draws, as paths."""
+    return page.evaluate(
+        """() => [...document.querySelector(".js-plotly-plot").querySelectorAll("path.js-line")]
+                 .map((line) => line.getAttribute("d"))"""
+    )
+
+
+def test_the_playground_moves_without_a_kernel(browser, address):
+    """The slider shows other balls, a switch another subset, a button another aggregation."""
+    if "12_metric_playground.html" not in page_names():
+        pytest.skip("the book that is built has no chapter 12")
+    page = browser.new_page(viewport={"width": 1300, "height": 900})
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    try:
+        page.goto(f"{address}/12_metric_playground.html", wait_until="load")
+        page.wait_for_function(f"({PENDING})().length === 0", timeout=60_000)
+        before = drawn_balls(page)
+        rail = page.locator(".slider-rail-touch-rect").first
+        rail.scroll_into_view_if_needed()
+        box = rail.bounding_box()
+        page.mouse.click(box["x"] + 3, box["y"] + box["height"] / 2)  # its left end: epoch 0
+        page.wait_for_function(
+            """() => document.querySelector(".slider-label").textContent === "epoch 0" """
+        )
+        page.wait_for_timeout(300)
+        after = drawn_balls(page)
+        assert len(before) == len(after) and before != after
+        figures = page.locator(".js-plotly-plot")
+        switches, maps = figures.nth(1), figures.nth(2)
+        caption = switches.locator(".scatterlayer .textpoint text:visible")
+        names = {caption.first.text_content()}
+        for number in (1, 0):  # the first loss off, and on again
+            switches.locator(".updatemenu-button").nth(number).click()
+            page.wait_for_timeout(300)
+            names.add(caption.first.text_content())
+        assert len(names) == 2
+        pictures = set()
+        for number in range(4):
+            maps.locator(".updatemenu-button").nth(number).click()
+            page.wait_for_timeout(300)
+            pictures.add(maps.locator(".heatmaplayer").first.inner_html())
+        assert len(pictures) == 4
+    finally:
+        page.close()
+    assert wrong == []
