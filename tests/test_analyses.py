@@ -19,27 +19,27 @@ from g2sf_lib.chapters.analyses import (
     checked_analyses,
     effect_table,
     effect_texts,
-    epoch_means,
-    epoch_report,
-    leak_report,
-    leak_rows,
-    leak_table,
-    longer,
-    run_longer,
     run_studies,
     scale_curve_rows,
     scope_report,
-    stage_effects,
-    stage_rows,
-    stage_table,
     study_effects,
     study_panels,
     study_report,
     study_tables,
     value_table,
 )
+from g2sf_lib.chapters.epochs import (
+    epoch_means,
+    epoch_report,
+    longer,
+    run_longer,
+    stage_effects,
+    stage_rows,
+    stage_table,
+)
+from g2sf_lib.chapters.leak import leak_report, leak_rows, leak_table
 from g2sf_lib.config import MODALITIES, ConfigError, make_config
-from g2sf_lib.experiments import built_banks, foreground_features, load_features
+from g2sf_lib.experiments import built_banks, fitted, foreground_features, load_features
 from g2sf_lib.results import METRIC_NAMES
 
 pytestmark = [
@@ -459,7 +459,7 @@ def test_the_leak_is_the_ratio_of_mean_distances(ready):
     patches, marks = load_features(config, "synthetic_validation")
     feat = banks.standardiser(foreground_features(patches))
     normal = ~torch.cat([m[p.foreground] for m, p in zip(marks, patches, strict=True)])
-    detector = analyses.fitted(config)
+    detector = fitted(config)
     for place, mod in enumerate(MODALITIES):
         nearest = torch.cdist(feat[mod][:], banks.banks[mod].prototypes).min(dim=1).values
         ratio = float(detector.metric.s_mean[place] / nearest[normal].mean())

@@ -9,17 +9,10 @@ import pandas as pd
 import pytest
 
 from g2sf_lib import ablations, chapters, published
-from g2sf_lib.chapters.ablations import (
-    COMPARED,
-    UNTRAINED,
-    claimed_pairs,
-    counted_by,
-    fall,
-    proximity,
-    row_name,
-    short_name,
-)
+from g2sf_lib.chapters.ablations import UNTRAINED, row_name, short_name
 from g2sf_lib.chapters.bank import counted_features
+from g2sf_lib.chapters.neighbourhoods import fall, proximity
+from g2sf_lib.chapters.orderings import COMPARED, claimed_pairs, counted_by
 from g2sf_lib.config import ConfigError, make_config
 from g2sf_lib.detector import query_banks
 from g2sf_lib.experiments import fitted
@@ -115,13 +108,13 @@ def test_an_ordering_holds_is_reversed_or_open():
     assert list(found["verdict"]) == ["reversed", "open"]
     report = chapters.ordering_report(found, rows)
     assert "Of 2 orderings that the paper's table prints, 0 hold here, 1 are reversed" in report
-    assert "*reversed*: b over a (-0.101 ± 0.001; 0 of 6; p" in report
+    assert "*reversed*: b over a (−0.101 ± 0.001; 0 of 6; p" in report
     assert "*open*: b over c" in report and "not that they are equal" in report
     assert "3 categories and 2 training seeds" in report
     table = chapters.ordering_table(found)
     assert list(table["ordering"]) == ["b > a", "b > c"]
     assert list(table["paper"]) == ["0.900 > 0.800", "0.900 > 0.700"]
-    assert table["difference here"].iloc[0] == "-0.101 ± 0.001"
+    assert table["difference here"].iloc[0] == "−0.101 ± 0.001"
     assert list(table["verdict"]) == ["reversed", "open"]
 
 

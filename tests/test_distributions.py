@@ -279,7 +279,7 @@ def test_learning_is_judged_by_the_control():
     learned, unlearned = text.splitlines()
     assert "0.67 with scores divided by the highest pixel" in learned  # geometric mean of ratios
     assert "0.77 with scores divided by the highest pixel" in unlearned
-    assert "-0.097" in learned
+    assert "−0.097" in learned
     alone = made_up(same_widths(**NARROW), BETTER, ("g2sf",))
     assert chapters.learning_report(alone) == "Needs G²SF and its control, w = 1."
     assert chapters.claim_report(alone) == "Needs G²SF and CFM among the methods."

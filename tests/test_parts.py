@@ -191,7 +191,7 @@ def test_the_claim_is_told_as_it_is_here():
     assert lines[0].startswith("- The claim for wᴿ **holds here**: it flags 90.")
     assert "more in 6 of 6 pairs" in lines[0] and "+40.0 ± " in lines[0]
     assert lines[1].startswith("- The claim for wᴾ is **reversed here**: it flags 10.")
-    assert "-40.0 ± " in lines[1] and "more in 0 of 6 pairs" in lines[1]
+    assert "−40.0 ± " in lines[1] and "more in 0 of 6 pairs" in lines[1]
     assert lines[2].startswith("- The same for sᴿ **stays open here**")
     assert lines[4].endswith("whether they suppress anything that distances do not is open.")
 

@@ -6,35 +6,15 @@ but scores that chapter 05 would keep: a reader who skips the book can skip this
 
 from g2sf_lib.chapters.ablations import (
     ALL_LOSSES,
-    COMPARED,
-    FALL_NAMES,
     ablation_scope,
     by_category_table,
     curve_rows,
-    effect_rows,
-    fall_curves,
-    gain_report,
-    gain_rows,
-    gain_table,
-    left_out_pairs,
     loss_rows,
     mean_table,
-    neighbourhood_report,
-    neighbourhood_rows,
-    neighbourhood_table,
-    ordering_report,
-    ordering_rows,
-    ordering_table,
-    part_pairs,
     part_rows,
-    place_report,
-    proximity_report,
-    proximity_rows,
-    proximity_table,
     rule_rows,
     rules_only,
     training_collapse_report,
-    training_pairs,
     training_table,
 )
 from g2sf_lib.chapters.analyses import (
@@ -42,19 +22,9 @@ from g2sf_lib.chapters.analyses import (
     checked_analyses,
     effect_table,
     effect_texts,
-    epoch_means,
-    epoch_report,
-    leak_report,
-    leak_rows,
-    leak_table,
-    longer,
-    run_longer,
     run_studies,
     scale_curve_rows,
     scope_report,
-    stage_effects,
-    stage_rows,
-    stage_table,
     study_effects,
     study_panels,
     study_report,
@@ -118,12 +88,26 @@ from g2sf_lib.chapters.distributions import (
     pixel_report,
     ratio_rows,
 )
+from g2sf_lib.chapters.epochs import (
+    epoch_means,
+    epoch_report,
+    longer,
+    run_longer,
+    stage_effects,
+    stage_rows,
+    stage_table,
+)
 from g2sf_lib.chapters.features import (
     cell_counts,
     feature_changes,
     planted,
     repeated_scans,
     scans_outside_training,
+)
+from g2sf_lib.chapters.leak import (
+    leak_report,
+    leak_rows,
+    leak_table,
 )
 from g2sf_lib.chapters.metric import (
     JudgedCells,
@@ -133,6 +117,30 @@ from g2sf_lib.chapters.metric import (
     stored_detector,
     training_report,
     untouched_network,
+)
+from g2sf_lib.chapters.neighbourhoods import (
+    FALL_NAMES,
+    fall_curves,
+    neighbourhood_report,
+    neighbourhood_rows,
+    neighbourhood_table,
+    proximity_report,
+    proximity_rows,
+    proximity_table,
+)
+from g2sf_lib.chapters.orderings import (
+    COMPARED,
+    effect_rows,
+    gain_report,
+    gain_rows,
+    gain_table,
+    left_out_pairs,
+    ordering_report,
+    ordering_rows,
+    ordering_table,
+    part_pairs,
+    place_report,
+    training_pairs,
 )
 from g2sf_lib.chapters.parts import (
     Parts,

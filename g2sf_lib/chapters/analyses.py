@@ -9,35 +9,27 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-import torch
 from scipy.stats import t as student
 
 from g2sf_lib.ablations import (
-    LONGER,
     RUN,
     SCALES,
     Variant,
     means,
     orderings,
     own_variant,
-    run_variant_epochs,
     run_variants,
     studies,
     with_settings,
 )
-from g2sf_lib.benchmark import Split
-from g2sf_lib.chapters.distributions import p_text
-from g2sf_lib.config import MODALITIES, Config, ConfigError, leaf_fields, listed
-from g2sf_lib.experiments import fitted
+from g2sf_lib.chapters.wording import p_cell, p_text, signed, with_error, with_spread
+from g2sf_lib.config import Config, ConfigError, leaf_fields, listed
 from g2sf_lib.results import LEVEL, METRIC_NAMES, holm
 from g2sf_lib.training import COLLAPSED, CollapseWarning
 
 APART = ("epochs", "calibration")  # analyses that are no rows beside the run
 MAIN = ("i_auroc", "aupro_30")  # what claims are judged by
-NEAR_BEST = 0.01  # a held-out criterion this much above its lowest, relatively, is as good
-MOST_OF_IT = 0.9  # of a rise, that counts as most of it
 NO_COLLAPSE = ("scalar",)  # w is one number there by construction
-STAGES = {"before": "before training", "chosen": "lowest held-out criterion", "last": "last epoch"}
 
 
 # ---------------------------------------------------------------- what is run
@@ -169,30 +161,6 @@ def _counted(rows: pd.DataFrame) -> str:
     return f"{spread}, and with one category no error either: nothing can be said how surely."
 
 
-# ---------------------------------------------------------------- text of numbers
-
-
-def _signed(value: float) -> str:
-    """Return a difference with its sign."""
-    text = f"{value:+.3f}".replace("-", "−")
-    return "0.000" if text[1:] == "0.000" else text
-
-
-def _with_error(value: float, error: float) -> str:
-    """Return a difference and its error; a dash where that is unknown."""
-    return f"{_signed(value)} ± {'–' if pd.isna(error) else f'{error:.3f}'}"
-
-
-def _with_spread(value: float, spread: float) -> str:
-    """Return a mean and its spread over seeds; a dash where that is unknown."""
-    return f"{value:.3f} ± {'–' if pd.isna(spread) else f'{spread:.3f}'}"
-
-
-def _p(value: float) -> str:
-    """Return a p value for a table."""
-    return "–" if pd.isna(value) else "< 0.001" if value < 0.001 else f"{value:.2g}"
-
-
 # ---------------------------------------------------------------- tables and rows for figures
 
 
@@ -254,7 +222,9 @@ def value_table(study: Study) -> pd.DataFrame:
         of_one = study.rows[study.rows["variant"] == name]
         line = {"row": label}
         for metric, title in METRIC_NAMES.items():
-            line[title] = _with_spread(*ours.loc[name, [metric, f"{metric}_seed_std"]])
+            line[title] = with_spread(
+                *ours.loc[name, [metric, f"{metric}_seed_std"]], has_dash=True
+            )
         line["σ of points"] = f"{of_one['sigma_pcd'].mean():.2f}"
         line["w constant"] = f"{int((of_one['w_std'] < COLLAPSED).sum())} of {len(of_one)}"
         lines.append(line)
@@ -273,13 +243,13 @@ def effect_table(study: Study, metrics: Sequence[str] = MAIN) -> pd.DataFrame:
         of_metric = table[table["metric"] == metric].set_index("variant").loc[study.changed]
         title = METRIC_NAMES[metric]
         columns[title, "− run ± error"] = [
-            _with_error(*pair)
+            with_error(*pair, has_dash=True)
             for pair in zip(of_metric["difference"], of_metric["se"], strict=True)
         ]
         columns[title, "pairs above"] = [
             f"{row.wins} of {row.num}" for row in of_metric.itertuples()
         ]
-        columns[title, "p (Holm)"] = [_p(value) for value in of_metric["p"]]
+        columns[title, "p (Holm)"] = [p_cell(value) for value in of_metric["p"]]
     index = pd.Index([study.labels[name] for name in study.changed], name="row")
     return pd.DataFrame(columns, index=index)
 
@@ -311,7 +281,7 @@ def study_report(study: Study) -> str:
 
 def _named(study: Study, rows: pd.DataFrame) -> str:
     """Return variants with their differences, in words."""
-    each = [f"{study.labels[row.variant]} ({_signed(row.difference)})" for row in rows.itertuples()]
+    each = [f"{study.labels[row.variant]} ({signed(row.difference)})" for row in rows.itertuples()]
     return "; ".join(each)
 
 
@@ -326,7 +296,7 @@ def _told_apart(study: Study, effects: pd.DataFrame, metric: str) -> str:
     ]
     if len(sides["open"]):
         low, high = sides["open"]["difference"].min(), sides["open"]["difference"].max()
-        reach = _signed(low) if len(sides["open"]) == 1 else f"{_signed(low)} to {_signed(high)}"
+        reach = signed(low) if len(sides["open"]) == 1 else f"{signed(low)} to {signed(high)}"
         words.append(f"not told from the run: {len(sides['open'])} of {len(table)} ({reach})")
     return f"{METRIC_NAMES[metric]}: {'; '.join(words)}."
 
@@ -369,9 +339,10 @@ def _learned_sigma(study: Study, effects: pd.DataFrame) -> str:
     each = []
     for metric in MAIN:
         (row,) = _of(effects, metric, study.changed).itertuples()
+        gap = with_error(-row.difference, row.se, has_dash=True)
         each.append(
             f"**{words[row.effect]}** in {METRIC_NAMES[metric]} (learned minus fixed "
-            f"{_with_error(-row.difference, row.se)}, {p_text(row.p)}; learned above in "
+            f"{gap}, {p_text(row.p)}; learned above in "
             f"{_wins_of_run(study, metric, row.variant)} of {row.num} pairs)"
         )
     sigma = study.rows.loc[study.rows["variant"] == RUN.name, "sigma_pcd"]
@@ -472,211 +443,10 @@ def effect_texts(summary: Mapping[str, Any]) -> dict[str, str]:
         parts = []
         for metric in MAIN:
             row = of_one.loc[metric]
-            error = "" if pd.isna(row["se"]) else f" ± {row['se']:.3f}"
             p = "" if pd.isna(row["p"]) else f" ({p_text(row['p'])})"
-            parts.append(f"{METRIC_NAMES[metric]} {_signed(row['difference'])}{error}{p}")
+            parts.append(f"{METRIC_NAMES[metric]} {with_error(row['difference'], row['se'])}{p}")
         texts[variant] = ", ".join(parts)
         width = spread.get(variant)
         if width is not None and width < COLLAPSED and variant not in NO_COLLAPSE:
             texts[variant] += "; w collapsed"
     return texts
-
-
-# ---------------------------------------------------------------- the bank and its own cells
-
-
-def leak_rows(config: Config, study: Study) -> pd.DataFrame:
-    """Return how near normal training cells lie to the bank, beside cells that it never saw.
-
-    Both are cells outside the pastes of synthetic scans: on training scans, which the bank was
-    made of, and on validation scans. The targets of pastes are turned and shifted, so a training
-    cell is not the same as the one in the bank, but nearly.
-
-    Args:
-        config: of the run.
-        study: of bank fractions. Of its seeds the first is looked at; they hardly differ in this.
-
-    Returns:
-        A row a category and variant: for each modality ``num_<mod>`` prototypes and
-        ``ratio_<mod>``, mean nearest distance of the training cells over that of the validation
-        cells. 1: nothing leaks.
-    """
-    lines, seed = [], int(study.rows["seed"].iloc[0])
-    for category in study.rows["category"].unique():
-        for name, number in study.numbers.items():
-            settings = {"bank_fraction": number, "category": category, "seed": seed}
-            of_one = with_settings(config, settings)
-            s_mean = fitted(of_one).metric.s_mean.cpu()
-            unseen = Split(of_one, "synthetic_validation")
-            each = zip(unseen.cell_labels, unseen.patches, strict=True)
-            normal = ~torch.cat([labels[p.foreground] for labels, p in each]).cpu()
-            line = {"category": category, "variant": name}
-            for m, (mod, (_, s)) in enumerate(unseen.nearest(MODALITIES).items()):
-                line[f"num_{mod}"] = len(unseen.stored.banks[mod].prototypes)
-                line[f"ratio_{mod}"] = float(s_mean[m] / s.cpu()[normal].mean())
-            lines.append(line)
-    return pd.DataFrame(lines)
-
-
-def leak_table(found: pd.DataFrame, study: Study) -> pd.DataFrame:
-    """Return means of `leak_rows` over categories as text, a row a bank fraction."""
-    mean = found.groupby("variant")[["num_pcd", "num_rgb", "ratio_pcd", "ratio_rgb"]].mean()
-    mean = mean.loc[list(study.labels)]
-    names = {"pcd": "points", "rgb": "RGB"}
-    columns = {
-        f"prototypes, {names[mod]}": mean[f"num_{mod}"].map("{:.0f}".format) for mod in names
-    }
-    columns |= {
-        f"training / unseen distance, {names[mod]}": mean[f"ratio_{mod}"].map("{:.2f}".format)
-        for mod in names
-    }
-    return pd.DataFrame(columns).rename(index=study.labels).rename_axis("bank fraction")
-
-
-def leak_report(found: pd.DataFrame, study: Study) -> str:
-    """Return, in a sentence, how much nearer to the bank the training cells are."""
-    mean = found.groupby("variant")[["ratio_pcd", "ratio_rgb"]].mean()
-    most = list(study.numbers)[-1]
-    own, full = mean.loc[RUN.name], mean.loc[most]
-    return (
-        "Normal training cells lie at so much of the distance of unseen normal cells from the "
-        f"bank: points {own['ratio_pcd']:.0%}, RGB {own['ratio_rgb']:.0%} in the run; points "
-        f"{full['ratio_pcd']:.0%}, RGB {full['ratio_rgb']:.0%} with the largest bank. What is "
-        "missing to 100 % is leakage, as far as both kinds of scans are alike otherwise."
-    )
-
-
-# ---------------------------------------------------------------- epochs
-
-
-def longer(config: Config) -> Variant:
-    """Return the run trained for `LONGER` times its epochs."""
-    num = round(LONGER * config.training.epochs)
-    return Variant("longer", f"{num} epochs", {"epochs": num})
-
-
-def run_longer(
-    config: Config,
-    categories: Sequence[str] | str | None = None,
-    seeds: Sequence[int] | str = (0,),
-    progress: bool = True,
-) -> pd.DataFrame:
-    """Measure the longer training after each kept epoch, as `ablations.run_variant_epochs`.
-
-    Its column ``held-out criterion`` is what training chooses the epoch by.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CollapseWarning)
-        rows = run_variant_epochs(config, longer(config), categories, seeds, progress)
-    return rows.rename(columns={"heldout": "held-out criterion"})
-
-
-def stage_rows(epochs: pd.DataFrame) -> pd.DataFrame:
-    """Return three epochs of each training: before it, the one it chose, and the last.
-
-    Args:
-        epochs: of `run_longer`.
-
-    Returns:
-        The rows with ``stage``: "before", "chosen" (least held-out criterion among the kept
-        epochs after 0) or "last". The chosen one may be the last.
-    """
-    after = epochs[epochs["epoch"] > 0]
-    chosen = after.groupby(["category", "seed"])["held-out criterion"].idxmin()
-    parts = {
-        "before": epochs[epochs["epoch"] == 0],
-        "chosen": epochs.loc[chosen],
-        "last": epochs[epochs["epoch"] == epochs["epoch"].max()],
-    }
-    return pd.concat([rows.assign(stage=name) for name, rows in parts.items()], ignore_index=True)
-
-
-def stage_effects(epochs: pd.DataFrame) -> pd.DataFrame:
-    """Return what training changes in every metric, paired, and how surely.
-
-    Returns:
-        A row a metric and stage ("chosen", "last"), minus "before": the columns of
-        `ablations.orderings`, p corrected for both, metric by metric.
-    """
-    rows, pairs = stage_rows(epochs), [("chosen", "before"), ("last", "before")]
-    tables = [
-        orderings(rows, pairs, metric, key="stage").assign(metric=metric) for metric in METRIC_NAMES
-    ]
-    return pd.concat(tables, ignore_index=True).rename(columns={"higher": "stage"})
-
-
-def stage_table(epochs: pd.DataFrame) -> pd.DataFrame:
-    """Return a row a stage of training and a column a metric, as text, with the differences."""
-    ours, gaps = means(stage_rows(epochs), key="stage"), stage_effects(epochs)
-    table = {
-        words: {
-            title: _with_spread(*ours.loc[stage, [metric, f"{metric}_seed_std"]])
-            for metric, title in METRIC_NAMES.items()
-        }
-        for stage, words in STAGES.items()
-    }
-    for row in gaps.itertuples():
-        line = table.setdefault(f"{STAGES[row.stage]} − {STAGES['before']}", {})
-        line[METRIC_NAMES[row.metric]] = f"{_with_error(row.difference, row.se)}, p {_p(row.p)}"
-    return pd.DataFrame.from_dict(table, orient="index").rename_axis("row")
-
-
-def epoch_means(epochs: pd.DataFrame) -> list[dict[str, float]]:
-    """Return a row an epoch with means over categories and seeds, for the summary's file."""
-    columns = ["held-out criterion", *METRIC_NAMES]
-    table = epochs.groupby("epoch")[columns].mean().round(4).reset_index()
-    return table.to_dict("records")
-
-
-def epoch_report(epochs: pd.DataFrame, config: Config) -> str:
-    """Return, in Markdown, when the held-out criterion is low, and what real defects say of it.
-
-    Args:
-        epochs: of `run_longer`.
-        config: of the run, for its number of epochs.
-    """
-    wide = epochs.pivot(index="epoch", columns=["category", "seed"], values="held-out criterion")
-    is_near = wide <= (1 + NEAR_BEST) * wide.min()
-    first, best, last = is_near.idxmax(), wide.idxmin(), wide.index[-1]
-    lines = [
-        f"Held-out criterion: within {NEAR_BEST:.0%} of its lowest from epoch {first.median():g} "
-        f"on (median over categories and seeds; {first.min()} to {first.max()}), lowest at "
-        f"{best.median():g} ({best.min()} to {best.max()}) of {last}, among the kept epochs. The "
-        f"run trains for {config.training.epochs}."
-    ]
-    effects = stage_effects(epochs)
-    for metric in METRIC_NAMES:
-        each = []
-        for row in effects[effects["metric"] == metric].itertuples():
-            word = {"holds": "it surely rises", "reversed": "it surely falls"}.get(
-                row.verdict, "no change is sure"
-            )
-            each.append(
-                f"up to the {STAGES[row.stage]} {word} ({_with_error(row.difference, row.se)}, "
-                f"{p_text(row.p)}; higher in {row.wins} of {row.num} pairs)"
-            )
-        lines.append(f"{METRIC_NAMES[metric]} on real defects: {'; '.join(each)}.")
-    lines.append(_few_epochs(epochs, effects))
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _few_epochs(epochs: pd.DataFrame, effects: pd.DataFrame) -> str:
-    """Return what becomes of the claim that few epochs suffice."""
-    chosen = effects[effects["stage"] == "chosen"].set_index("metric")["verdict"]
-    each = []
-    for metric in MAIN:
-        name, mean = METRIC_NAMES[metric], epochs.groupby("epoch")[metric].mean()
-        if chosen[metric] == "holds":
-            rise = (mean - mean.iloc[0]) >= MOST_OF_IT * (mean.max() - mean.iloc[0])
-            each.append(
-                f"in {name} training surely helps, and epoch {rise.idxmax()} of {mean.index[-1]} "
-                f"has {MOST_OF_IT:.0%} of the highest rise"
-            )
-        elif chosen[metric] == "reversed":
-            each.append(f"in {name} training surely harms, so no number of epochs suffices")
-        else:
-            each.append(
-                f"in {name} no gain of training over its start is sure, so there is nothing for "
-                "which few epochs could suffice"
-            )
-    return f"*The paper's claim* of “remarkably few training epochs”: {'; '.join(each)}."

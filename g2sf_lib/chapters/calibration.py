@@ -27,7 +27,8 @@ from g2sf_lib.benchmark import (
     runs_of,
     trained_detector,
 )
-from g2sf_lib.chapters.distributions import counted_pixels, p_text
+from g2sf_lib.chapters.distributions import counted_pixels
+from g2sf_lib.chapters.wording import p_text, with_spread
 from g2sf_lib.config import Config
 from g2sf_lib.detector import to_prediction
 from g2sf_lib.experiments import checked_categories
@@ -250,8 +251,7 @@ def alarm_table(rows: pd.DataFrame) -> pd.DataFrame:
         for method in dict.fromkeys(each["method"]):
             chosen = rows.query("level == @level and nominal == @nominal and method == @method")
             seen = chosen.groupby("seed")["observed"].mean()
-            spread = f" ± {seen.std(ddof=1):.2%}" if len(seen) > 1 else ""
-            line[METHOD_NAMES[method]] = f"{seen.mean():.2%}{spread}"
+            line[METHOD_NAMES[method]] = with_spread(seen.mean(), seen.std(ddof=1), ".2%")
         left = group["held_out"].mean()
         line["validation, left out"] = "–" if np.isnan(left) else f"{left:.2%}"
         line["validation scans above"] = f"{group['scans'].mean():.1f} of {group['num'].mean():.0f}"

@@ -18,6 +18,7 @@ from g2sf_lib.benchmark import (
     run_methods,
     runs_of,
 )
+from g2sf_lib.chapters.wording import p_text, signed, with_spread
 from g2sf_lib.config import Config, ScoringConfig
 from g2sf_lib.detector import counted_cells
 from g2sf_lib.experiments import checked_categories
@@ -326,10 +327,9 @@ def _by_seed(rows: pd.DataFrame, name: str) -> pd.Series:
     return rows.groupby("seed", sort=False)[name].mean()
 
 
-def _spread_text(values: pd.Series, digits: int = 3) -> str:
+def _mean_text(values: pd.Series) -> str:
     """Return mean ± standard deviation, which a single value does not have."""
-    text = f"{values.mean():.{digits}f}"
-    return text if len(values) < 2 else f"{text} ± {values.std(ddof=1):.{digits}f}"
+    return with_spread(values.mean(), values.std(ddof=1))
 
 
 def measure_table(found: Distributions) -> pd.DataFrame:
@@ -342,7 +342,7 @@ def measure_table(found: Distributions) -> pd.DataFrame:
         rows = found.measures[found.measures["method"] == method]
         names = {**WIDTHS, **SHARES, "lone": "highest pixel / 99.9 % quantile"}
         columns[METHOD_NAMES[method]] = {
-            words: _spread_text(_by_seed(rows, name)) for name, words in names.items()
+            words: _mean_text(_by_seed(rows, name)) for name, words in names.items()
         }
     return pd.DataFrame(columns)
 
@@ -356,7 +356,7 @@ def category_table(found: Distributions) -> pd.DataFrame:
             chosen = found.measures.query("category == @category and method == @method")
             row = {"category": category, "method": METHOD_NAMES[method]}
             words = {**WIDTHS, **SHARES}
-            rows.append(row | {words[name]: _spread_text(chosen[name]) for name in names})
+            rows.append(row | {words[name]: _mean_text(chosen[name]) for name in names})
     return pd.DataFrame(rows).set_index(["category", "method"])
 
 
@@ -418,7 +418,7 @@ def comparison_table(found: Distributions) -> pd.DataFrame:
         column = {}
         for name, pair in compare(found, first, second).items():
             is_ratio = name in WIDTHS
-            size = f"{pair['value']:.2f} ×" if is_ratio else f"{pair['value']:+.3f}"
+            size = f"{pair['value']:.2f} ×" if is_ratio else signed(pair["value"])
             column[{**WIDTHS, **SHARES}[name]] = (
                 f"{size} ({p_text(pair['p'])}; {pair['agree']} of {pair['num']})"
             )
@@ -448,13 +448,6 @@ def ratio_rows(found: Distributions) -> pd.DataFrame:
 
 
 # ---------------------------------------------------------------- sentences
-
-
-def p_text(p: float) -> str:
-    """Return a p value in words; a single draw has none."""
-    if np.isnan(p):
-        return "a single draw, no p"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
 def _is_sure(pair: dict[str, float]) -> bool:
@@ -509,7 +502,7 @@ def claim_report(found: Distributions) -> str:
             f"{_width_list(compared)}. So: {words}",
             "- *Told at least as well?* To find 90 % of the anomalous pixels, G²SF calls "
             f"{means['g2sf']:.1%} of the normal ones anomalous and CFM {means['cfm']:.1%} "
-            f"(difference {fpr['value']:+.3f}, {p_text(fpr['p'])}; {fpr['agree']} of "
+            f"(difference {signed(fpr['value'])}, {p_text(fpr['p'])}; {fpr['agree']} of "
             f"{fpr['num']} pairs agree). So: {told}.",
             f"- *The claim*: {_verdict(sign, is_sure, fpr)} A pair is a category and a seed; p is "
             + (f"over {num} categories." if num > 1 else "over the seeds of a single category."),
@@ -560,7 +553,7 @@ def learning_report(found: Distributions) -> str:
     text = (
         "- *What learning does*: the quartile range of G²SF's normal pixels is, in units of that "
         f"of its control w = 1 (same banks, σ and minimum, no LSPN), {_width_list(compared)}. So: "
-        f"{words} The false positive rate at 90 % recall changes by {fpr['value']:+.3f} "
+        f"{words} The false positive rate at 90 % recall changes by {signed(fpr['value'])} "
         f"({p_text(fpr['p'])})."
     )
     if "cfm" not in found.methods:

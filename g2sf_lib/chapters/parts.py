@@ -17,7 +17,8 @@ from g2sf_lib.ablations import orderings, paired
 from g2sf_lib.benchmark import CellMaps, Comparison, Scores, Split, checked_seeds
 from g2sf_lib.chapters.comparison import Case, _groups, case_maps, gallery_cases
 from g2sf_lib.chapters.data import some_scans
-from g2sf_lib.chapters.distributions import RECALL, counted_pixels, p_text, recall_threshold
+from g2sf_lib.chapters.distributions import RECALL, counted_pixels, recall_threshold
+from g2sf_lib.chapters.wording import p_text, with_error, with_spread
 from g2sf_lib.config import Config
 from g2sf_lib.datasets import Sample
 from g2sf_lib.detector import G2SF, counted_cells
@@ -274,8 +275,7 @@ def alarm_flow(parts: Parts, recall: float = RECALL) -> pd.DataFrame:
 
 def _spread(values: pd.Series) -> str:
     """Return mean ± standard deviation of a value a seed, in per cent; "–" is no spread."""
-    error = f"{100 * values.std(ddof=1):.1f}" if len(values) > 1 else "–"
-    return f"{100 * values.mean():.1f} ± {error}"
+    return with_spread(100 * values.mean(), 100 * values.std(ddof=1), ".1f", has_dash=True)
 
 
 def part_alarm_table(alarms: pd.DataFrame) -> pd.DataFrame:
@@ -352,8 +352,7 @@ def part_report(alarms: pd.DataFrame) -> str:
 
 def _gap(difference: float, se: float, p: float) -> str:
     """Return a difference of shares in points of per cent, its error, and p."""
-    error = "" if np.isnan(se) else f" ± {100 * se:.1f}"
-    return f"{100 * difference:+.1f}{error} points, {p_text(p)}"
+    return f"{with_error(100 * difference, 100 * se, '.1f')} points, {p_text(p)}"
 
 
 def _of_control(control: dict[str, float]) -> str:
