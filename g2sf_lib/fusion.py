@@ -68,9 +68,10 @@ def _of(values: Mapping[str, Tensor] | Tensor, mod: str) -> Tensor:
 
 
 class ByteDropout(nn.Module):
-    """Dropout that draws one random byte a unit; on a CPU most of a step's time goes into that.
+    """Dropout that draws one random byte a unit, with a probability rounded to 1/256.
 
-    As `nn.Dropout`, with a probability rounded to 1/256.
+    Otherwise as `nn.Dropout`, whose draws take a large part of a training step on a CPU;
+    ``benchmarks/bench_fusion.py`` times both.
 
     Args:
         p: probability of dropping a unit in training, below 1.
