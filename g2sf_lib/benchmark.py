@@ -151,18 +151,19 @@ class Split:
         for scan in self._scans():
             names.append(scan.name)
             labels.append(scan.label)
-            masks.append(resize_mask(scan.mask, self.config.scoring.map_size))
+            scoring = self.config.scoring
+            masks.append(evaluation.resize_mask(scan.mask, scoring.map_size, scoring.mask_rule))
         return names, labels, np.stack(masks)
+
+    @cached_property
+    def lost_regions(self) -> int:
+        """Marked regions that the published resizing of masks would let go."""
+        size = self.config.scoring.map_size
+        return sum(evaluation.lost_regions(scan.mask, size) for scan in self._scans())
 
     def depths(self, peer: Baseline) -> list[Tensor]:
         """Return the depth of each scan's cells as AST reads it."""
         return [peer.depth(scan) for scan in self._scans()]
-
-
-def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """Return a (size, size) mask by nearest neighbour."""
-    rows, columns = (((np.arange(size) + 0.5) * side / size).astype(int) for side in mask.shape)
-    return mask[np.ix_(rows, columns)]
 
 
 class CellMaps(Mapping):
@@ -416,7 +417,7 @@ def _normal_level(config: Config, scans: Sequence[ScanScore], split: Split) -> t
     for scan, p in zip(scans, split.patches, strict=True):
         score_map = to_prediction(scan.cells, p, config.scoring).score_map
         counted = counted_cells(p, config.scoring.silhouette).cpu().numpy().reshape(p.grid)
-        inside.append(score_map[resize_mask(counted, size)])
+        inside.append(score_map[evaluation.resize_mask(counted, size)])
         largest = max(largest, float(score_map.max()))
     return float(np.median(np.concatenate(inside))), largest
 
@@ -464,6 +465,7 @@ def _keep(config, method: str, seed: int, test: Split, scans: list[ScanScore], n
     maps = CellMaps({(method, seed): cells}, test.patches, config.scoring)[method, seed]
     rows, resampled = measure(config, test.truth, maps, image)
     known = {"category": config.category, "method": method, "seed": seed}
+    known["lost_regions"] = test.lost_regions
     tensors = {"cells": cells}
     tensors |= {f"image.{rule}": torch.from_numpy(values) for rule, values in image.items()}
     tensors |= {f"resampled.{name}": torch.from_numpy(x) for name, x in resampled.items()}

@@ -13,8 +13,16 @@ import torch
 from scipy.ndimage import binary_erosion, gaussian_filter
 from torch import Tensor
 
-from g2sf_lib.config import MODALITIES, BankConfig, Config, ScoringConfig, leaf_fields, make_config
-from g2sf_lib.datasets import Sample
+from g2sf_lib.config import (
+    MODALITIES,
+    BankConfig,
+    Config,
+    ConfigError,
+    ScoringConfig,
+    leaf_fields,
+    make_config,
+)
+from g2sf_lib.datasets import Sample, check_normal, check_points
 from g2sf_lib.features import (
     FeatureExtractor,
     PackedPatches,
@@ -24,7 +32,7 @@ from g2sf_lib.features import (
     pack,
 )
 from g2sf_lib.fusion import LSPN, GlobalScale, aggregate
-from g2sf_lib.memory import MemoryBank, Rows, Standardiser
+from g2sf_lib.memory import MemoryBank, Rows, Standardiser, bank_size
 from g2sf_lib.storage import read_described, write_described
 from g2sf_lib.synthesis import synthesise_set
 from g2sf_lib.training import Cells, Metric, train_metric
@@ -217,15 +225,10 @@ class G2SF:
             progress: whether progress bars are shown.
 
         Raises:
-            ValueError: for fewer than two scans, or one with a defect.
+            ScanError: for fewer than two scans, or one with a defect; see `check_normal`.
+            ConfigError: for a bank too small for the neighbours that training looks at.
         """
-        if len(samples) < 2:
-            raise ValueError(f"G2SF.fit: {len(samples)} scans; expected at least 2")
-        for sample in samples:
-            if sample.is_anomalous or sample.mask.any():
-                raise ValueError(
-                    f"G2SF.fit: scan {sample.name} is {sample.label!r}; expected 'good'"
-                )
+        check_normal("train", samples, "G2SF.fit")
         extract = self.extract
         self.fit_bank([pack(extract(sample)) for sample in samples], progress)
         synthetic = synthesise_set(
@@ -250,8 +253,13 @@ class G2SF:
         return self.fit_metric(patches, labels, progress=progress)
 
     def fit_bank(self, patches: Sequence[Patches | PackedPatches], progress: bool = False) -> G2SF:
-        """Fit standardiser and banks (Section 3.2) to cells of normal scans."""
+        """Fit standardiser and banks (Section 3.2) to cells of normal scans.
+
+        Raises:
+            ConfigError: for a bank too small for the neighbours that training looks at.
+        """
         feat = foreground_features(patches)
+        check_bank_size(self.config, len(patches), {mod: len(feat[mod]) for mod in MODALITIES})
         self.standardiser = Standardiser.fit(feat, self.config.features.standardise)
         self.banks = fit_banks(self.standardiser(feat), self.config.bank, progress, self.device)
         return self
@@ -340,7 +348,12 @@ class G2SF:
         return CellScores(s / self.metric.s_mean, w, ell, scores)
 
     def predict(self, sample: Sample) -> Prediction:
-        """Return score map and image score of one preprocessed scan."""
+        """Return score map and image score of one preprocessed scan.
+
+        Raises:
+            ScanError: for points that are none; see `check_points`.
+        """
+        check_points(sample.xyz, sample.name)
         return self.predict_patches(self.extract(sample))
 
     def predict_patches(self, patches: Patches | PackedPatches) -> Prediction:
@@ -404,6 +417,28 @@ class G2SF:
         detector.standardiser = Standardiser(**known["standardiser"])
         detector.history = known["history"]
         return detector
+
+
+def check_bank_size(config: Config, num_scans: int, cells: dict[str, int]) -> None:
+    """Refuse training scans whose banks would hold fewer prototypes than are looked for.
+
+    Args:
+        config: of the run.
+        num_scans: of the training.
+        cells: mod -> number of normal foreground cells.
+
+    Raises:
+        ConfigError: naming scans, cells and settings.
+    """
+    need, share = 2 * config.model.k + 1, config.bank.bank_fraction
+    for mod, num in cells.items():
+        if (size := bank_size(num, share)) < need:
+            raise ConfigError(
+                f"{config.category}: the {mod} bank would hold {size} prototypes, bank_fraction"
+                f" {share:g} of {num} cells of {num_scans} training scans; expected at least"
+                f" {need}, for training looks at 2 k + 1 neighbours, k = {config.model.k}: take"
+                " more scans, a larger bank_fraction or a smaller k"
+            )
 
 
 def flat_settings(config: Config) -> dict:

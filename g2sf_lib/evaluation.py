@@ -16,7 +16,7 @@ Report which one a number belongs to.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy import ndimage
@@ -26,6 +26,45 @@ LIMITS = (0.3, 0.1, 0.05, 0.01)
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 _RIGHT_LEFT = ("right", "left")
 _LOWEST_RATE = 1e-4  # below it the thresholds of `bootstrap_aupro` are those of anomalous scores
+
+
+def resize_mask(
+    mask: np.ndarray, size: int, rule: Literal["regions", "nearest"] = "regions"
+) -> np.ndarray:
+    """Return a mask at the size of the score maps, by nearest neighbour.
+
+    Sampled at pixel centres, a thin scratch of a large scan can lose every pixel, and a defect
+    that is not in the ground truth counts against whoever finds it. So a region (8-connected) of
+    which nothing is left keeps the one pixel in which most of it lies.
+
+    Args:
+        mask: (H, W) bool.
+        size: side of the square map, in px.
+        rule: "regions", or "nearest", the published protocol, which lets regions go.
+
+    Returns:
+        (size, size) bool.
+    """
+    small, lost = _sampled(mask, size)
+    for rows, columns in lost if rule == "regions" else ():
+        at = rows * size // mask.shape[0], columns * size // mask.shape[1]
+        pixels, counts = np.unique(np.ravel_multi_index(at, small.shape), return_counts=True)
+        small.flat[pixels[counts.argmax()]] = True
+    return small
+
+
+def lost_regions(mask: np.ndarray, size: int) -> int:
+    """Return how many regions of a mask the published protocol lets go; see `resize_mask`."""
+    return len(_sampled(mask, size)[1])
+
+
+def _sampled(mask: np.ndarray, size: int) -> tuple[np.ndarray, list[tuple[np.ndarray, ...]]]:
+    """Return a mask at pixel centres, and the pixels (rows, columns) of each region not seen."""
+    labels, num = ndimage.label(mask, _EIGHT_CONNECTED)
+    rows, columns = (((np.arange(size) + 0.5) * side / size).astype(int) for side in mask.shape)
+    seen = labels[np.ix_(rows, columns)]
+    lost = np.setdiff1d(np.arange(1, num + 1), seen)
+    return seen > 0, [np.nonzero(labels == number) for number in lost]
 
 
 def image_auroc(scores: Any, labels: Any) -> float:

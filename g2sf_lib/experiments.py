@@ -30,6 +30,7 @@ from g2sf_lib.config import (
     Config,
     ConfigError,
     dataset_dir,
+    folder_name,
     listed,
     raw_dir,
     scans_dir,
@@ -106,7 +107,7 @@ def done_file(config: Config, stage: str) -> Path:
         return dataset_dir(config) / "scans" / "data.json"
     if stage in ("loss_weights", "peer_settings"):
         return dataset_dir(config) / f"{stage}.json"
-    folder = dataset_dir(config) / config.category
+    folder = dataset_dir(config) / folder_name(config.category)
     return (
         folder / f"seed{config.seed}" / "lspn.json" if stage == "lspn" else folder / f"{stage}.json"
     )
@@ -124,7 +125,8 @@ def package_versions() -> dict[str, str | None]:
     return {name: _version(name) for name in PACKAGES}
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
+    """Return the commit of the code, marked where it was changed since; None outside git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     return result.stdout.strip() or None
@@ -151,7 +153,7 @@ def recorded(config: Config, stage: str, hash_of: str | None = None) -> Iterator
             "stage": stage,
             "config_hash": config.stage_hash(hash_of or stage),
             "config": flat_settings(config),
-            "git_commit": _git_commit(),
+            "git_commit": git_commit(),
             "packages": package_versions(),
             "python": platform.python_version(),
             "seed": config.seed,
@@ -201,7 +203,7 @@ def point_sources(config: Config, categories: Sequence[str]) -> list[Path]:
     published = 24 if config.dataset == "eyecandies" else 8
     wanted = config.synthesis.sources_per_category or published
     chosen = []
-    for category in categories:
+    for category in listed(config.synthesis.pasted_from) or categories:
         paths = list_prepared(scans_dir(config), category, "train")
         num = min(wanted, len(paths))
         chosen += [paths[i] for i in sorted(draw.choice(len(paths), num, replace=False))]
@@ -233,7 +235,7 @@ def synthetic_scans(
 def patch_file(config: Config, split: str, name: str) -> Path:
     """Return where the patches of a scan are kept; the split is the folder."""
     flat = name.removeprefix(f"{split}/").replace("/", "_")
-    return stage_dir(config, "features") / split / f"{flat}.safetensors"
+    return stage_dir(config, "features") / split / f"{folder_name(flat)}.safetensors"
 
 
 def synthetic_files(config: Config, split: str) -> list[Path]:
@@ -250,12 +252,16 @@ def run_features(config: Config, categories: Sequence[str]) -> dict[str, int]:
         categories: where pasted points come from.
 
     Returns:
-        split -> number of scans.
+        split -> number of scans; and "pastes_without_cell", the synthetic scans of which no cell
+        is labelled anomalous (see `cell_labels`).
     """
     with recorded(config, "features") as result:
         extract = FeatureExtractor(config.features, pick_device(config.device))
         for split in ("train", "validation", "test", *PASTED_ON):
             result[split] = extract_split(config, split, categories, extract)
+        # A paste that no cell's label shows is trained on as if nothing had been pasted.
+        pasted = [labels for split in PASTED_ON for labels in load_features(config, split)[1]]
+        result["pastes_without_cell"] = sum(not labels.any() for labels in pasted)
     return result
 
 

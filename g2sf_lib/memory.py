@@ -171,11 +171,20 @@ class Standardiser:
         Args:
             feat: mod -> (N, D_mod) features of normal foreground cells.
             which: "both", or "rgb" as in the published preprocessing.
+
+        Raises:
+            ValueError: for features that do not vary: they tell no cell from another.
         """
         chosen = MODALITIES if which == "both" else ("rgb",)
         found = {
             mod: _mean_and_std(feat[mod]) if mod in chosen else (0.0, 1.0) for mod in MODALITIES
         }
+        for mod, (mean, std) in found.items():
+            if not std > 0:
+                raise ValueError(
+                    f"{mod} features of all {len(feat[mod])} normal cells are {mean:g};"
+                    " expected features that vary"
+                )
         return cls({mod: found[mod][0] for mod in found}, {mod: found[mod][1] for mod in found})
 
     def __call__(self, feat: Mapping[str, Tensor | Rows]) -> dict[str, Tensor | Rows]:
@@ -186,6 +195,11 @@ class Standardiser:
             else (feat[mod] - self.mean[mod]) / self.std[mod]
             for mod in MODALITIES
         }
+
+
+def bank_size(num: int, fraction: float) -> int:
+    """Return how many prototypes a bank of a fraction of `num` cells has, shared ones aside."""
+    return max(1, round(fraction * num))
 
 
 def _mean_and_std(features: Tensor | Rows) -> tuple[float, float]:
@@ -366,7 +380,7 @@ class MemoryBank:
                 f"MemoryBank.fit: features of shape {tuple(features.shape)}; "
                 "expected (N, D) with N >= 1 and finite values"
             )
-        num = min(max(1, round(fraction * len(features))), len(stored))
+        num = min(bank_size(len(features), fraction), len(stored))
         if num == len(stored):  # nothing to choose
             return cls(stored[:], torch.arange(num))
         if coreset == "random":

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import faiss
 import numpy as np
 import pytest
-import tifffile
 import torch
 import yaml
+from halcon import write_points
 from PIL import Image
 
 from g2sf_lib.config import MODALITIES, make_config, scans_dir
@@ -252,8 +252,7 @@ def _write_mvtec_scan(folder, index, side, rng, kind=None, gt=True):
     xyz = np.concatenate([ray * z[..., None], z[..., None]], axis=-1).astype(np.float32)
     xyz[rng.random(side) < 0.02] = 0
     _save_png(folder / "rgb" / f"{index:03d}.png", _texture(rng, inside, mask, (170, 130, 80)))
-    (folder / "xyz").mkdir(parents=True, exist_ok=True)
-    tifffile.imwrite(folder / "xyz" / f"{index:03d}.tiff", xyz, photometric="rgb")
+    write_points(folder / "xyz" / f"{index:03d}.tiff", xyz)
     if gt:
         value = MVTEC_KINDS.get(kind, 0)
         _save_png(folder / "gt" / f"{index:03d}.png", np.uint8(value) * mask.astype(np.uint8))
@@ -280,8 +279,10 @@ def mvtec_tree():
             for index in range(num[3]):
                 kind = kinds[index % 3]
                 _write_mvtec_scan(home / "test" / kind, index // 3, side, rng, kind)
-            camera = {"focal_x": 0.5 / (0.15 / max(side)), "focal_y": 0.5 / (0.15 / max(side))}
-            camera |= {"principal_point_x": side[1] / 2, "principal_point_y": side[0] / 2}
+            pixel = 0.01 * 0.15 / max(side) / 0.5  # on the sensor, at a focal length of 10 mm
+            camera = {"camera_type": "area_scan_division", "focus": 0.01, "kappa": 0.0}
+            camera |= {"sx": pixel, "sy": pixel, "cx": side[1] / 2, "cy": side[0] / 2}
+            camera |= {"image_width": side[1], "image_height": side[0]}
             (home / "calibration").mkdir(parents=True)
             (home / "calibration/camera_parameters.json").write_text(json.dumps(camera))
         return Path(root)
@@ -364,9 +365,13 @@ def _write_candy(folder, name, candy, kinds=(), mask=True, metadata=False):
     np.savetxt(folder / f"{name}_pose.txt", candy.pose)
     if mask:
         _save_png(folder / f"{name}_mask.png", candy.mask.astype(np.uint8) * 255)
+    _save_png(folder / f"{name}_normals.png", candy.rgb)
     if metadata:
-        told = {kind: int(kind in kinds) for kind in ("bumps", "colors", "dents", "normals")}
-        told["anomalous"] = int(bool(kinds))
+        told = {"anomalous": int(bool(kinds))}
+        for kind in ("bumps", "colors", "dents", "normals"):
+            told[f"anomalous_{kind}"] = int(kind in kinds)
+            of_kind = candy.mask & (kind in kinds)
+            _save_png(folder / f"{name}_{kind}_mask.png", of_kind.astype(np.uint8) * 255)
         (folder / f"{name}_metadata.yaml").write_text(yaml.safe_dump(told))
 
 

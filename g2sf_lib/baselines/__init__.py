@@ -41,7 +41,7 @@ from g2sf_lib.baselines.cfm import CFM, train_cfm
 from g2sf_lib.baselines.m3dm import DecisionFusion
 from g2sf_lib.baselines.student_teacher import AST, ast_input, depth_map, train_ast
 from g2sf_lib.config import MODALITIES, Config, make_config
-from g2sf_lib.datasets import Sample
+from g2sf_lib.datasets import Sample, check_normal
 from g2sf_lib.detector import (
     Prediction,
     bank_tensors,
@@ -144,14 +144,13 @@ class Baseline:
             progress: whether progress bars are shown.
 
         Raises:
-            ValueError: when no scan is given, one has a defect, or held-out scans are missing.
+            ScanError: for fewer than two scans, or one with a defect; see `check_normal`.
+            ValueError: when held-out scans are missing.
         """
         self._check_given("fit", samples, held_out)
-        for sample in (*samples, *held_out):
-            if sample.is_anomalous or sample.mask.any():
-                raise ValueError(
-                    f"Baseline.fit: scan {sample.name} is {sample.label!r}; expected 'good'"
-                )
+        check_normal("train", samples, "Baseline.fit")
+        if held_out:
+            check_normal("validation", held_out, "Baseline.fit")
         packed = [[pack(self.extract(s)) for s in some] for some in (samples, held_out)]
         depths = [self.depth(s) for s in samples] if self.method == "ast" else None
         return self.fit_patches(*packed, depths, progress=progress)

@@ -14,7 +14,6 @@ from g2sf_lib.benchmark import (
     SEEDED,
     checked_methods,
     checked_seeds,
-    resize_mask,
     run_methods,
     runs_of,
 )

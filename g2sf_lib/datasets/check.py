@@ -21,8 +21,15 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from g2sf_lib.config import CATEGORIES
-from g2sf_lib.datasets import ScanError, category_names, reader, start_worker
+from g2sf_lib.config import CATEGORIES, category_name, normal_path
+from g2sf_lib.datasets import (
+    ScanError,
+    category_names,
+    find_split,
+    is_left_by_system,
+    reader,
+    start_worker,
+)
 from g2sf_lib.datasets.preprocess import SPLITS
 
 DATASETS = ("mvtec3d", "eyecandies", "folder")
@@ -62,11 +69,13 @@ class Report:
         dataset: as in the config.
         counts: a `Count` for each category and split that was looked at.
         problems: one line each, naming the file, what was found, and what was expected.
+        unread: names of the folders beside the categories that were looked at.
     """
 
     dataset: str
     counts: tuple[Count, ...]
     problems: tuple[str, ...]
+    unread: tuple[str, ...] = ()
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -109,27 +118,23 @@ def check(
                 bar.set_postfix_str(f"{category}/{split}")
                 good, defective, found = 0, 0, []
                 try:
-                    scans, found = reader(dataset).find_scans(Path(root), category, split)
+                    scans, found = find_split(dataset, root, category, split)
                 except (ScanError, OSError) as error:
                     found = [str(error)]
                 else:
                     good = sum(files.label == "good" for files in scans)
                     defective = len(scans) - good
-                    is_one_sided = not found and bool(good) != bool(defective)
                     bar.total += len(scans)
                     for message in apply(partial(_problem_of, dataset), scans):
                         found += [message] if message else []
                         bar.update()
-                    if split == "test" and is_one_sided:
-                        found.append(
-                            f"{Path(root) / category}: {good} good and {defective} defective test"
-                            " scans; expected both, a score needs them"
-                        )
                 # A bad camera is a problem of every scan: one line is enough.
                 found = sorted({" ".join(message.split()) for message in found})
                 counts.append(Count(category, split, good, defective, len(found)))
                 problems += found
-    return Report(dataset, tuple(counts), tuple(dict.fromkeys(problems)))
+    beside = sorted(Path(root).iterdir()) if counts else ()
+    unread = [p.name for p in beside if not is_left_by_system(p) and p.name not in names]
+    return Report(dataset, tuple(counts), tuple(dict.fromkeys(problems)), tuple(unread))
 
 
 def _categories(
@@ -195,6 +200,8 @@ def differences(report: Report) -> list[str]:
                 f"{count.category}/{count.split}: {count.good} good and {count.defective}"
                 f" defective; published {good} and {defective}"
             )
+    if report.unread:
+        lines.append(f"not read, beside the categories: {', '.join(report.unread)}")
     known = CATEGORIES.get(report.dataset, ())
     absent = [name for name in known if name not in report.categories]
     if absent and report.categories:
@@ -250,10 +257,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--data-root is empty; expected the folder that holds the categories")
     if options.workers < 1:
         parser.error(f"--workers is {options.workers}; expected at least 1")
+    root, names = normal_path(options.data_root), options.category
+    names = names and [category_name(name) for name in names]
     try:
-        report = check(
-            options.dataset, options.data_root, options.category, options.workers, progress=True
-        )
+        report = check(options.dataset, root, names, options.workers, progress=True)
     except RuntimeError as error:
         parser.exit(1, f"{error}\n")
     if report.counts:

@@ -2,7 +2,8 @@
 
 ``<root>/<category>/{train,val,test_public}/data/NNN_image_4.png`` and, for the same number,
 ``NNN_depth.png``, ``NNN_info_depth.yaml``, ``NNN_pose.txt``, ``NNN_mask.png``. Of the six images,
-one a light, number 4 is the one that everyone uses.
+one a light, number 4 is the one that everyone uses. ``NNN_metadata.yaml`` says what is wrong with
+a scan; masks of single kinds of defect (``NNN_bumps_mask.png``) are not read.
 """
 
 from __future__ import annotations
@@ -11,21 +12,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 
-from g2sf_lib.datasets import Sample, ScanError, complete
+from g2sf_lib.datasets import (
+    Sample,
+    ScanError,
+    as_number,
+    check_mask,
+    check_points,
+    complete,
+    is_left_by_system,
+    read_yaml,
+)
 from g2sf_lib.datasets.mvtec3d import read_depth, read_mask, read_rgb
 
 FOCAL_LENGTH_PX = 711.11  # of every image
 SCALE = np.array([0.1, -0.1, 0.1])  # published: sizes come near the metres of MVTec 3D-AD
 FOLDERS = {"train": "train", "validation": "val", "test": "test_public"}
 KINDS = ("bumps", "dents", "colors", "normals")
+_KEYS = tuple(f"anomalous_{kind}" for kind in KINDS)  # of the metadata
 _ENDINGS = {
     "rgb": "_image_4.png",
     "depth": "_depth.png",
     "info": "_info_depth.yaml",
     "pose": "_pose.txt",
+    "mask": "_mask.png",
+    "metadata": "_metadata.yaml",
 }
+_NEEDED = ("rgb", "depth", "info", "pose")
 
 
 @dataclass(frozen=True)
@@ -63,16 +76,54 @@ class ScanFiles:
         return tuple(p for p in (self.rgb, self.depth, self.info, self.pose, self.mask) if p)
 
 
-def _label(folder: Path, index: str, mask: Path | None) -> str:
-    """Return what a scan is, from its mask, and its kinds of defect from its metadata."""
-    if mask is None or not read_mask(mask).any():
+def _label(mask: Path | None, metadata: Path | None) -> str:
+    """Return what a scan is, from its mask, and its kinds of defect from its metadata.
+
+    Raises:
+        ScanError: one of them cannot be read, or they contradict each other.
+    """
+    is_marked = mask is not None and bool(read_mask(mask).any())
+    if metadata is None:
+        return "defective" if is_marked else "good"
+    told = read_yaml(metadata, "kinds of defect, 0 or 1 each")
+    values = {}
+    for key in ("anomalous", *_KEYS):
+        value = told.get(key, 0)
+        values[key] = float(value) if isinstance(value, bool) else as_number(value)
+        if values[key] not in (0, 1):
+            raise ScanError(f"{metadata}: {key} is {value!r}; expected 0 or 1")
+    kinds = [kind for kind, key in zip(KINDS, _KEYS, strict=True) if values[key]]
+    if is_marked != bool(kinds or values["anomalous"]):
+        marked = "anomalous pixels" if is_marked else "no anomalous pixel"
+        raise ScanError(
+            f"{metadata}: anomalous is {values['anomalous']:g}, kinds {', '.join(kinds) or 'none'},"
+            f" but {mask or 'no mask'} has {marked}; expected them to agree"
+        )
+    if not is_marked:
         return "good"
-    metadata = folder / f"{index}_metadata.yaml"
-    if not metadata.is_file():
-        return "defective"
-    told = _read_yaml(metadata, "kinds of defect, 0 or 1 each")
-    kinds = [kind for kind in KINDS if told.get(kind)]
     return "defective" if not kinds else kinds[0] if len(kinds) == 1 else "combined"
+
+
+def _files_by_index(folder: Path) -> tuple[dict[str, dict[str, Path]], list[str]]:
+    """Return index -> kind -> file, and a message for every one that is nearly one of these."""
+    found: dict[str, dict[str, Path]] = {}
+    problems = []
+    for path in sorted(folder.iterdir()):
+        index, _, rest = path.name.partition("_")
+        ending = f"_{rest}".lower()
+        if is_left_by_system(path) or not rest:
+            continue
+        for kind, known in _ENDINGS.items():
+            if ending.rpartition(".")[0] != known.rpartition(".")[0]:
+                continue
+            if not path.is_file() or ending != known:
+                problems.append(f"{path}: not read; expected {folder / index}{known}")
+            elif kind in found.setdefault(index, {}):
+                other = found[index][kind]
+                problems.append(f"{path}: {other} found too; expected one file of that name")
+            else:
+                found[index][kind] = path
+    return found, problems
 
 
 def find_scans(root: Path, category: str, split: str) -> tuple[list[ScanFiles], list[str]]:
@@ -84,8 +135,8 @@ def find_scans(root: Path, category: str, split: str) -> tuple[list[ScanFiles], 
         split: "train", "validation" or "test" (the public one).
 
     Returns:
-        Scans in the order of `list_scans`, and messages, each naming the file that is missing
-        or cannot be read.
+        Scans in the order of `list_scans`, and messages, each naming the file that is missing,
+        is not read or cannot be read.
 
     Raises:
         ScanError: where the folder of the split is missing or holds no scan.
@@ -95,32 +146,27 @@ def find_scans(root: Path, category: str, split: str) -> tuple[list[ScanFiles], 
         parent = next(p for p in folder.parents if p.is_dir())
         held = ", ".join(sorted(p.name for p in parent.iterdir())[:12]) or "nothing"
         raise ScanError(f"{folder}: no such folder ({parent} holds {held}); expected scans there")
-    found: dict[str, dict[str, Path]] = {}
-    for kind, ending in _ENDINGS.items():
-        for path in folder.glob(f"*{ending}"):
-            if not path.name.startswith("."):
-                found.setdefault(path.name.removesuffix(ending), {})[kind] = path
-    if not found:
-        raise ScanError(f"{folder}: no scan found; expected NNN{_ENDINGS['rgb']} and others")
-    scans, problems = [], []
+    found, problems = _files_by_index(folder)
+    if not any(kind in files for files in found.values() for kind in _NEEDED):
+        told = f"{folder}: no scan found; expected NNN{_ENDINGS['rgb']} and others"
+        raise ScanError("\n".join([told, *problems]))
+    scans = []
+    needed = (*_NEEDED, "mask") if split == "test" else _NEEDED
     for index in sorted(found, key=lambda text: (len(text), text)):
         files = found[index]
-        lost = [str(folder / f"{index}{_ENDINGS[k]}") for k in _ENDINGS if k not in files]
-        mask = folder / f"{index}_mask.png"
-        if split == "test" and not mask.is_file():
-            lost.append(str(mask))
+        lost = [str(folder / f"{index}{_ENDINGS[kind]}") for kind in needed if kind not in files]
         if lost:
             present = " and ".join(str(path) for path in files.values())
             problems.append(f"{' and '.join(lost)}: missing, but {present} found; expected both")
             continue
-        mask = mask if mask.is_file() else None
+        mask, metadata = files.pop("mask", None), files.pop("metadata", None)
         try:
-            label = _label(folder, index, mask)
+            label = _label(mask, metadata)
         except ScanError as error:
             problems.append(str(error))
             continue
         if split != "test" and label != "good":
-            problems.append(f"{mask}: anomalous pixels; expected none in a scan of {split}")
+            problems.append(f"{mask}: {label}; expected no anomalous pixel in a scan of {split}")
             continue
         scans.append(ScanFiles(**files, mask=mask, split=split, label=label, index=index))
     scans.sort(key=lambda one: (one.label != "good", one.label, len(one.index), one.index))
@@ -136,27 +182,15 @@ def list_scans(root: Path, category: str, split: str) -> list[ScanFiles]:
     return complete(find_scans(root, category, split))
 
 
-def _read_yaml(path: Path, expected: str) -> dict:
-    """Return the mapping of a YAML file."""
-    try:
-        found = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())  # YAML errors have several lines
-        raise ScanError(f"{path}: cannot be read ({reason}); expected {expected}") from error
-    if not isinstance(found, dict):
-        raise ScanError(f"{path}: found {found!r}; expected {expected}")
-    return found
-
-
 def _read_range(path: Path) -> tuple[float, float]:
     """Return the depths that 0 and 65535 stand for."""
     expected = "normalization: {min, max}, two numbers with 0 <= min < max"
-    found = _read_yaml(path, expected).get("normalization")
-    values = [found.get(name) for name in ("min", "max")] if isinstance(found, dict) else []
-    is_number = [isinstance(v, (int, float)) and not isinstance(v, bool) for v in values]
-    if len(values) != 2 or not all(is_number) or not 0 <= values[0] < values[1] < np.inf:
+    found = read_yaml(path, expected).get("normalization")
+    ends = found if isinstance(found, dict) else {}
+    low, high = (as_number(ends.get(name)) for name in ("min", "max"))
+    if low is None or high is None or not 0 <= low < high:
         raise ScanError(f"{path}: normalization is {found!r}; expected {expected}")
-    return float(values[0]), float(values[1])
+    return low, high
 
 
 def _read_pose(path: Path) -> np.ndarray:
@@ -223,5 +257,7 @@ def read_scan(files: ScanFiles) -> Sample:
             )
     if value.min() == value.max():
         raise ScanError(f"{files.depth}: every depth is {value.min()}; expected a scene")
+    check_mask(mask, files.label, str(files.mask or files.rgb))
     xyz = unproject(value / 65535 * (high - low) + low, _read_pose(files.pose))
+    check_points(xyz, f"{files.depth} with {files.info}")
     return Sample(rgb=rgb, xyz=xyz, mask=mask, label=files.label, name=files.name)

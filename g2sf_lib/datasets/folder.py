@@ -7,7 +7,7 @@ or in the root::
 
     fx: 1200.0            # focal lengths and principal point in px; u counts columns, v rows
     fy: 1200.0
-    cx: 320.0
+    cx: 320.0             # may lie outside the image, where that was cut from a larger one
     cy: 240.0
     depth_scale: 0.0001   # metres a unit of the depth image
 """
@@ -19,9 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 
-from g2sf_lib.datasets import Sample, ScanError, complete, mvtec3d
+from g2sf_lib.datasets import (
+    Sample,
+    ScanError,
+    as_number,
+    check_points,
+    complete,
+    mvtec3d,
+    read_yaml,
+)
 from g2sf_lib.datasets.mvtec3d import ScanFiles
 
 CAMERA_FILE = "camera.yaml"
@@ -116,23 +123,20 @@ def read_camera(path: Path) -> Camera:
     """Return the camera of a YAML file.
 
     Raises:
-        ScanError: naming the key that is missing, unknown, or not a number above zero.
+        ScanError: naming the key that is missing, unknown or no number; a principal point may
+            be any, focal lengths and scale are above 0.
     """
     names = [field.name for field in dataclasses.fields(Camera)]
-    expected = f"{', '.join(names)}, each a number above 0"
-    try:
-        found = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())  # YAML errors have several lines
-        raise ScanError(f"{path}: cannot be read ({reason}); expected {expected}") from error
-    if not isinstance(found, dict) or set(found) != set(names):
-        keys = ", ".join(map(str, found)) if isinstance(found, dict) else repr(found)
-        raise ScanError(f"{path}: found {keys}; expected {expected}")
-    for name, value in found.items():
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not np.isfinite(value) or value <= 0:
-            raise ScanError(f"{path}: {name} is {value!r}; expected a number above 0")
-    return Camera(**found)
+    expected = f"{', '.join(names)}, each a number"
+    found = read_yaml(path, expected)
+    if set(found) != set(names):
+        raise ScanError(f"{path}: found {', '.join(map(str, found))}; expected {expected}")
+    values = {name: as_number(value) for name, value in found.items()}
+    for name, value in values.items():
+        if value is None or (value <= 0 and name not in ("cx", "cy")):
+            above = "" if name in ("cx", "cy") else " above 0"
+            raise ScanError(f"{path}: {name} is {found[name]!r}; expected a number{above}")
+    return Camera(**values)
 
 
 def read_scan(files: ScanFiles) -> Sample:
@@ -142,11 +146,19 @@ def read_scan(files: ScanFiles) -> Sample:
         files: an entry of `list_scans`.
 
     Raises:
-        ScanError: as `mvtec3d.read_scan`, and for a bad camera or depth image.
+        ScanError: as `mvtec3d.read_scan`, and for a bad camera or depth image; one of 65535, the
+            largest number that 16 bits hold, is a code for "too far" or "not seen".
     """
     if files.camera is None:
         return mvtec3d.read_scan(files)
     depth = mvtec3d.read_depth(files.xyz)
     if not depth.any():
         raise ScanError(f"{files.xyz}: empty cloud, every depth is 0; expected at least one point")
-    return mvtec3d.assemble(files, read_camera(files.camera).unproject(depth))
+    if num := np.count_nonzero(depth == 65535):
+        raise ScanError(
+            f"{files.xyz}: {num} depths are 65535, which no sensor measures;"
+            " expected 0 where there is no point"
+        )
+    xyz = read_camera(files.camera).unproject(depth)
+    check_points(xyz, f"{files.xyz} with {files.camera}")
+    return mvtec3d.assemble(files, xyz)

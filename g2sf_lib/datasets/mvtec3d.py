@@ -12,9 +12,18 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from g2sf_lib.datasets import Sample, ScanError, complete
+from g2sf_lib.datasets import (
+    Sample,
+    ScanError,
+    check_mask,
+    check_points,
+    complete,
+    files_by_stem,
+    is_left_by_system,
+)
 
-_SUFFIX = {"rgb": ".png", "xyz": ".tiff", "depth": ".png", "gt": ".png"}
+# The first of each is how it is published.
+_SUFFIXES = {"rgb": (".png",), "xyz": (".tiff", ".tif"), "depth": (".png",), "gt": (".png",)}
 _SINGLE_CHANNEL_MODES = ("1", "L", "P", "I", "I;16")
 
 
@@ -51,15 +60,6 @@ class ScanFiles:
         return tuple(path for path in (self.rgb, self.xyz, self.gt, self.camera) if path)
 
 
-def _files_by_index(folder: Path, suffix: str) -> dict[str, Path]:
-    """Return index -> file of one folder, without hidden files (macOS leaves ``._000.png``)."""
-    return {
-        path.stem: path
-        for path in folder.glob(f"*{suffix}")
-        if path.is_file() and not path.name.startswith(".")
-    }
-
-
 def find_scans(
     root: Path, category: str, split: str, points: str = "xyz"
 ) -> tuple[list[ScanFiles], list[str]]:
@@ -82,22 +82,27 @@ def find_scans(
         parent = next(p for p in folder.parents if p.is_dir())
         held = ", ".join(sorted(p.name for p in parent.iterdir())[:12]) or "nothing"
         raise ScanError(f"{folder}: no such folder ({parent} holds {held}); expected scans there")
-    labels = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    inside = sorted(path for path in folder.iterdir() if not is_left_by_system(path))
+    labels = [path.name for path in inside if path.is_dir()]
     if not labels:
         raise ScanError(f"{folder}: no sub-folder found; expected good/ or one a kind of defect")
-    scans, problems = [], []
+    expected = "folders alone, good/ or one a kind of defect"
+    scans, problems = [], [f"{p}: a file; expected {expected}" for p in inside if not p.is_dir()]
     for label in sorted(labels, key=lambda name: (name != "good", name)):
         kinds = ("rgb", points, "gt")
-        found = {kind: _files_by_index(folder / label / kind, _SUFFIX[kind]) for kind in kinds}
+        found = {}
+        for kind in kinds:
+            found[kind], unread = files_by_stem(folder / label / kind, _SUFFIXES[kind])
+            problems += unread
         if not found["rgb"] and not found[points]:
-            expected = f"rgb/*.png and {points}/*{_SUFFIX[points]}"
+            expected = f"rgb/*.png and {points}/*{_SUFFIXES[points][0]}"
             problems.append(f"{folder / label}: no scan found; expected {expected}")
         needed = ("rgb", points) if label == "good" else ("rgb", points, "gt")
         for index in sorted(set().union(*found.values()), key=lambda text: (len(text), text)):
             missing = [kind for kind in needed if index not in found[kind]]
             if missing:
                 present = " and ".join(str(found[k][index]) for k in found if index in found[k])
-                lost = [str(folder / label / k / (index + _SUFFIX[k])) for k in missing]
+                lost = [str(folder / label / k / (index + _SUFFIXES[k][0])) for k in missing]
                 problems.append(
                     f"{' and '.join(lost)}: missing, but {present} found;"
                     f" expected a file of that number in each of {', '.join(needed)}"
@@ -154,7 +159,7 @@ def read_rgb(path: Path) -> np.ndarray:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Return (H, W) bool, True where a single-channel PNG is not zero.
+    """Return (H, W) bool, True where a single-channel PNG is not zero, or its colour not black.
 
     Raises:
         ScanError: for anything else.
@@ -162,6 +167,9 @@ def read_mask(path: Path) -> np.ndarray:
     pixels, mode, bits = _open_png(path, "a single-channel PNG")
     if mode not in _SINGLE_CHANNEL_MODES:
         raise ScanError(f"{path}: PNG of mode {mode}, {bits} bits; expected a single-channel PNG")
+    if mode == "P":  # its numbers are places in a palette, whose first colour need not be black
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB")).any(axis=-1)
     return pixels != 0
 
 
@@ -179,39 +187,44 @@ def read_depth(path: Path) -> np.ndarray:
 
 
 def read_tiff(path: Path) -> np.ndarray:
-    """Return the points of a TIFF as (H, W, 3) float32, finite, at least one of them set.
+    """Return the points of a TIFF as (H, W, 3) float32; see `check_points`.
+
+    HALCON, which wrote MVTec 3D-AD, adds to the only page a SubIFD of 1 bit a pixel: the domain,
+    which says where there is a point. Other SubIFDs (previews) are passed over.
 
     Raises:
-        ScanError: naming the file, what was found and what was expected.
+        ScanError: naming the file, what was found and what was expected, for a domain too that
+            is not where the points are.
     """
     expected = "one (H, W, 3) float32 array, metres"
     try:
         with tifffile.TiffFile(path) as tiff:
+            if not len(tiff.pages):
+                raise ValueError(f"truncated: {path.stat().st_size} bytes, none of them a page's")
             # Some writers make a page of every row; together they are one series.
-            parts, size = len(tiff.series), tiff.filehandle.size
-            for page in tiff.series[0].pages:
+            series = [one for one in tiff.series if not one.keyframe.is_subifd]
+            size, below = tiff.filehandle.size, tiff.pages.first.pages or ()
+            for page in (*series[0].pages, *below):
                 ends = np.add(page.dataoffsets, page.databytecounts)
                 # An absent strip would be read as zeros: points silently lost.
                 if ends.max() > size or 0 in page.databytecounts:
                     raise ValueError(f"truncated: {size} bytes, data end at {ends.max()}")
-            xyz = tiff.series[0].asarray()
+            xyz = series[0].asarray()
+            domains = [page.asarray() != 0 for page in below if page.bitspersample == 1]
     except Exception as error:  # tifffile raises many kinds of exception for damaged files
         raise ScanError(f"{path}: cannot be read ({error}); expected {expected}") from error
-    if parts != 1 or xyz.dtype.kind != "f" or xyz.dtype.itemsize != 4:
-        raise ScanError(f"{path}: {parts} array(s) of {xyz.dtype}; expected {expected}")
+    if len(series) != 1 or xyz.dtype.kind != "f" or xyz.dtype.itemsize != 4:
+        raise ScanError(f"{path}: {len(series)} array(s) of {xyz.dtype}; expected {expected}")
     if xyz.ndim != 3 or xyz.shape[2] != 3:
         raise ScanError(f"{path}: shape {xyz.shape}; expected {expected}")
-    bad = ~np.isfinite(xyz).all(axis=-1)
-    if bad.any():
-        row, column = np.argwhere(bad)[0]
-        raise ScanError(
-            f"{path}: {bad.sum()} pixels are NaN or infinite, the first at row {row},"
-            f" column {column}; expected finite points, (0, 0, 0) where there is none"
-        )
-    if not xyz.any():
-        raise ScanError(
-            f"{path}: empty cloud, every point is (0, 0, 0); expected at least one point"
-        )
+    check_points(xyz, str(path))
+    for domain in domains:
+        has_point = (xyz != 0).any(axis=-1)
+        if domain.shape != has_point.shape or (domain != has_point).any():
+            raise ScanError(
+                f"{path}: its domain is {domain.shape}, {domain.sum()} pixels; expected the"
+                f" {has_point.sum()} pixels of {has_point.shape} that have a point"
+            )
     return xyz.astype(np.float32)
 
 
@@ -252,10 +265,7 @@ def assemble(files: ScanFiles, xyz: np.ndarray) -> Sample:
                 f"{files.gt}: {mask.shape[0]} x {mask.shape[1]} pixels;"
                 f" expected {rgb.shape[0]} x {rgb.shape[1]} as in {files.rgb}"
             )
-        if files.label == "good" and mask.any():
-            raise ScanError(
-                f"{files.gt}: {mask.sum()} anomalous pixels; expected none in a good scan"
-            )
+        check_mask(mask, files.label, str(files.gt))
     elif files.label != "good":
         raise ScanError(f"{files.rgb}: no ground truth; expected one for a scan of {files.label!r}")
     return Sample(rgb=rgb, xyz=xyz, mask=mask, label=files.label, name=files.name)

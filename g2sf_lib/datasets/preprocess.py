@@ -21,11 +21,13 @@ from scipy.spatial.distance import cdist
 from tqdm.auto import tqdm
 
 from g2sf_lib.config import PreprocessConfig
-from g2sf_lib.datasets import Sample, ScanError, reader, start_worker
+from g2sf_lib.datasets import Sample, ScanError, find_split, reader, start_worker
 
 SPLITS = ("train", "validation", "test")
 _FORMAT_VERSION = 1
 _RANSAC_SEED = 0
+MIN_ONE_SIDE = 0.9  # of the points off the plane; all of them, on 354 real scans of cable_gland
+_NO_FLOOR = "where nothing but the object was recorded, set background to none"
 _TENSORS = {"rgb": np.uint8, "xyz": np.float32, "foreground": np.bool_, "mask": np.bool_}
 
 
@@ -137,13 +139,34 @@ def _floor_plane(sample: Sample, config: PreprocessConfig) -> np.ndarray:
     )
     plane = np.asarray(plane, dtype=np.float64)
     length = np.linalg.norm(plane[:3])
-    if not np.isfinite(plane).all() or length < 1e-9 or len(inliers) < config.ransac_points:
+    least = max(config.ransac_points, config.min_plane_share * len(points))
+    if not np.isfinite(plane).all() or length < 1e-9 or len(inliers) < least:
         raise ScanError(
             f"{sample.name}: no plane through the {len(points)} points of the border"
             f" ({len(inliers)} within {config.plane_distance_m} m);"
-            f" expected a flat background with at least {config.ransac_points}"
+            f" expected a flat background with at least {least:.0f} ({_NO_FLOOR})"
         )
     return plane / length
+
+
+def _above_floor(sample: Sample, config: PreprocessConfig) -> np.ndarray:
+    """Return (H, W) bool: pixels whose point lies off the background plane, nearly all before it.
+
+    RANSAC finds a plane in anything. One through the object itself has points on both sides, or
+    swallows nearly all of them, and neither may pass for a background that was removed.
+    """
+    normal, offset = np.split(_floor_plane(sample, config), [3])
+    height = sample.xyz @ normal + offset
+    keep = sample.foreground & (np.abs(height) > config.plane_margin_m)
+    before = np.count_nonzero(height[keep] > 0)
+    one_side = max(before, keep.sum() - before)
+    if one_side < MIN_ONE_SIDE * keep.sum():
+        raise ScanError(
+            f"{sample.name}: of {keep.sum()} points off the background plane {one_side} lie on one"
+            f" side of it; expected {MIN_ONE_SIDE:.0%} or more, else it cuts through the object"
+            f" ({_NO_FLOOR})"
+        )
+    return keep
 
 
 def _pad(array: np.ndarray, side: int) -> np.ndarray:
@@ -220,7 +243,8 @@ def preprocess(sample: Sample, config: PreprocessConfig) -> Sample:
         the background, `mask` padded, `raw_xyz` (S, S, 3) the padded points before removal.
 
     Raises:
-        ScanError: for too few points in the border, no plane there, or no object left.
+        ScanError: for too few points in the border, no plane there or one through the object,
+            or no object left.
 
     Source:
         Published preprocessing of BTF, M3DM and CFM, which overwrites the data set and keeps
@@ -233,9 +257,14 @@ def preprocess(sample: Sample, config: PreprocessConfig) -> Sample:
     else:
         keep = has_point
         if config.background != "none":
-            normal, offset = np.split(_floor_plane(sample, config), [3])
-            keep = has_point & (np.abs(sample.xyz @ normal + offset) > config.plane_margin_m)
+            keep = _above_floor(sample, config)
         keep = _largest_cluster(sample, keep, config)
+    if config.background != "none" and keep.sum() < config.min_object_share * has_point.sum():
+        raise ScanError(
+            f"{sample.name}: {keep.sum()} of {has_point.sum()} points are left as the object;"
+            f" expected a share of {config.min_object_share:g} or more (min_object_share), else"
+            f" the object was taken for background ({_NO_FLOOR})"
+        )
     nearest = distance_transform_edt(~has_point, return_distances=False, return_indices=True)
     silhouette = keep[tuple(nearest)]
     side = -(-max(keep.shape) // multiple) * multiple
@@ -367,7 +396,7 @@ def prepare(
     for category in categories:
         for split in splits:
             try:
-                scans, incomplete = reader(dataset).find_scans(root, category, split)
+                scans, incomplete = find_split(dataset, root, category, split)
             except ScanError as error:
                 problems.append(str(error))
                 continue

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 import yaml
+from halcon import write_points
 from PIL import Image
 
 from g2sf_lib.config import CATEGORIES
@@ -92,6 +93,55 @@ def only_good(path):
         gone(path / kind)
 
 
+def one_scan_left(path):
+    for kind, suffix in (("rgb", ".png"), ("xyz", ".tiff")):
+        (path / "good" / kind / f"001{suffix}").unlink()
+
+
+def good_is_called(label):
+    def corrupt(path):
+        (path / "good").rename(path / label)
+        for image in (path / label / "rgb").glob("*.png"):
+            (path / label / "gt").mkdir(exist_ok=True)
+            Image.new("L", Image.open(image).size, 255).save(path / label / "gt" / image.name)
+
+    return corrupt
+
+
+def doubled(suffix):
+    return lambda path: path.with_suffix(suffix).write_bytes(path.read_bytes())
+
+
+def emptied_in(path):
+    path.mkdir()
+
+
+def black_palette(path):
+    """Codes that are not zero, of colours that are black."""
+    image = Image.new("P", (40, 30), 3)
+    image.putpalette([0, 0, 0] * 4)
+    image.save(path)
+
+
+def coded(value):
+    def change(xyz):
+        xyz[3:9, 4:20] = value
+        return xyz
+
+    return change
+
+
+def other_domain(path):
+    xyz = tifffile.imread(path)
+    domain = (xyz != 0).any(axis=-1)
+    domain[5:9, 10:14] ^= True
+    write_points(path, xyz, domain)
+
+
+def other_domain_size(path):
+    write_points(path, tifffile.imread(path), np.ones((29, 40), bool))
+
+
 def convert(mode):
     def corrupt(path):
         Image.open(path).convert(mode).save(path)
@@ -103,7 +153,7 @@ GREY = np.arange(576, dtype=np.uint16).reshape(24, 24)
 MVTEC = {
     "shape": ("train/good/xyz/001.tiff", points(lambda a: a[:-1]), "29 x 40 points; expected 30"),
     "nan": ("train/good/xyz/001.tiff", points(at(7, 9, np.nan)), "row 7, column 9"),
-    "infinite": ("validation/good/xyz/000.tiff", points(at(0, 0, np.inf)), "1 pixels are NaN or"),
+    "infinite": ("validation/good/xyz/000.tiff", points(at(0, 0, np.inf)), "1 pixels are NaN, inf"),
     "empty": ("test/cut/xyz/000.tiff", points(lambda a: a * 0), "empty cloud"),
     "dtype": ("test/good/xyz/000.tiff", points(lambda a: a.astype(float)), "float64"),
     "one channel": ("train/good/xyz/000.tiff", points(lambda a: a[..., 2]), "shape (30, 40)"),
@@ -127,6 +177,21 @@ MVTEC = {
     "no split": ("validation", gone, "no such folder"),
     "no label": ("train", emptied, "no sub-folder found"),
     "only good": ("test", only_good, "1 good and 0 defective test scans", ""),
+    "one to train": ("train", one_scan_left, "1 good and 0 defective train scans", ""),
+    "defect to train": ("train", good_is_called("cut"), "2 'cut'; expected 'good' alone", ""),
+    "jpeg beside": ("train/good/rgb/001.png", doubled(".jpg"), ".jpg", "train/good/rgb/001.jpg"),
+    "twice": ("test/good/rgb/000.png", doubled(".PNG"), "found too", "test/good/rgb/000.png"),
+    "text": ("train/good/xyz/001.tiff", doubled(".txt"), ".txt found", "train/good/xyz/001.txt"),
+    "deeper": ("test/cut/gt/deep", emptied_in, "a folder found"),
+    "beside": ("test/000.png", text("?"), "a file; expected folders alone"),
+    "no defect": ("test/cut/gt/000.png", save(np.zeros((30, 40), np.uint8)), "no anomalous pixel"),
+    "no defect, in codes": ("test/cut/gt/000.png", black_palette, "no anomalous pixel"),
+    "millimetres": ("train/good/xyz/001.tiff", points(lambda a: a * 1000), "above 100"),
+    "centimetres": ("train/good/xyz/001.tiff", points(lambda a: a * 100), "expected metres"),
+    "a code": ("train/good/xyz/001.tiff", points(coded((0, 0, -1))), "hold the same point"),
+    "a far code": ("train/good/xyz/001.tiff", points(coded((0, 0, 1e10))), "above 100"),
+    "domain": ("train/good/xyz/001.tiff", other_domain, "its domain is (30, 40)"),
+    "domain of another size": ("train/good/xyz/001.tiff", other_domain_size, "its domain is (29"),
 }
 EYECANDIES = {
     "no image": ("train/data/001_image_4.png", remove, "missing, but"),
@@ -224,6 +289,21 @@ def test_a_whole_tree_has_no_problem_and_is_counted(tmp_path, make_tree, dataset
         report.dataset = "other"
 
 
+@pytest.mark.parametrize("suffixes", [(".jpg", ".ply"), (".PNG", ".TIFF"), (".Png", ".tif")])
+def test_a_scan_is_read_or_missed_whatever_its_files_are_called(tmp_path, mvtec_tree, suffixes):
+    mvtec_tree(tmp_path, side=(30, 40), num=(3, 1, 1, 1))
+    good = tmp_path / "bagel/train/good"
+    for kind, suffix in zip(("rgb", "xyz"), suffixes, strict=True):
+        (path,) = (good / kind).glob("002.*")
+        path.rename(path.with_suffix(suffix))
+    report = check("mvtec3d", tmp_path)
+    if suffixes[0] == ".jpg":
+        assert len(report.problems) == 2 and report.counts[0].all == 2
+        assert all("002." in line and "expected" in line for line in report.problems)
+    else:
+        assert report.problems == () and report.counts[0].all == 3
+
+
 def test_the_first_bad_file_stops_nothing(tmp_path, mvtec_tree, monkeypatch):
     root = mvtec_tree(tmp_path, ("bagel", "cookie"), side=(20, 30), num=(4, 2, 2, 3))
     bad = [
@@ -276,8 +356,11 @@ def test_a_root_without_categories_is_a_problem(tmp_path):
     for dataset in ("mvtec3d", "eyecandies"):
         report = check(dataset, tmp_path)
         (line,) = report.problems
-        assert line.startswith(f"{tmp_path}: no category found, it holds Bagel; expected ")
-        assert line.endswith(CATEGORIES[dataset][-1])
+        if dataset == "mvtec3d":  # nearly the name of a category, so it is meant as one
+            assert line.startswith(f"{tmp_path}/Bagel: ") and line.endswith("called bagel")
+        else:
+            assert line.startswith(f"{tmp_path}: no category found, it holds Bagel; expected ")
+            assert line.endswith(CATEGORIES[dataset][-1])
         assert report.counts == () and differences(report) == []
     (line,) = check("folder", tmp_path).problems
     assert line.startswith(f"{tmp_path}: no category found; expected <category>/train")

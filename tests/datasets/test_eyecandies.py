@@ -7,7 +7,7 @@ import yaml
 from PIL import Image
 
 from g2sf_lib.datasets import ScanError
-from g2sf_lib.datasets.eyecandies import find_scans, list_scans, read_scan, unproject
+from g2sf_lib.datasets.eyecandies import KINDS, find_scans, list_scans, read_scan, unproject
 
 FOCAL = 711.11
 
@@ -100,7 +100,7 @@ def test_raw_depth_becomes_metres_by_hand(tmp_path, one):
 
 
 def test_the_tree_is_listed_good_first_then_by_kind_and_number(tmp_path, eyecandies_tree):
-    root = eyecandies_tree(tmp_path, side=16, num=(3, 2, 2, 7))
+    root = eyecandies_tree(tmp_path, side=24, num=(3, 2, 2, 7))
     assert names(root, "train") == [f"train/good/{n:03d}" for n in range(3)]
     assert names(root, "validation") == ["validation/good/000", "validation/good/001"]
     assert names(root, "test") == [
@@ -110,7 +110,7 @@ def test_the_tree_is_listed_good_first_then_by_kind_and_number(tmp_path, eyecand
     for split in ("train", "validation", "test"):
         for files in list_scans(root, "CandyCane", split):
             sample = read_scan(files)
-            assert sample.rgb.shape == sample.xyz.shape == (16, 16, 3)
+            assert sample.rgb.shape == sample.xyz.shape == (24, 24, 3)
             assert sample.mask.any() == sample.is_anomalous == (files.label != "good")
             assert all(path.is_file() for path in files.paths) and files.paths[1] == files.depth
     masks = [files.mask for files in list_scans(root, "CandyCane", "train")]
@@ -122,9 +122,10 @@ def test_the_tree_is_listed_good_first_then_by_kind_and_number(tmp_path, eyecand
     [
         (None, "defective"),
         ({"anomalous": 1}, "defective"),
-        ({"anomalous": 1, "bumps": 0, "dents": 0, "colors": 0, "normals": 1}, "normals"),
-        ({"bumps": 1, "dents": 1, "colors": 1, "normals": 1}, "combined"),
-        ({"bumps": True, "dents": False}, "bumps"),
+        ({"anomalous": 1, "anomalous_bumps": 0, "anomalous_normals": 1}, "normals"),
+        ({f"anomalous_{kind}": 1 for kind in KINDS}, "combined"),
+        ({"anomalous_bumps": True, "anomalous_dents": False}, "bumps"),
+        ({"anomalous_bumps": "0", "anomalous_dents": "1"}, "dents"),
     ],
 )
 def test_label_is_told_by_mask_and_metadata(tmp_path, one, metadata, label):
@@ -134,7 +135,55 @@ def test_label_is_told_by_mask_and_metadata(tmp_path, one, metadata, label):
         (folder / "07_metadata.yaml").write_text(yaml.safe_dump(metadata))
     assert names(tmp_path, "test") == [f"test/{label}/07"]
     Image.fromarray(np.zeros((24, 24), np.uint8)).save(folder / "07_mask.png")
-    assert names(tmp_path, "test") == ["test/good/07"]  # the mask has the last word
+    if metadata is None:
+        assert names(tmp_path, "test") == ["test/good/07"]
+        return
+    with pytest.raises(ScanError, match="07_metadata.yaml: .*07_mask.png has no anomalous pixel"):
+        names(tmp_path, "test")
+
+
+@pytest.mark.parametrize("told", [{"anomalous": 0}, {}, {"anomalous_dents": 0}])
+def test_a_mask_that_metadata_deny_is_refused(tmp_path, one, told):
+    folder, _ = one
+    (folder / "07_metadata.yaml").write_text(yaml.safe_dump(told | {"anomalous": 0}))
+    with pytest.raises(ScanError, match="07_metadata.yaml: .*07_mask.png has anomalous pixels"):
+        names(tmp_path, "test")
+
+
+@pytest.mark.parametrize("value", ["often", 2, None])
+def test_metadata_that_are_neither_0_nor_1_are_refused(tmp_path, one, value):
+    folder, _ = one
+    (folder / "07_metadata.yaml").write_text(yaml.safe_dump({"anomalous_dents": value}))
+    with pytest.raises(ScanError, match="07_metadata.yaml: anomalous_dents is .*expected 0 or 1"):
+        names(tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+    ("ending", "new"),
+    [("image_4.png", "image_4.jpg"), ("depth.png", "depth.tiff"), ("mask.png", "mask.bmp")],
+)
+def test_a_file_in_another_format_is_named(tmp_path, one, ending, new):
+    folder, _ = one
+    (folder / f"07_{ending}").rename(folder / f"07_{new}")
+    scans, problems = find_scans(tmp_path, "CandyCane", "test")
+    assert scans == [] and any(line.startswith(f"{folder / f'07_{new}'}: ") for line in problems)
+
+
+def test_large_letters_are_the_same_file(tmp_path, one):
+    folder, candy = one
+    for ending in ("image_4.png", "DEPTH.PNG", "Mask.Png"):
+        (folder / f"07_{ending.lower()}").rename(folder / f"07_{ending}")
+    assert np.array_equal(read_only(tmp_path).rgb, candy.rgb)
+
+
+@pytest.mark.parametrize("text", ["{min: 1e-1, max: 2}", "{min: '0.1', max: 2.0}"])
+def test_a_range_is_what_people_read_as_one(tmp_path, one, text):
+    folder, _ = one
+    (folder / "07_info_depth.yaml").write_text(f"normalization: {text}")
+    depth = np.asarray(Image.open(folder / "07_depth.png"))
+    pose = np.loadtxt(folder / "07_pose.txt")
+    expected = unproject(depth / 65535 * 1.9 + 0.1, pose)
+    np.testing.assert_allclose(read_only(tmp_path).xyz, expected, atol=1e-6)
 
 
 def test_only_the_light_that_is_used_need_be_there(tmp_path, one):
@@ -168,7 +217,7 @@ def test_a_training_scan_may_not_be_anomalous(tmp_path, one):
     folder, _ = one
     train = tmp_path / "CandyCane/train"
     folder.parent.rename(train)
-    with pytest.raises(ScanError, match="07_mask.png: anomalous pixels; expected none .* train"):
+    with pytest.raises(ScanError, match="07_mask.png: .*; expected no anomalous pixel .* train"):
         list_scans(tmp_path, "CandyCane", "train")
 
 

@@ -10,7 +10,7 @@ from g2sf_lib.datasets import ScanError, folder, mvtec3d
 from g2sf_lib.datasets.folder import Camera, list_categories, list_scans, read_camera, read_scan
 
 CAMERA = {"fx": 400.0, "fy": 500, "cx": 3.0, "cy": 2.0, "depth_scale": 0.001}
-DEPTH = np.array([[500, 500, 0, 500], [500, 400, 400, 500], [500, 400, 400, 500]], dtype=np.uint16)
+DEPTH = np.array([[500, 500, 0, 500], [500, 499, 499, 500], [500, 499, 499, 500]], dtype=np.uint16)
 
 
 def write_scan(root, label="good", index="a1", split="train", category="gasket", depth=DEPTH):
@@ -49,7 +49,7 @@ def test_a_depth_image_becomes_points_by_hand(one):
     np.testing.assert_allclose(
         sample.xyz[0, 0], [-3 / 400 * 0.5, -2 / 500 * 0.5, 0.5], rtol=1e-6
     )  # 500 units of 1 mm; column 0 is 3 px left of the middle, row 0 is 2 px above it
-    np.testing.assert_allclose(sample.xyz[2, 1], [-2 / 400 * 0.4, 0, 0.4], rtol=1e-6)
+    np.testing.assert_allclose(sample.xyz[2, 1], [-2 / 400 * 0.499, 0, 0.499], rtol=1e-6)
     assert np.array_equal(sample.foreground, DEPTH > 0)
     assert (sample.name, sample.label, sample.raw_xyz) == ("train/good/a1", "good", None)
     assert not sample.mask.any()
@@ -100,9 +100,9 @@ def test_no_camera_is_said(one):
     ("change", "words"),
     [
         ({"fx": None}, "fx is None"),
-        ({"fx": "400"}, "fx is '400'"),
+        ({"fx": "wide"}, "fx is 'wide'"),
+        ({"fx": -400.0}, "fx is -400.0"),
         ({"fy": 0}, "fy is 0"),
-        ({"cx": -3.0}, "cx is -3.0"),
         ({"cy": float("nan")}, "cy is nan"),
         ({"depth_scale": True}, "depth_scale is True"),
         ({"depth_scale": float("inf")}, "depth_scale is inf"),
@@ -120,6 +120,27 @@ def test_camera_that_is_no_mapping_of_five_is_refused(one, text):
     check_error(one, one / "camera.yaml", "fx, fy, cx, cy, depth_scale")
 
 
+@pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "0.0001", "'0.0001'"])
+def test_a_number_is_what_people_read_as_one(tmp_path, text):
+    path = tmp_path / "camera.yaml"
+    path.write_text(f"fx: 4e2\nfy: 400\ncx: 3\ncy: 2\ndepth_scale: {text}\n", "utf-8-sig")
+    assert read_camera(path) == Camera(400, 400, 3, 2, 1e-4)
+
+
+@pytest.mark.parametrize("place", [(-120.0, 2.0), (3.0, 900.0), (0.0, -1.0)])
+def test_the_principal_point_of_a_cropped_image_may_lie_outside(one, place):
+    (one / "camera.yaml").write_text(yaml.safe_dump(CAMERA | dict(zip(("cx", "cy"), place))))
+    xyz = read_scan(list_scans(one, "gasket", "train")[0]).xyz
+    x, y = (0 - place[0]) / 400 * 0.5, (0 - place[1]) / 500 * 0.5
+    np.testing.assert_allclose(xyz[0, 0], [x, y, 0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-9])
+def test_a_scale_that_makes_no_metres_is_refused(one, scale):
+    (one / "camera.yaml").write_text(yaml.safe_dump(CAMERA | {"depth_scale": scale}))
+    check_error(one, one / "gasket/train/good/depth/a1.png", "camera.yaml", "metres")
+
+
 def test_whole_numbers_are_numbers(tmp_path):
     path = tmp_path / "camera.yaml"
     path.write_text("{fx: 400, fy: 400, cx: 3, cy: 2, depth_scale: 1}")
@@ -133,6 +154,7 @@ def test_whole_numbers_are_numbers(tmp_path):
         (DEPTH.astype(np.uint8), "8 bits"),
         (np.zeros((3, 4, 3), np.uint8), "mode RGB"),
         (DEPTH[:2], "2 x 4 points; expected 3 x 4"),
+        (np.where(DEPTH == 0, 65535, DEPTH).astype(np.uint16), "1 depths are 65535"),
     ],
 )
 def test_depth_of_another_kind_is_refused(one, depth, words):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from halcon import write_points
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,7 +20,9 @@ HEIGHT, WIDTH = 12, 17
 def make_arrays(seed=0, height=HEIGHT, width=WIDTH):
     generator = np.random.default_rng(seed)
     rgb = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
-    xyz = generator.uniform(0.1, 0.5, (height, width, 3)).astype(np.float32)
+    rows, columns = np.indices((height, width))
+    z = generator.uniform(0.5, 0.501, (height, width))
+    xyz = np.stack([(columns + 1) * 4e-4, (rows + 1) * 4e-4, z], axis=-1).astype(np.float32)
     xyz[3, 4] = 0
     gt = np.zeros((height, width), np.uint8)
     gt[5:8, 2:6] = 255
@@ -32,7 +35,11 @@ def write_scan(root, label="dent", index="000", split="test", category="part", g
     for kind in ("rgb", "xyz", "gt") if gt else ("rgb", "xyz"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     Image.fromarray(rgb).save(folder / "rgb" / f"{index}.png")
-    tifffile.imwrite(folder / "xyz" / f"{index}.tiff", xyz, **{"photometric": "rgb"} | options)
+    path = folder / "xyz" / f"{index}.tiff"
+    if options:
+        tifffile.imwrite(path, xyz, **{"photometric": "rgb"} | options)
+    else:
+        write_points(path, xyz)
     if gt:
         Image.fromarray(mask * (label != "good")).save(folder / "gt" / f"{index}.png")
     return rgb, xyz, mask
@@ -95,11 +102,60 @@ def test_good_scan_without_ground_truth_has_an_empty_mask(tmp_path, split):
 def test_any_non_zero_ground_truth_is_anomalous(values):
     with one_scan() as (files, _):
         gt = np.zeros((HEIGHT, WIDTH), np.uint8)
-        gt[2, 3:7] = values
+        gt[2, 3:8] = [*values, 1]
         Image.fromarray(gt).save(files.gt)
         mask = read_scan(files).mask
-    assert mask[2, 3:7].tolist() == [value != 0 for value in values]
-    assert mask.sum() == np.count_nonzero(values)
+    assert mask[2, 3:8].tolist() == [*(value != 0 for value in values), True]
+    assert mask.sum() == np.count_nonzero(values) + 1
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("first", ["black", "white"])
+def test_ground_truth_of_a_palette_is_read_by_its_colours(bits, first):
+    with one_scan() as (files, (_, _, mask)):
+        codes = (mask > 0) == (first == "black")  # 0 stands for the palette's first colour
+        image = Image.fromarray(codes.astype(np.uint8), "P")
+        colours = [0, 0, 0, 1, 0, 0]  # a red so dark that as a grey it would be black
+        image.putpalette(colours if first == "black" else colours[3:] + colours[:3])
+        image.save(files.gt, bits=bits)
+        sample = read_scan(files)
+    assert np.array_equal(sample.mask, mask > 0)
+
+
+def test_files_are_as_halcon_writes_them_and_what_follows_the_page_is_read_past():
+    with one_scan() as (files, (_, xyz, _)):
+        with tifffile.TiffFile(files.xyz) as tiff:
+            assert [one.shape for one in tiff.series] == [(HEIGHT, WIDTH, 3), (HEIGHT, WIDTH)]
+            assert tiff.pages[0].tags["Software"].value == "HALCON 21.11"
+        assert np.array_equal(read_scan(files).xyz, xyz)
+        with tifffile.TiffWriter(files.xyz) as tiff:  # a preview is no domain
+            tiff.write(xyz, photometric="rgb", subifds=2)
+            tiff.write(np.zeros((3, 4, 3), np.uint8), photometric="rgb")
+            tiff.write(np.zeros((HEIGHT, WIDTH), np.uint8), photometric="minisblack")
+        assert np.array_equal(read_scan(files).xyz, xyz)
+
+
+@pytest.mark.parametrize(
+    ("kind", "new"),
+    [("rgb", "000.PNG"), ("xyz", "000.TIFF"), ("xyz", "000.tif"), ("gt", "000.Png")],
+)
+def test_another_spelling_of_the_suffix_is_the_same_file(tmp_path, kind, new):
+    rgb, xyz, mask = write_scan(tmp_path)
+    (path,) = (tmp_path / "part/test/dent" / kind).iterdir()
+    path.rename(path.with_name(new))
+    sample = read_scan(list_scans(tmp_path, "part", "test")[0])
+    assert np.array_equal(sample.rgb, rgb) and np.array_equal(sample.xyz, xyz)
+    assert np.array_equal(sample.mask, mask > 0)
+
+
+def test_pitch_of_any_metric_scan_passes_and_of_other_units_does_not():
+    with one_scan() as (files, (_, xyz, _)):
+        for unit, is_metres in ((1, True), (0.1, True), (5, True), (1000, False), (1e-6, False)):
+            tifffile.imwrite(files.xyz, xyz * np.float32(unit), photometric="rgb")
+            if is_metres:
+                assert np.array_equal(read_scan(files).xyz, xyz * np.float32(unit))
+            else:
+                assert "metres" in check_error(files, files.xyz)
 
 
 @given(

@@ -12,6 +12,7 @@ import numpy as np
 import open3d
 import pytest
 import tifffile
+from halcon import write_points
 from PIL import Image
 
 from g2sf_lib.config import PreprocessConfig
@@ -57,7 +58,7 @@ def write_data_set(root, num=3, label="good", split="train", category="part", **
     for i in range(num):
         scan, _ = make_scan(seed=i, label=label, **options)
         Image.fromarray(scan.rgb).save(folder / "rgb" / f"{i:03d}.png")
-        tifffile.imwrite(folder / "xyz" / f"{i:03d}.tiff", scan.xyz, photometric="rgb")
+        write_points(folder / "xyz" / f"{i:03d}.tiff", scan.xyz)
         if label != "good":
             Image.fromarray(scan.mask.astype(np.uint8) * 255).save(folder / "gt" / f"{i:03d}.png")
     return folder
@@ -245,7 +246,7 @@ def test_bad_scans_are_named_together_and_the_rest_is_made_by_a_pool(tmp_path):
     other = write_data_set(root, 2, category="other", label="dent")
     truncated, flat, lost = good / "xyz/001.tiff", good / "xyz/003.tiff", other / "gt/000.png"
     truncated.write_bytes(truncated.read_bytes()[:5000])
-    tifffile.imwrite(flat, make_scan(bumps=())[0].xyz, photometric="rgb")
+    write_points(flat, make_scan(bumps=())[0].xyz)
     lost.unlink()
     with pytest.raises(ScanError) as caught:
         prepare(root, out, ["part", "other", "none"], CONFIG, ["train"], 2, progress=False)
@@ -262,9 +263,9 @@ def test_bad_scans_are_named_together_and_the_rest_is_made_by_a_pool(tmp_path):
 
 @pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.999])
 def test_truncated_prepared_scan_is_named(tmp_path, kept):
-    write_data_set(tmp_path / "raw", 1)
+    write_data_set(tmp_path / "raw", 2)
     prepare(tmp_path / "raw", tmp_path / "out", ["part"], CONFIG, ["train"], progress=False)
-    (path,) = list_prepared(tmp_path / "out", "part", "train")
+    path = list_prepared(tmp_path / "out", "part", "train")[0]
     data = path.read_bytes()
     path.write_bytes(data[: int(kept * len(data))])
     with pytest.raises(ScanError, match=f"{path}: not a whole prepared scan.*expected"):
