@@ -7,7 +7,13 @@ DEVICE ?= auto
 SETTINGS ?=
 CHAPTER ?=
 JOBS ?= 2
+HTML ?=
 ARGS ?=
+# Handed over by the environment as they were given: neither make nor the shell reads a `$`, a quote
+# or a blank in them. Files are in UTF-8, whatever the locale.
+$(foreach name,PROFILE DATASET DATA_ROOT CATEGORIES DEVICE SETTINGS CHAPTER HTML,\
+	$(eval export G2SF_$(name) := $$(value $(name))))
+export PYTHONUTF8 := 1
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 GPU ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo 0)
@@ -19,9 +25,11 @@ SHELL := /bin/bash
 
 .PHONY: help book chapter test lab weights check-data clean readme lock environment
 help:
-	@echo "make book   fit, score, and build the book: _build/html/index.html"
+	@echo "make book   fit, score, and build the book: _build/html/index.html, or HTML=its folder;"
+	@echo "            that of a real data set: _build/PROFILE-DATASET/html/index.html"
 	@echo "            PROFILE=demo|smoke|paper  DATASET=procedural|mvtec3d|eyecandies|folder"
-	@echo "            DATA_ROOT=folder of the data set  CATEGORIES='bagel foam' (all)"
+	@echo "            DATA_ROOT=folder of the data set  CATEGORIES='bagel foam' (all), or"
+	@echo "            CATEGORIES=\"['part a', '001']\" where a name has blanks or commas"
 	@echo "            JOBS=cores (2)  DEVICE=auto|cpu|cuda  GPU=1|0: which faiss is installed"
 	@echo "            (1 where there is an NVIDIA driver)  SETTINGS='{alpha: 2.0}' single settings"
 	@echo "            ARGS='-n' more for Snakemake"
@@ -42,17 +50,17 @@ $(STAMP): requirements.lock pyproject.toml
 		"install it, or say where it is: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) workflow/bootstrap.py --faiss $(FAISS)
 
-RUN = $(PY) workflow/run.py --profile $(PROFILE) --dataset $(DATASET) --jobs $(JOBS) \
-	--html _build/html --data-root "$(DATA_ROOT)" --categories "$(CATEGORIES)" \
-	--device "$(DEVICE)" --settings "$(SETTINGS)" $(ARGS)
+PLACE = --profile="$$G2SF_PROFILE" --dataset="$$G2SF_DATASET" --data-root="$$G2SF_DATA_ROOT"
+RUN = $(PY) workflow/run.py $(PLACE) --jobs $(JOBS) --html="$$G2SF_HTML" \
+	--categories="$$G2SF_CATEGORIES" --device="$$G2SF_DEVICE" --settings="$$G2SF_SETTINGS" $(ARGS)
 
 book: $(STAMP)
 	@$(RUN)
 
 chapter: $(STAMP)
-	@test -n "$(CHAPTER)" || { echo "g2sf-book: say which notebook is to be run, e.g." \
+	@test -n "$$G2SF_CHAPTER" || { echo "g2sf-book: say which notebook is to be run, e.g." \
 		"make chapter CHAPTER=07_table4_loss_ablation" >&2; exit 2; }
-	@$(RUN) --chapter "$(CHAPTER)"
+	@$(RUN) --chapter="$$G2SF_CHAPTER"
 
 test: $(STAMP)
 	$(PY) -m ruff check
@@ -72,12 +80,12 @@ weights: $(STAMP)
 	@$(PY) -m g2sf_lib.features.weights
 
 check-data: $(STAMP)
-	@test "$(DATASET)" != procedural || { echo "g2sf-book: say which data set is to be checked:" \
+	@test "$$G2SF_DATASET" != procedural || { echo "g2sf-book: say which data set is to be checked:" \
 		"make check-data DATASET=mvtec3d|eyecandies|folder DATA_ROOT=its folder" >&2; exit 2; }
-	@$(PY) -m g2sf_lib.datasets.check --dataset "$(DATASET)" --data-root "$(DATA_ROOT)"
+	@$(PY) -m g2sf_lib.datasets.check --dataset="$$G2SF_DATASET" --data-root="$$G2SF_DATA_ROOT"
 
 readme: $(STAMP)
-	$(PY) -m g2sf_lib.reports readme --profile $(PROFILE) --dataset $(DATASET)
+	$(PY) -m g2sf_lib.reports readme $(PLACE)
 
 lock: $(STAMP)
 	$(PY) workflow/bootstrap.py --lock

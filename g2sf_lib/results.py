@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
 from g2sf_lib.benchmark import NUM_RESAMPLES, RESAMPLED, SEEDED, Comparison
-from g2sf_lib.config import Config
+from g2sf_lib.config import Config, make_config, results_file
+from g2sf_lib.detector import flat_settings
 from g2sf_lib.evaluation import bootstrap_auroc, image_auroc
-from g2sf_lib.experiments import package_versions
+from g2sf_lib.experiments import git_commit, package_versions
 from g2sf_lib.storage import write_json
 from g2sf_lib.timing import machine
 
@@ -49,10 +53,40 @@ GROUPS = {  # what the kinds of defect of the embedded data set change
 }
 
 
+NO_SETTINGS = ("profile", "dataset", "data_root", "runs_root", "category", "seed", "device")
+
+
 def summary_file(config: Config) -> Path:
     """Return where the summary of a profile and data set is kept."""
-    prefix = "" if config.dataset == "procedural" else f"{config.dataset}_"
-    return Path("data/results") / f"{prefix}{config.profile}.json"
+    return results_file(config)
+
+
+def origin(config: Config, categories: Sequence[str]) -> dict[str, Any]:
+    """Return where results come from: data, settings, code, and the command that makes them.
+
+    Args:
+        config: of the run.
+        categories: that were measured.
+    """
+    place = {"dataset": config.dataset, "data_root": config.data_root, "category": config.category}
+    usual = flat_settings(make_config(config.profile, **place))
+    settings = {k: v for k, v in flat_settings(config).items() if k not in NO_SETTINGS}
+    changed = {k: v for k, v in settings.items() if v != usual[k] and k != "pasted_from"}
+    words = {"PROFILE": config.profile, "DATASET": config.dataset, "DATA_ROOT": config.data_root}
+    words["CATEGORIES"] = config.synthesis.pasted_from  # None: the run has all that are there
+    words["SETTINGS"] = json.dumps(changed) if changed else None
+    given = [f"{name}={shlex.quote(value)}" for name, value in words.items() if value]
+    return {
+        "git_commit": git_commit(),
+        "command": " ".join(["make book", *given]),
+        "data": {
+            "dataset": config.dataset,
+            "data_root": config.data_root,
+            "categories": list(categories),
+        },
+        "settings": settings,
+        "packages": package_versions(),
+    }
 
 
 def _resampled(comparison: Comparison, metric: str) -> dict[str, dict[str, np.ndarray]]:
@@ -262,7 +296,7 @@ def summarise(comparison: Comparison, rates: pd.DataFrame | None = None) -> dict
         "categories": list(comparison.categories),
         "seeds": list(comparison.seeds),
         "silhouette": config.scoring.silhouette,
-        "packages": package_versions(),
+        **origin(config, comparison.categories),
         "methods": rounded(_method_rows(comparison, ours, per_category)),
         "per_category": rounded(_category_rows(comparison, ours)),
         "defects": rounded(_defect_rows(comparison, per_category)),

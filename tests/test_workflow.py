@@ -61,22 +61,24 @@ STAND_IN_NOTEBOOK = """
 import json, pathlib, sys
 out = pathlib.Path(sys.argv[2])
 given = json.loads(sys.argv[sys.argv.index("--parameters") + 1])
-runs = pathlib.Path("data/runs", given["profile"], given["dataset"])
-category = given["category"]
+sys.path.insert(0, ".")
+from g2sf_lib import config as library
+place = {name: given[name] for name in ("profile", "dataset", "data_root", "category")}
+config = library.make_config(**place)
+runs, category = library.dataset_dir(config), library.folder_name(given["category"])
 stage = {"00": "scans/data", "01": f"{category}/features", "02": f"{category}/bank",
          "03": f"{category}/seed{given.get('seed')}/lspn", "04": f"{category}/scores",
          "05": f"{category}/benchmark", "90": "loss_weights", "92": "peer_settings"}
 done = [runs / f"{name}.json" for name in [stage.get(out.name[:2])] if name]
 if out.name[:2] == "05":  # the comparison of all categories writes their records once more
-    again = [runs / name / "benchmark.json" for name in given["categories"]]
+    names = map(library.folder_name, given["categories"])
+    again = [runs / name / "benchmark.json" for name in names]
 else:
     again = []
 if given.get("write_results"):
-    summaries = {"06": "table3_", "07": "table4_", "08": "table5_", "09": "figure6_",
-                 "11": "analyses_"}
-    name = summaries.get(out.name[:2], "")
-    name += "" if given["dataset"] == "procedural" else given["dataset"] + "_"
-    done = [pathlib.Path("data/results", name + given["profile"] + ".json")]
+    summaries = {"06": "table3", "07": "table4", "08": "table5", "09": "figure6",
+                 "11": "analyses"}
+    done = [library.results_file(config, summaries.get(out.name[:2]))]
 written = [out, *again, *done]
 for path in written:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -415,7 +417,8 @@ def test_one_category_of_ones_own_runs_to_the_book(pristine, data_root, tmp_path
     root = data_root("folder", ["it's a (lid)"])
     given = ("profile=smoke", "dataset=folder", f"data_root={root}", f"html={tmp_path}/a book")
     snakemake(tree, "--quiet", "all", "--config", *given)
-    summary = json.loads((tree / "data/results/folder_smoke.json").read_text())
+    config = library.make_config("smoke", dataset="folder", data_root=str(root), category="any")
+    summary = json.loads((tree / library.results_file(config)).read_text())
     assert summary["categories"] == ["it's a (lid)"] and summary["data_root"] == str(root)
     assert (tmp_path / "a book" / "index.html").read_text() == "a book"
     assert jobs(tree, *given[1:]) == {}
@@ -591,9 +594,8 @@ def test_what_jobs_share_is_limited_by_the_machine(monkeypatch):
     assert int(memory.removeprefix("mem_mb=")) == run.psutil.virtual_memory().total // 2**20
     monkeypatch.setattr(run.shutil, "which", lambda name: f"/usr/bin/{name}")
     assert run.limits() == [memory, "gpu=1"]
-    given = {"profile": "demo", "device": "cpu", "data_root": "", "settings": None}
-    command = run.snakemake_command(given, 3, ["loss_weights", "-n"])
-    assert command[-5:] == ["loss_weights", "-n", "--config", "profile=demo", "device=cpu"]
+    command = run.snakemake_command(Path("run.json"), 3, ["loss_weights", "-n"])
+    assert command[-4:] == ["loss_weights", "-n", "--configfile", "run.json"]
     assert command[command.index("loss_weights") - 2 :][:2] == ["--scheduler", "greedy"]
 
 

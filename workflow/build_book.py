@@ -52,7 +52,7 @@ def page_notebook(path: Path) -> dict[str, Any]:
 
 def read_benchmark(path: Path) -> tuple[float, float]:
     """Return wall time in seconds and peak memory in MB that Snakemake measured for a job."""
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         row = next(csv.DictReader(file, delimiter="\t"))
     peak = row["max_rss"]
     return float(row["s"]), float("nan") if peak in ("NA", "-") else float(peak)
@@ -163,12 +163,20 @@ def left_out_page(notebook: Path, reason: str) -> dict[str, Any]:
     return {**written, "cells": [cell]}
 
 
+def is_of_root(path: Path, data_root: str | None) -> bool:
+    """Say whether an executed notebook read its scans in this folder, or has none that it names."""
+    papermill = json.loads(path.read_text(encoding="utf-8"))["metadata"].get("papermill", {})
+    return papermill.get("parameters", {}).get("data_root", data_root) == data_root
+
+
 def assemble(
     executed: Path,
     showcase: str,
     source: Path,
     left_out: dict[str, str],
     effects: Path | None = None,
+    categories: list[str] | None = None,
+    data_root: str | None = None,
 ) -> None:
     """Write the folder that Sphinx reads.
 
@@ -179,6 +187,9 @@ def assemble(
         source: the folder to write; emptied first.
         left_out: notebook -> why it was not run. One that was run all the same is shown.
         effects: the summary of chapter 11, if it was run.
+        categories: sub-folders of `executed` that belong to this run; None: all. An earlier run may
+            have had others.
+        data_root: of this run; a notebook that was executed on another is left out.
     """
     shutil.rmtree(source, ignore_errors=True)
     source.mkdir(parents=True)
@@ -187,7 +198,11 @@ def assemble(
             shutil.copy2(path, source)
     shutil.copytree(ROOT / "book" / "_static", source / "_static")
     notebooks = sorted(
-        path for path in executed.rglob("*.ipynb") if not path.name.endswith(".partial.ipynb")
+        path
+        for path in executed.rglob("*.ipynb")
+        if not path.name.endswith(".partial.ipynb")
+        and (path.parent == executed or categories is None or path.parent.name in categories)
+        and is_of_root(path, data_root)
     )
     for path in notebooks:
         relative = path.relative_to(executed)
@@ -244,10 +259,20 @@ def main() -> None:
         metavar="JSON",
         help="notebooks that were not run: name -> reason",
     )
+    parser.add_argument("--categories", type=json.loads, metavar="JSON", help="folders of this run")
+    parser.add_argument("--data-root", help="of this run; empty: the embedded parts")
     parser.add_argument("--effects", type=Path, help="summary of chapter 11, if it was run")
     arguments = parser.parse_args()
     source = (arguments.work / "source").absolute()
-    assemble(arguments.executed, arguments.showcase, source, arguments.left_out, arguments.effects)
+    assemble(
+        arguments.executed,
+        arguments.showcase,
+        source,
+        arguments.left_out,
+        arguments.effects,
+        arguments.categories,
+        arguments.data_root or None,
+    )
     build(source, arguments.work.absolute(), arguments.html)
 
 

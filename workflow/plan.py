@@ -6,13 +6,27 @@ in one line before anything starts.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from g2sf_lib.config import CATEGORIES, Config, ConfigError, make_config
+import yaml
+
+from g2sf_lib.config import (
+    CATEGORIES,
+    Config,
+    ConfigError,
+    category_name,
+    folder_name,
+    from_text,
+    leaf_fields,
+    make_config,
+    normal_path,
+    run_name,
+)
 from g2sf_lib.datasets import ScanError, category_names
 
 SHOWCASE = "foam"  # the book's examples are written for it; procedural and MVTec 3D-AD have it
@@ -35,6 +49,7 @@ class Plan:
         seeds: every category is trained once from each.
         showcase: the category whose notebooks are the pages of the book.
         analysed: those that chapter 11 takes, the showcase and the ones that come first.
+        html: the folder of the built book.
     """
 
     base: Config
@@ -43,6 +58,12 @@ class Plan:
     seeds: tuple[int, ...]
     showcase: str
     analysed: tuple[str, ...]
+    html: str
+
+    @property
+    def executed(self) -> str:
+        """The folder of the executed notebooks."""
+        return f"book/executed/{self.base.profile}/{run_name(self.base)}"
 
 
 def chapter_target(plan: Plan, chapter: str, notebooks: Path) -> str:
@@ -59,46 +80,63 @@ def chapter_target(plan: Plan, chapter: str, notebooks: Path) -> str:
     known = sorted(path.stem for path in notebooks.glob("*.ipynb"))
     if chapter not in known:
         raise ConfigError(f"chapter is {chapter!r}; expected one of {', '.join(known)}")
-    folder = f"book/executed/{plan.base.profile}/{plan.base.dataset}"
+    folder = plan.executed
     if chapter in OF_SHOWCASE:
-        folder += f"/{plan.showcase}"
+        folder += f"/{folder_name(plan.showcase)}"
     return f"{folder}/{chapter}{'_seed0' if chapter == '03_lspn_training' else ''}.ipynb"
 
 
-def plain_value(value: Any) -> Any:
-    """Return a setting as a number, bool or None where Snakemake has left it a string."""
-    names = {"true": True, "false": False, "null": None, "none": None}
-    if not isinstance(value, str) or value.lower() in names:
-        return names[value.lower()] if isinstance(value, str) else value
+def _text(given: Mapping[str, Any], name: str) -> str | None:
+    """Return what was given under a name, or None for nothing.
+
+    Raises:
+        ConfigError: for a number, or a mapping: `snakemake --config` reads values as YAML, so the
+            text itself is lost.
+    """
+    value = given.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ConfigError(
+            f"{name} is {value!r}, no text any more; quote it twice: --config '{name}=\"...\"'"
+        )
+    return value or None
+
+
+def _read(name: str, text: str, example: str) -> Any:
+    """Return the lists and mappings that a text in YAML holds; everything in them stays text."""
     try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return value
+        return yaml.load(text, Loader=yaml.BaseLoader)
+    except yaml.YAMLError:
+        raise ConfigError(f"{name} is {text!r}; expected {example}") from None
 
 
 def make_plan(given: Mapping[str, Any]) -> Plan:
     """Return the plan that a call describes.
 
     Args:
-        given: `profile`, `dataset`, `data_root`, `device`, `categories` (names in a list, or in a
-            text with blanks or commas between them; nothing: all that are there) and `settings`
-            (a mapping); each may be missing.
+        given: `profile`, `dataset`, `data_root`, `device`, `html` (folder of the book),
+            `categories` (names in a list or the text of one, or in a text with blanks or commas
+            between them; nothing: all that are there) and `settings` (a mapping, or the text of
+            one); each may be missing.
 
     Raises:
         ConfigError: for an unknown profile, data set, category or setting, and for a data_root
             that is no folder or holds no category; the message says what was found and expected.
     """
-    profile, dataset = str(given.get("profile", "demo")), str(given.get("dataset", "procedural"))
-    settings = given.get("settings") or {}
+    profile = _text(given, "profile") or "demo"
+    dataset = _text(given, "dataset") or "procedural"
+    root = _text(given, "data_root")
+    root = root and normal_path(root)
+    place = {"dataset": dataset, "data_root": root, "device": _text(given, "device") or "auto"}
+    settings, example = given.get("settings") or {}, "a mapping, e.g. '{alpha: 2.0}'"
+    if isinstance(settings, str):
+        settings = _read("settings", settings, example) or {}
     if not isinstance(settings, Mapping):
-        raise ConfigError(f"settings is {settings!r}; expected a mapping, e.g. '{{alpha: 2.0}}'")
-    settings = {str(name): plain_value(value) for name, value in settings.items()}
-    root = given.get("data_root") or None
-    root = None if root is None else str(Path(str(root)).expanduser())
-    device = str(given.get("device") or "auto")
-    place = {"dataset": dataset, "data_root": root, "device": device}
-    for name in place.keys() & settings.keys():
-        raise ConfigError(f"{name} is no setting of the profile; give it beside settings")
+        raise ConfigError(f"settings is {settings!r}; expected {example}")
+    settings = {str(name): from_text(str(name), value) for name, value in settings.items()}
+    for name in settings:
+        if leaf_fields().get(name, ("",))[0] is None and name != "category":
+            beside = "; give it beside settings" if name in ("profile", *place) else ""
+            raise ConfigError(f"{name} is no setting of the profile{beside}")
     showcase = settings.pop("category", None)
     # Profile, data set and settings are checked before any folder is looked at.
     make_config(profile, **place, **settings, category=CATEGORIES.get(dataset, ("any",))[0])
@@ -107,6 +145,8 @@ def make_plan(given: Mapping[str, Any]) -> Plan:
     if profile == "smoke" and dataset == "procedural":
         found = SMOKE_CATEGORIES
     categories = _chosen(given.get("categories"), found, dataset)
+    if categories != found:  # pastes then come from these alone, and so does what is learned
+        settings.setdefault("pasted_from", json.dumps(categories, ensure_ascii=False))
     if showcase is None:
         showcase = SHOWCASE if SHOWCASE in categories else categories[-1]
     elif showcase not in categories:
@@ -115,7 +155,13 @@ def make_plan(given: Mapping[str, Any]) -> Plan:
     others = [name for name in categories if name != showcase]
     chosen = {showcase, *others[: NUM_ANALYSED[profile] - 1]}
     analysed = tuple(name for name in categories if name in chosen)
-    return Plan(base, settings, categories, SEEDS[profile], showcase, analysed)
+    html = _text(given, "html") or (
+        "_build/html" if dataset == "procedural" else f"_build/{profile}-{run_name(base)}/html"
+    )
+    if re.search("[{}]", html):
+        raise ConfigError(f"html is {html!r}; expected no braces, which Snakemake reads")
+    html = normal_path(html)
+    return Plan(base, settings, categories, SEEDS[profile], showcase, analysed, html)
 
 
 def _categories_found(dataset: str, root: str | None) -> tuple[str, ...]:
@@ -145,8 +191,12 @@ def _chosen(asked: Any, found: tuple[str, ...], dataset: str) -> tuple[str, ...]
     if not asked:
         return found
     if not isinstance(asked, list | tuple):
-        asked = str(asked).replace(",", " ").split()
-    asked = [str(name) for name in asked]
+        text = _text({"categories": asked}, "categories")
+        is_list = text.strip().startswith("[")
+        asked = text.replace(",", " ").split()
+        if is_list:
+            asked = _read("categories", text, "a list, e.g. \"['part a', '001']\"")
+    asked = [category_name(_text({"category": name}, "category") or "") for name in asked]
     for name in asked:
         if name not in found:
             raise ConfigError(

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
-import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,7 +39,7 @@ def hold_lock(path: Path) -> int:
     return descriptor
 
 
-def check(given: dict, is_dry: bool, chapter: str | None = None) -> str | None:
+def check(given: dict, is_dry: bool, chapter: str | None = None) -> tuple[Any, str | None]:
     """Leave with one line where the call is wrong, before Snakemake adds what it was doing.
 
     Args:
@@ -47,7 +48,7 @@ def check(given: dict, is_dry: bool, chapter: str | None = None) -> str | None:
         chapter: the notebook that alone is wanted, with what it needs; None: the whole book.
 
     Returns:
-        Where the chapter's executed notebook goes; None for the whole book.
+        The `plan.Plan`, and where the chapter's executed notebook goes; None for the whole book.
 
     Raises:
         SystemExit: see `plan.make_plan`; or the features' weights are missing, which would
@@ -59,11 +60,8 @@ def check(given: dict, is_dry: bool, chapter: str | None = None) -> str | None:
     from g2sf_lib.config import ConfigError
 
     try:
-        plan = make_plan(given | {"settings": yaml.safe_load(given["settings"] or "{}")})
+        plan = make_plan(given)
         target = chapter and chapter_target(plan, chapter, ROOT / "notebooks")
-    except yaml.YAMLError:
-        example = "expected a mapping, e.g. '{alpha: 2.0}'"
-        raise SystemExit(f"g2sf-book: settings is {given['settings']!r}; {example}") from None
     except ConfigError as error:
         raise SystemExit(f"g2sf-book: {error}") from None
     features = plan.base.features
@@ -73,7 +71,7 @@ def check(given: dict, is_dry: bool, chapter: str | None = None) -> str | None:
         path = Path(features.pcd_weights or DEFAULT_FILE)
         if not path.is_file():
             raise SystemExit(f"g2sf-book: Point-MAE needs its weights; no file at {path}. {WHERE}")
-    return target
+    return plan, target
 
 
 def limits() -> list[str]:
@@ -86,11 +84,11 @@ def limits() -> list[str]:
     return [f"mem_mb={memory}", *(["gpu=1"] if shutil.which("nvidia-smi") else [])]
 
 
-def snakemake_command(given: dict, jobs: int, more: list[str]) -> list[str]:
+def snakemake_command(given: Path, jobs: int, more: list[str]) -> list[str]:
     """Return the command line of Snakemake.
 
     Args:
-        given: its `--config`; what is empty is left out.
+        given: a JSON file, whose texts arrive as they are; `--config` would read them as YAML.
         jobs: cores to use.
         more: further arguments; where one is given twice, Snakemake takes the last.
     """
@@ -100,7 +98,7 @@ def snakemake_command(given: dict, jobs: int, more: list[str]) -> list[str]:
         *("--quiet", "host", "rules", "--resources", *limits()),
         *("--scheduler", "greedy"),  # after those that take many values: `more` may be a target
         *more,
-        *("--config", *(f"{name}={value}" for name, value in given.items() if value)),
+        *("--configfile", str(given)),
     ]
 
 
@@ -112,24 +110,30 @@ def main() -> None:
     parser.add_argument("--profile", default="demo")
     parser.add_argument("--dataset", default="procedural")
     parser.add_argument("--data-root")
-    parser.add_argument("--categories", help="some of the data set's, e.g. 'bagel foam'")
+    parser.add_argument(
+        "--categories", help="some of the data set's, e.g. 'bagel foam' or \"['part a', '001']\""
+    )
     parser.add_argument("--device", help="auto, cpu or cuda")
     parser.add_argument("--settings", help="settings that differ, e.g. '{alpha: 2.0}'")
     parser.add_argument("--jobs", type=int, default=2, help="cores to use")
-    parser.add_argument("--html", default="_build/html", help="folder of the built book")
+    parser.add_argument(
+        "--html", help="folder of the built book (_build/html; of real data, _build/RUN/html)"
+    )
     parser.add_argument("--chapter", help="only this notebook and what it needs, without the book")
     arguments, more = parser.parse_known_args()
     os.chdir(ROOT)
     names = ("profile", "dataset", "data_root", "categories", "device", "settings", "html")
     given = {name: getattr(arguments, name) for name in names}
     is_dry = any(option in more for option in ("-n", "--dry-run", "--dryrun"))
-    target = check(given, is_dry, arguments.chapter or None)
+    plan, target = check(given, is_dry, arguments.chapter or None)
     more += [target] if target else []
     lock = hold_lock(Path(".snakemake", "g2sf-run.lock"))
+    config_file = Path(".snakemake", "g2sf-run.json")
+    config_file.write_text(json.dumps({k: v for k, v in given.items() if v}), encoding="utf-8")
     started = time.monotonic()
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
     workflow = subprocess.Popen(
-        snakemake_command(given, arguments.jobs, more), env=environment, pass_fds=[lock]
+        snakemake_command(config_file, arguments.jobs, more), env=environment, pass_fds=[lock]
     )
     while True:
         try:
@@ -146,11 +150,11 @@ def main() -> None:
         print(f"\nChapter: {ROOT / target}\nTime: {minutes} min {seconds} s", flush=True)
         return
     headline = [sys.executable, "-m", "g2sf_lib.reports", "headline"]
-    headline += ["--profile", arguments.profile, "--dataset", arguments.dataset]
-    headline += ["--data-root", arguments.data_root] if arguments.data_root else []
-    print(f"\nBook: {ROOT / arguments.html / 'index.html'}", flush=True)
+    headline += ["--profile", plan.base.profile, "--dataset", plan.base.dataset]
+    headline += [f"--data-root={plan.base.data_root or ''}"]
+    print(f"\nBook: {ROOT / plan.html / 'index.html'}", flush=True)
     print(f"Time: {minutes} min {seconds} s\n", flush=True)
-    raise SystemExit(subprocess.run(headline).returncode)
+    raise SystemExit(subprocess.run(headline, env=environment).returncode)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,12 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +37,44 @@ def set_environment(threads: int, private: str) -> None:
 
     Args:
         threads: how many threads numerical libraries may start.
-        private: an empty folder, for the kernel's sockets, and as IPYTHONDIR: it keeps a reader's
-            own start-up files out, whose names the notebooks would refuse as unknown parameters.
+        private: an empty folder, as IPYTHONDIR: it keeps a reader's own start-up files out, whose
+            names the notebooks would refuse as unknown parameters.
     """
     for name in THREAD_VARIABLES:
         os.environ[name] = str(threads)
     path = [str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(path)
     os.environ["IPYTHONDIR"] = os.environ["JUPYTER_RUNTIME_DIR"] = private
+    os.environ["PYTHONUTF8"] = "1"  # whatever the locale: notebooks hold signs beyond ASCII
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernel, not a user's
     os.environ["OPEN3D_DISABLE_WEB_VISUALIZER"] = "true"  # it prints into the pages that import it
     os.environ["SPYDER_PROGRESS_BARS"] = "1"  # tqdm.auto then writes text, which we can pass on
     os.environ.setdefault("TQDM_MININTERVAL", "1" if sys.stderr.isatty() else "15")
+
+
+def kernel_channels(stack: ExitStack) -> dict[str, str]:
+    """Return how papermill and the kernel talk: by sockets in a new folder, else by ports.
+
+    Sockets are better, for two kernels that start together can draw the same port. But the path
+    of a socket has 107 bytes at most (macOS: 103), so a long TMPDIR is of no use, and not every
+    file system has them.
+
+    Args:
+        stack: removes the folder in the end.
+    """
+    for parent in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
+        try:
+            folder = tempfile.TemporaryDirectory(prefix="ipc-", dir=parent)
+        except OSError:
+            continue
+        name = stack.enter_context(folder)
+        try:
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.bind(f"{name}/kernel-0")  # jupyter_client's own are kernel-1 to kernel-5
+        except OSError:
+            continue
+        return {"transport": "ipc", "ip": f"{name}/kernel"}
+    return {"transport": "tcp"}
 
 
 def stop_with_parent() -> None:
@@ -157,7 +185,8 @@ def run(notebook: Path, out: Path, parameters: dict[str, Any], threads: int = 1)
     shown = [f"{name} {parameters[name]}" for name in ("category", "seed") if name in parameters]
     title = ", ".join([notebook.stem, *shown])
     papermill_engines.register("reporting", reporting_engine(title))
-    with tempfile.TemporaryDirectory(prefix="ipython-") as private:
+    with ExitStack() as stack:
+        private = stack.enter_context(tempfile.TemporaryDirectory(prefix="ipython-"))
         set_environment(threads, private)
         try:
             papermill.execute_notebook(
@@ -167,8 +196,7 @@ def run(notebook: Path, out: Path, parameters: dict[str, Any], threads: int = 1)
                 engine_name="reporting",
                 progress_bar=False,
                 stderr_file=sys.stderr,  # the library's progress bars and warnings
-                # Sockets of its own, not ports: two kernels that start together can draw the same.
-                config=Config({"KernelManager": {"transport": "ipc", "ip": f"{private}/kernel"}}),
+                config=Config({"KernelManager": kernel_channels(stack)}),
             )
         except Exception as error:
             raise SystemExit(describe_failure(notebook, partial, error)) from None
@@ -181,12 +209,16 @@ def main() -> None:
     parser.add_argument("notebook", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--parameters", type=json.loads, default={}, help="a JSON object")
-    parser.add_argument("--also", metavar="NAME=VALUE", action="append", default=[])
+    parser.add_argument("--also", metavar="NAME=TEXT", action="append", default=[])
+    parser.add_argument("--number", metavar="NAME=NUMBER", action="append", default=[])
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     for text in arguments.also:
         name, _, value = text.partition("=")
-        arguments.parameters[name] = int(value) if value.isdecimal() else value
+        arguments.parameters[name] = value
+    for text in arguments.number:
+        name, _, value = text.partition("=")
+        arguments.parameters[name] = int(value)
     signal.signal(signal.SIGTERM, interrupt)
     stop_with_parent()
     try:
