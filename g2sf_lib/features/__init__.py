@@ -7,7 +7,10 @@ patches does not wait for them.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,10 +26,27 @@ from g2sf_lib.datasets import Sample
 from g2sf_lib.memory import Rows
 
 MIN_COVER = 0.25  # of a cell's pixels
+# What training scripts keep beside the tensors: scores as numbers of numpy 1 and 2, options.
+BESIDE_TENSORS = (
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+    "argparse.Namespace",
+)
 
 
 class WeightsError(RuntimeError):
     """A weight file that is missing or does not fit its network; the message says which."""
+
+
+class _Unread:
+    """Stands in for a value of `BESIDE_TENSORS`: takes whatever it was made from, keeps nothing."""
+
+    def __init__(self, *arguments: object) -> None:
+        """Take what the value's function was to be called with."""
+
+    def __setstate__(self, state: object) -> None:
+        """Take what the value was to be filled with."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +184,52 @@ class FeatureExtractor:
     def colour(self, sample: Sample) -> torch.Tensor:
         """Return (cells, D_rgb) RGB features, background included."""
         return self._rgb([sample.rgb])[0]
+
+
+@contextmanager
+def reading_checkpoint(path: Path) -> Iterator[None]:
+    """Let `torch.load` read checkpoints as people have them, and name what it cannot read.
+
+    Within it, values of `BESIDE_TENSORS` come back as objects without content, for nobody needs
+    them: no code in the file is run, nor is numpy's or argparse's to build them.
+
+    Args:
+        path: the file that is being read.
+
+    Raises:
+        WeightsError: the file is damaged, no checkpoint, or needs more than tensors and plain
+            values; the message, one line, says what was found.
+    """
+    unread = [(_Unread, name) for name in BESIDE_TENSORS]
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(unread):
+            warnings.simplefilter("ignore")  # of a format that is then refused
+            yield
+    except Exception as error:  # a damaged file raises whatever its bytes happen to ask for
+        # torch's advice is to switch its protection off, which nobody here can or should do.
+        reason = None if "weights_only" in str(error) else error
+        raise WeightsError(
+            f"{path}: not a readable checkpoint: {_obstacle(path, error)}; expected tensors and "
+            "plain values only"
+        ) from reason
+
+
+def _obstacle(path: Path, error: Exception) -> str:
+    """Return what keeps a file from being read, as far as its first bytes and the error tell."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64).lstrip().lower()
+    except OSError as unreadable:
+        return unreadable.strerror or type(unreadable).__name__
+    if refused := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"it needs {refused[1]}"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS (`git lfs pull` fetches the file itself)"
+    if head.startswith(b"<"):
+        return "it is a web page"
+    if head.startswith(b"pk"):
+        return "it is a zip archive that was cut short, or of something else"
+    return "it was cut short, or is of another format"
 
 
 def half_precision(device: torch.device) -> torch.autocast:

@@ -5,7 +5,7 @@ Attributes of the modules carry the names of the official checkpoint.
 
 from __future__ import annotations
 
-import pickle
+import os
 from pathlib import Path
 
 import fpsample
@@ -18,7 +18,7 @@ from torch import nn
 
 from g2sf_lib.config import FeatureConfig
 from g2sf_lib.datasets import ScanError
-from g2sf_lib.features import WeightsError, half_precision, nearest_index
+from g2sf_lib.features import WeightsError, half_precision, nearest_index, reading_checkpoint
 
 WIDTH, DEPTH, NUM_HEADS = 384, 12, 6
 TAPS = (4, 8, 12)  # blocks whose outputs are concatenated: 3 * 384 = 1152 numbers
@@ -108,32 +108,35 @@ class PointMAE(nn.Module):
 
         Args:
             path: a .pth file whose key ``base_model`` holds names with the prefixes
-                ``module.`` (optional) and ``MAE_encoder.``; None: `DEFAULT_FILE`.
+                ``module.`` (optional) and ``MAE_encoder.``; ``~`` is the home folder; None:
+                `DEFAULT_FILE`.
 
         Raises:
             WeightsError: there is no such file, it cannot be read without running code in
                 it, or a tensor is missing, left over or of another shape.
         """
         found = f"{str(path)!r}" if path is not None else f"not set, which means {DEFAULT_FILE}"
-        path = DEFAULT_FILE if path is None else Path(path)
+        path = DEFAULT_FILE if path is None else Path(os.path.expanduser(path))
         if not path.is_file():
             raise WeightsError(
                 f"Point-MAE needs its weights; pcd_weights is {found}, where there is no file. "
                 f"{WHERE}"
             )
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise WeightsError(f"{path}: not a readable checkpoint: {error}. {WHERE}") from error
-        if "base_model" not in state:
+            with reading_checkpoint(path):
+                state = torch.load(path, map_location="cpu", weights_only=True)
+        except WeightsError as error:
+            raise WeightsError(f"{error}. {WHERE}") from error.__cause__
+        keys = sorted(map(str, state)) if isinstance(state, dict) else [type(state).__name__]
+        if "base_model" not in keys or not isinstance(state["base_model"], dict):
             raise WeightsError(
-                f"{path}: found the keys {', '.join(sorted(map(str, state))[:8])}; expected "
+                f"{path}: found {', '.join(keys[:8])}; expected a table of tensors under "
                 f"'base_model'. {WHERE}"
             )
         ours = {}
         for key, value in state["base_model"].items():
-            key = key.removeprefix("module.")
-            if not key.startswith(DECODER):
+            key = str(key).removeprefix("module.")
+            if isinstance(value, torch.Tensor) and not key.startswith(DECODER):
                 ours[key.removeprefix("MAE_encoder.")] = value
         expected = self.state_dict()
         problems = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import pickle
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,10 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from g2sf_lib.config import ConfigError, FeatureConfig
-from g2sf_lib.features import WeightsError, half_precision
+from g2sf_lib.features import WeightsError, half_precision, reading_checkpoint
 
 PACKAGED_MODEL = "tf_efficientnet_lite0"
 STRIDES = (8, 16)
@@ -181,6 +180,7 @@ def packaged_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def _load_local(name: str, path: Path, arguments: dict[str, Any]) -> torch.nn.Module:
     """Return the model with the weights of a local file; timm adapts position embeddings."""
+    path = Path(os.path.expanduser(path))
     if not path.is_file():
         raise WeightsError(f"rgb_weights is {str(path)!r}, where there is no file. {_where(name)}")
     state = _read_weights(path)
@@ -195,17 +195,24 @@ def _load_local(name: str, path: Path, arguments: dict[str, Any]) -> torch.nn.Mo
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a .safetensors or .pth file; code in the file is never run."""
-    try:
+    """Return the tensors of a .safetensors or .pth file under the network's own names.
+
+    A checkpoint of DINO's training has two networks; its teacher is the one that is evaluated.
+    Its wrappers' prefixes and its projection heads, which only its training needs, are left out.
+    """
+    with reading_checkpoint(path):
         if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise WeightsError(f"{path}: not a readable weight file: {error}") from error
-    state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else {}
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    state = state if isinstance(state, dict) else {}
+    for key in ("state_dict", "model", "teacher", "student"):
+        if isinstance(state.get(key), dict):
+            state = state[key]
     if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise WeightsError(f"{path}: holds no table of tensors; expected a state dict")
-    return state
+    named = {re.sub(r"^(module\.)?(backbone\.)?", "", str(k)): v for k, v in state.items()}
+    return {k: v for k, v in named.items() if not re.match(r"head\.(mlp|last_layer)\.", k)}
 
 
 def _where(name: str) -> str:

@@ -231,37 +231,6 @@ def test_weights_of_another_network_are_refused(tmp_path):
     assert "layer9.weight" in str(caught.value) and "layer1.0.conv1.weight" in str(caught.value)
 
 
-class Malicious:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (self.path, "w"))
-
-
-def test_code_in_a_weight_file_is_not_run(tmp_path):
-    path, trace = tmp_path / "evil.pth", tmp_path / "trace"
-    torch.save({"state_dict": Malicious(str(trace))}, path)
-    with pytest.raises(WeightsError, match="evil.pth: not a readable weight file"):
-        load_model(replace(CONFIG, rgb_model="resnet18", rgb_weights=str(path)))
-    assert not trace.exists()
-
-
-@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_a_damaged_weight_file_is_named(tmp_path, suffix):
-    path = tmp_path / f"half.{suffix}"
-    path.write_bytes(b"PK\x03\x04 nothing that follows")
-    with pytest.raises(WeightsError, match=f"half.{suffix}: not a readable weight file"):
-        load_model(replace(CONFIG, rgb_model="resnet18", rgb_weights=str(path)))
-
-
-def test_a_file_without_tensors_is_refused(tmp_path):
-    path = tmp_path / "list.pth"
-    torch.save([1, 2], path)
-    with pytest.raises(WeightsError, match="list.pth: holds no table of tensors"):
-        load_model(replace(CONFIG, rgb_model="resnet18", rgb_weights=str(path)))
-
-
 def test_half_precision_stays_within_tolerance(vit, scan_rgb, monkeypatch):
     net, image = RGBFeatures(vit[1], CPU), scan_rgb(size=224)
     exact = net([image])
