@@ -41,7 +41,7 @@ from g2sf_lib.config import ConfigError, dataset_dir, leaf_fields, make_config, 
 from g2sf_lib.detector import flat_settings
 from g2sf_lib.experiments import kept_epochs, run_bank
 from g2sf_lib.quantities import TestCells, run_epochs, run_quantities
-from g2sf_lib.results import METRIC_NAMES
+from g2sf_lib.results import METRIC_NAMES, origin
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -493,6 +493,7 @@ def test_a_summary_is_written_and_read_again(tmp_path, monkeypatch):
     assert json.loads(path.read_text()) == content
     assert content["categories"] == ["x", "y"] and content["seeds"] == [0, 1]
     assert content["reference"] == "run" and content["profile"] == "demo"
+    assert origin(config, ["x", "y"]).items() <= content.items()
     first, second = content["rows"]
     assert (first["variant"], first["i_auroc"]) == ("run", 0.2)
     assert second["i_auroc_seed_std"] == round(float(np.std([0.2, 0.3], ddof=1)), 4)

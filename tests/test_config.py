@@ -19,10 +19,15 @@ from g2sf_lib.config import (
     ConfigError,
     config_from_notebook,
     dataset_dir,
+    folder_name,
+    from_text,
     leaf_fields,
     listed,
     make_config,
+    normal_path,
     raw_dir,
+    results_file,
+    run_name,
     scans_dir,
     settings_table,
     stage_chain,
@@ -421,3 +426,160 @@ def test_quantities_lie_beside_scores_and_never_in_the_same_folder():
     assert STAGE_NEEDS["quantities"] == STAGE_NEEDS["scores"] == "lspn"
     assert config.stage_settings("quantities") == config.stage_settings("scores")
     assert config.stage_hash("quantities") != config.stage_hash("scores")
+
+
+# ------------------------------------------------------------------ texts, paths, names
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("learning_rate", "1e-4", 1e-4),  # YAML 1.1 wants a point in it
+        ("epochs", "1_000", 1000),
+        ("epochs", "010", 10),  # YAML 1.1 reads eight
+        ("epochs", "1e3", "1e3"),  # to be refused: no whole number
+        ("epochs", "", ""),
+        ("quantise", "yes", True),
+        ("quantise", "off", False),
+        ("quantise", "1", "1"),
+        ("rgb_model", "001", "001"),
+        ("rgb_model", "yes", "yes"),
+        ("rgb_model", "null", "null"),
+        ("rgb_weights", "null", None),
+        ("rgb_weights", "1e5", "1e5"),
+        ("background", "none", "none"),
+        ("sep_form", "None", None),
+        ("projection_eps", "~", None),
+        ("projection_eps", ".9", 0.9),
+        ("category", "001", "001"),
+        ("alpha", 2.5, 2.5),
+        ("no_setting", "1", "1"),
+    ],
+)
+def test_a_text_is_read_as_its_setting_wants_it(name, text, value):
+    assert from_text(name, text) == value and type(from_text(name, text)) is type(value)
+
+
+@pytest.fixture
+def at_home(tmp_path, monkeypatch):
+    """A home folder, and in it the folder that programs run in."""
+    here = tmp_path / "clone"
+    (here / "scans").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(here)
+    return tmp_path
+
+
+def spellings(home: Path) -> dict[str, tuple[str, ...]]:
+    inside = ("scans", "scans/", "./scans", ".//scans/.", "~/clone/scans", "../clone/scans")
+    return {
+        "scans": (*inside, f"{home}/clone/scans/"),
+        f"{home}/scans": ("~/scans", "~/scans/", "../scans", f"{home}/./scans", f"{home}//scans"),
+        ".": (".", "./", f"{home}/clone"),
+    }
+
+
+def test_all_spellings_of_a_path_are_one(at_home):
+    for name, given in spellings(at_home).items():
+        assert {normal_path(text) for text in given} == {name}
+    (at_home / "elsewhere").mkdir()
+    (at_home / "clone" / "linked").symlink_to(at_home / "elsewhere")
+    assert normal_path("linked") == "linked"  # where a link leads is the machine's business
+    assert normal_path("linked/../x") == f"{at_home}/x"  # but the system goes up from there
+
+
+@pytest.mark.parametrize("name", ["data_root", "runs_root", "rgb_weights", "pcd_weights"])
+def test_hashes_and_folders_are_the_same_for_all_spellings(at_home, name):
+    for given in spellings(at_home).values():
+        place = {"dataset": "folder", "data_root": "x", "category": "nut"}
+        configs = [make_config(**(place | {name: text})) for text in given]
+        assert len(set(configs)) == 1
+        for stage in ("data", "features", "lspn"):
+            assert len({stage_dir(config, stage) for config in configs}) == 1
+
+
+def test_hashes_do_not_change_when_the_clone_moves(tmp_path, monkeypatch):
+    hashes = set()
+    for clone in ("one", "other"):
+        (tmp_path / clone).mkdir()
+        monkeypatch.chdir(tmp_path / clone)
+        place = {"dataset": "folder", "category": "nut", "runs_root": "runs"}
+        config = make_config(**place, data_root=str(tmp_path / clone / "scans"))
+        hashes.add((config.stage_hash("bank"), stage_dir(config, "bank"), run_name(config)))
+    assert len(hashes) == 1
+
+
+def test_a_category_is_the_name_of_one_folder():
+    place = {"dataset": "folder", "data_root": "/x"}
+    assert make_config(**place, category="nut/") == make_config(**place, category="./nut")
+    assert make_config(category="rope/").category == "rope"
+    for text in ("", ".", "..", "a/b", "/nut", "../nut"):
+        with pytest.raises(ConfigError, match=f"category is {text!r}; expected the name of a fol"):
+            make_config(**place, category=text)
+
+
+def test_runs_on_ones_own_scans_lie_apart():
+    roots = ("/a/screws", "/b/screws", "screws", "/a/it's {new}", "/", "/a/" + "x" * 255)
+    names = [run_name(make_config(dataset="folder", data_root=r, category="any")) for r in roots]
+    assert len(set(names)) == len(roots)
+    assert names[0].startswith("folder-screws-") and names[3].startswith("folder-it-s-new-")
+    assert all(re.fullmatch(r"folder-[\w-]{1,40}-[0-9a-f]{6}", name) for name in names)
+    own = make_config("smoke", dataset="folder", data_root="/a/screws", category="any")
+    assert dataset_dir(own) == Path("data/runs/smoke") / names[0]
+    assert results_file(own) == Path(f"data/results/{names[0]}_smoke.json")
+    assert results_file(own, "table3") == Path(f"data/results/table3_{names[0]}_smoke.json")
+    real = make_config("paper", dataset="mvtec3d", data_root="/a/screws", category="bagel")
+    assert run_name(real) == "mvtec3d"
+    assert results_file(real) == Path("data/results/mvtec3d_paper.json")
+    assert results_file(make_config("smoke")) == Path("data/results/smoke.json")
+
+
+def test_names_of_folders_are_safe_and_apart():
+    for name in ("foam", "001", "2023_01", "part a", "it's a (lid)", "v1.2, new", "Größe 3", "x"):
+        assert folder_name(name) == name
+    odd = ("a{x}", "a{y}", "a{x", "a ", " a", "a#b", "a`b", "a<b>", "a|b", "x" * 200, "x" * 201)
+    odd += ("ä" * 100, "a\nb", "a:b", "*", "**")
+    names = [folder_name(name) for name in odd]
+    assert len(set(names)) == len(odd)
+    assert all(re.fullmatch(r"[\w-]{1,47}", name) for name in names)
+
+
+def test_numbers_in_the_place_of_texts_are_refused_with_the_way_out():
+    """Papermill's -p makes 1 of 001; what was written is lost by then."""
+    with pytest.raises(ConfigError, match=r"category is 1; expected str \(.*-r category 1\)$"):
+        config_from_notebook({"dataset": "folder", "data_root": "/x", "category": 1})
+    with pytest.raises(ConfigError, match=r"rgb_weights is 2.5; .*-r rgb_weights 2.5"):
+        make_config(rgb_weights=2.5)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"min_offset_m": 0.003}, ("min_offset_m", "max_offset_m")),
+        ({"max_offset_m": 0.0001}, ("min_offset_m", "max_offset_m")),
+        ({"min_component_px": 1601}, ("min_component_px", "max_component_px")),
+        ({"max_component_px": 99}, ("min_component_px", "max_component_px")),
+        ({"border_px": 128}, ("border_px", "scan_size")),
+        ({"scan_size": 64, "border_px": 40}, ("border_px", "scan_size")),
+        ({"bank_fraction": 0}, ("bank_fraction", "k")),
+        ({"k": 5000}, ("bank_fraction", "k")),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused_by_name(given, named):
+    with pytest.raises(ConfigError) as caught:
+        make_config("demo", **given)
+    assert all(re.search(rf"\b{name}\b", str(caught.value)) for name in named)
+
+
+def test_the_limits_of_pairs_are_allowed():
+    make_config(min_offset_m=0.002, min_component_px=1600, border_px=127)
+    make_config("smoke", bank_fraction=11 / (8 * 28**2))
+    own = {"dataset": "folder", "data_root": "/x", "category": "any"}
+    make_config(**own, border_px=200, bank_fraction=0.0)  # its scans may be larger, and many
+
+
+def test_results_name_where_points_were_pasted_from():
+    """Features of a run on some categories are not those of a run on all."""
+    alone = make_config(pasted_from='["foam"]')
+    assert alone.stage_hash("data") == make_config().stage_hash("data")
+    assert alone.stage_hash("features") != make_config().stage_hash("features")

@@ -167,9 +167,21 @@ def test_synthetic_scans_are_the_same_on_every_call_and_stand_on_their_split(sca
         assert splits == {"train", split}  # pasted points come from training scans
 
 
+def test_the_file_of_a_scan_may_be_named_by_a_kind_of_defect_of_any_length():
+    """A name has 255 bytes at most, and those of a folder and a scan are joined."""
+    config = make_config()
+    names = [f"test/{'d' * 250}/{number:03d}" for number in range(2)]
+    files = [patch_file(config, "test", name) for name in names]
+    assert files[0] != files[1] and all(len(file.name) < 100 for file in files)
+    assert patch_file(config, "test", "test/dent/003").name == "dent_003.safetensors"
+
+
 def test_point_sources_are_training_scans_of_every_category(scans):
     sources = point_sources(scans, ["foam", "rope"])
     assert sources == point_sources(scans, ["foam", "rope"]) and len(set(sources)) == 4
+    chosen = dataclasses.replace(scans.synthesis, pasted_from='["rope"]')
+    alone = point_sources(dataclasses.replace(scans, synthesis=chosen), ["foam", "rope"])
+    assert alone and {path.parts[-4] for path in alone} == {"rope"}
     assert [path.parts[-4:-2] for path in sources] == [("foam", "train")] * 2 + [
         ("rope", "train")
     ] * 2

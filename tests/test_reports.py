@@ -2,6 +2,9 @@
 
 import copy
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -331,6 +334,17 @@ def test_the_command_prints_and_writes(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         reports.main(["footnote"])
     assert "headline" in capsys.readouterr().err
+
+
+def test_the_readme_is_in_utf_8_whatever_the_locale(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_summary(made(), make_config("smoke"))
+    text = f"G²SF\n{reports.BEGIN}\n{reports.END}\n"
+    Path("README.md").write_text(text, encoding="utf-8")
+    plain = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONPATH": str(ROOT)}
+    call = [sys.executable, "-m", "g2sf_lib.reports", "readme", "--profile", "smoke"]
+    subprocess.run(call, env={**os.environ, **plain}, check=True)
+    assert Path("README.md").read_text(encoding="utf-8") == reports.fill_readme(text, made())
 
 
 def test_the_readme_shows_the_committed_results():

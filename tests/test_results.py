@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import json
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,7 @@ from g2sf_lib.results import (
     LEVEL,
     METHOD_NAMES,
     holm,
+    origin,
     summarise,
     summary_file,
     write_summary,
@@ -432,6 +435,36 @@ def test_the_file_is_json_without_nan_and_gives_the_summary_back(tmp_path, monke
 
 def test_without_frame_rates_nothing_is_said_of_the_machine(summary):
     assert summary["frame_rates"] == [] and summary["machine"] is None
+
+
+def test_a_summary_says_where_it_comes_from(comparison, summary, tmp_path):
+    """What `origin` says is true of both kinds of summary; its command makes the same config."""
+    root = tmp_path / "we ird$'s"
+    given = {"dataset": "mvtec3d", "data_root": f"{root}/", "category": "bagel", "device": "cpu"}
+    config = make_config("paper", **given, alpha=2.5, pasted_from='["bagel"]', seed=1)
+    found = origin(config, ["bagel"])
+    assert found["data"] == {
+        "dataset": "mvtec3d",
+        "data_root": str(root),
+        "categories": ["bagel"],
+    }
+    again = make_config("paper", **given | {"seed": 1}, **found["settings"])
+    assert again == config
+    assert not found["settings"].keys() & {"category", "seed", "device", "data_root"}
+    make, target, *words = shlex.split(found["command"])
+    assert (make, target) == ("make", "book")
+    assert dict(word.split("=", 1) for word in words) == {
+        "PROFILE": "paper",
+        "DATASET": "mvtec3d",
+        "DATA_ROOT": str(root),
+        "CATEGORIES": '["bagel"]',
+        "SETTINGS": '{"alpha": 2.5}',
+    }
+    usual = origin(make_config("smoke"), [])
+    assert usual["command"] == "make book PROFILE=smoke DATASET=procedural"
+    # A checkout has a commit; a copy without git has none to name.
+    assert found["git_commit"] is None or re.match("[0-9a-f]{40}", found["git_commit"])
+    assert origin(comparison.config, comparison.categories).items() <= summary.items()
 
 
 def test_every_method_has_a_name():

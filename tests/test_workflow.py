@@ -1,5 +1,6 @@
 """The Snakefile decides rightly what to run; notebooks fail, stop and succeed cleanly."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -7,6 +8,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -606,6 +608,206 @@ def test_jobs_too_large_to_run_side_by_side_are_planned_all_the_same(pristine, d
     assert jobs(pristine, *real, profile="paper", more=more) == PAPER_JOBS
 
 
+# ------------------------------------------------------------------ texts on their way
+
+
+ODD_ROOT = "we ird#a: {x}$'q\"%\\`é"  # for YAML, shell, make and Snakemake each something else
+ODD_NAMES = ("001", "2023_01", "part a", "a, b", "True", "1e3", "lid {x}", "n" * 200)
+
+
+@pytest.fixture(scope="module")
+def odd_run(pristine, tmp_path_factory):
+    """A tree in which run.py has run a chapter on a folder with odd names, and that folder."""
+    tree = tmp_path_factory.mktemp("odd") / "tree"
+    shutil.copytree(pristine, tree)
+    root = tree.parent / ODD_ROOT
+    for name in ODD_NAMES:
+        (root / name / "train" / "good" / "rgb").mkdir(parents=True)
+    return tree, root
+
+
+def run_in(tree: Path, *arguments: str) -> str:
+    command = [sys.executable, "workflow/run.py", "--profile=smoke", "--dataset=folder", *arguments]
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_odd_names_reach_the_notebooks_as_they_are(odd_run):
+    tree, root = odd_run
+    settings = '{learning_rate: 1e-4, rgb_model: "001"}'
+    given = (f"--data-root={root}", f"--settings={settings}", "--jobs=4")
+    chapter = "07_table4_loss_ablation"
+    where = re.search(r"^Chapter: (.*)$", run_in(tree, *given, f"--chapter={chapter}"), re.M)[1]
+    seen = {}
+    for path in Path(where).parent.rglob("*.ipynb"):
+        read = json.loads(path.read_text())
+        assert read["data_root"] == str(root)
+        seen.setdefault(path.stem, []).append(read)
+    assert set(seen["00_data"][0]["categories"]) == set(ODD_NAMES)
+    for chapter in ("01_feature_extraction", "03_lspn_training_seed1", "07_table4_loss_ablation"):
+        assert {read["category"] for read in seen[chapter]} == set(ODD_NAMES)
+    assert {read["rgb_model"] for read in seen["01_feature_extraction"]} == {"001"}
+    assert {read["learning_rate"] for read in seen["03_lspn_training_seed0"]} == {1e-4}
+    assert "Nothing to be done" in run_in(tree, *given, f"--chapter={chapter}", "-n")
+
+
+@pytest.mark.parametrize(
+    ("asked", "chosen"),
+    [
+        ("001", ["001"]),
+        ("001, 2023_01/", ["001", "2023_01"]),
+        ("['part a', 001]", ["001", "part a"]),
+        ("['a, b', \"True\"]", ["True", "a, b"]),
+        ("1e3", ["1e3"]),
+    ],
+)
+def test_some_of_the_odd_names_are_chosen(odd_run, asked, chosen):
+    tree, root = odd_run
+    run_in(tree, f"--data-root={root}", f"--categories={asked}", "--chapter=00_data")
+    (path,) = tree.glob("book/executed/smoke/folder-*/00_data.ipynb")
+    read = json.loads(path.read_text())
+    assert read["categories"] == chosen and read["data_root"] == str(root)
+
+
+def test_snakemake_called_directly_takes_texts_or_says_that_they_are_lost(odd_run):
+    tree, root = odd_run
+    named = f"data_root={json.dumps([str(root)], ensure_ascii=False)}"
+    own = ("dataset=folder", named)
+    assert jobs(tree, *own, 'categories=["001"]')["bank"] == 1
+    assert jobs(tree, *own, "categories=['part a', 001]")["bank"] == 2
+    said = snakemake(tree, "-n", "--config", *own, "categories=001", check=False)
+    assert "categories is 1, no text any more; with Snakemake: --config 'categories=[" in said
+    said = snakemake(tree, "-n", "--config", "dataset=folder", "data_root=/a: b", check=False)
+    assert "data_root is {'/a': 'b'}, no text any more" in said
+
+
+def test_the_plan_reads_settings_by_their_type():
+    make_plan = load("plan").make_plan
+    text = "{learning_rate: 1e-4, epochs: 1_0, quantise: yes, background: none, rgb_model: '001'}"
+    expected = {"learning_rate": 1e-4, "epochs": 10, "quantise": True, "background": "none"}
+    expected |= {"rgb_model": "001"}
+    as_mapping = yaml.load(text, Loader=yaml.BaseLoader)  # what `snakemake --config` makes of it
+    for settings in (text, "\ufeff" + text, as_mapping, expected):
+        plan = make_plan({"profile": "smoke", "settings": settings})
+        assert plan.settings == expected
+        assert plan.base.training.learning_rate == 1e-4 and plan.base.features.rgb_model == "001"
+    for name in ("seed", "runs_root", "profile", "data_root"):  # accepted, they would be ignored
+        with pytest.raises(library.ConfigError, match=f"{name} is no setting of the profile"):
+            make_plan({"settings": f"{{{name}: 1}}"})
+    with pytest.raises(library.ConfigError, match="html is '_build/{x}'; expected no braces"):
+        make_plan({"html": "_build/{x}"})
+
+
+def test_some_categories_are_other_features_than_all():
+    plan = load("plan").make_plan
+    alone, both = (plan({"profile": "smoke", "categories": x}) for x in ("gland", "gland cookie"))
+    assert both.base == plan({"profile": "smoke"}).base
+    assert library.listed(alone.base.synthesis.pasted_from) == ["gland"]
+    assert alone.base.stage_hash("data") == both.base.stage_hash("data")
+    assert alone.base.stage_hash("features") != both.base.stage_hash("features")
+
+
+def test_every_entry_point_finds_the_home_folder(pristine, data_root, monkeypatch):
+    root = data_root("folder", ["lid"])
+    monkeypatch.setenv("HOME", str(root.parent))
+    text = f"~/{root.name}/"
+    assert jobs(pristine, "dataset=folder", f"data_root={text}")["data"] == 1
+    place = ("--dataset=folder", f"--data-root={text}")
+    done = call_run("--profile=smoke", *place, "--categories=lid/", "--chapter=00_data", "-n")
+    assert done.returncode == 0, done.stderr
+    check = [sys.executable, "-m", "g2sf_lib.datasets.check", *place, "--category=lid/"]
+    said = subprocess.run(check, cwd=ROOT, capture_output=True, text=True).stdout
+    assert f"{root}/lid" in said and "~" not in said  # it holds no scans, but it was found
+    assert "no category" not in said and "no such folder; expected the folder that" not in said
+
+
+# ------------------------------------------------------------------ two runs beside each other
+
+
+def test_a_second_folder_of_ones_own_leaves_the_first_one_alone(pristine, data_root, tmp_path):
+    tree = tmp_path / "tree"
+    shutil.copytree(pristine, tree)
+    written = []
+    for names in (["lid", "nut"], ["lid"]):
+        before = set(tree.rglob("*.json")) | set(tree.rglob("*.ipynb")) | set(tree.rglob("*.html"))
+        stats = {path: path.stat().st_mtime_ns for path in before if ".snakemake" not in str(path)}
+        given = ("profile=smoke", "dataset=folder", f"data_root={data_root('folder', names)}")
+        snakemake(tree, "--quiet", "all", "--config", *given)
+        assert all(path.stat().st_mtime_ns == at for path, at in stats.items())
+        written.append({p for p in tree.rglob("index.html")} - before)
+        assert jobs(tree, *given[1:]) == {}
+    first, second = (str(path.relative_to(tree)) for (path,) in written)
+    pattern = r"_build/smoke-folder-folder\d-[0-9a-f]{6}/html/index\.html"
+    assert first != second and re.fullmatch(pattern, first) and re.fullmatch(pattern, second)
+    assert not (tree / "_build/html").exists()
+
+
+def test_a_run_on_another_root_or_with_other_settings_is_made_again(pristine, data_root, tmp_path):
+    """Pages and tables of a published data set are replaced; nothing old is taken for new."""
+    tree = tmp_path / "tree"
+    shutil.copytree(pristine, tree)
+    roots = [data_root("mvtec3d", ["bagel", "tire"]) for _ in range(2)]
+    given = [("dataset=mvtec3d", f"data_root={root}") for root in roots]
+    snakemake(tree, "--quiet", "all", "--config", "profile=smoke", *given[0])
+    assert jobs(tree, *given[0]) == {}
+    again = jobs(tree, *given[1])
+    assert {name for name in again if name not in ("all", "book")} >= {"data", "features", "lspn"}
+    assert jobs(tree, *given[0], "categories=bagel")["features"] == 1
+    plans = [
+        load("plan").make_plan({"dataset": "mvtec3d", "data_root": str(r)} | more)
+        for r in roots
+        for more in ({}, {"categories": "bagel"}, {"settings": "{alpha: 3}"})
+    ]
+    folders = {library.stage_dir(plan.base, "lspn") for plan in plans}
+    assert len(folders) == len(plans)
+
+
+def test_pages_of_an_earlier_run_are_no_part_of_this_one(tmp_path, monkeypatch):
+    builder = load("build_book")
+    (tmp_path / "book" / "_static").mkdir(parents=True)
+    (tmp_path / "notebooks").mkdir()
+    write_notebook(tmp_path / "notebooks" / "07_x.ipynb", "a = 1")
+    monkeypatch.setattr(builder, "ROOT", tmp_path)
+    executed = tmp_path / "executed"
+    places = {"a/03_x_seed0": "/one", "b/03_x_seed0": "/one", "05_x": "/one", "07_x": "/other"}
+    for place, root in places.items():
+        path = executed / f"{place}.ipynb"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        notebook = nbformat.read(write_notebook(path, f"place = '{place}'"), as_version=4)
+        papermill = {"end_time": "2026-01-01T00:00:00", "parameters": {"data_root": root}}
+        notebook.metadata["papermill"] = papermill
+        nbformat.write(notebook, path)
+        path.with_suffix(".tsv").write_text("s\tmax_rss\n1.0\t2.0\n")
+    source = tmp_path / "source"
+    left_out = {"07_x": "Not asked for."}
+    builder.assemble(executed, "a", source, left_out, categories=["a"], data_root="/one")
+    status = (source / "status.md").read_text()
+    assert "executed/a/03_x_seed0.ipynb" in status and "executed/05_x.ipynb" in status
+    assert "b/03_x" not in status and "07_x" not in status
+    assert "Not asked for." in (source / "07_x.ipynb").read_text()
+
+
+def test_run_prints_and_reads_what_this_run_wrote(pristine, data_root, tmp_path, monkeypatch):
+    """The book's folder, and the table of this data set, whatever the locale writes."""
+    tree = tmp_path / "tree"
+    shutil.copytree(pristine, tree)
+    root = data_root("folder", ["lid"])
+    config = library.make_config("smoke", dataset="folder", data_root=str(root), category="lid")
+    method = {"method": "g2sf", "i_auroc": 0.9, "i_auroc_se": 0.1, "i_auroc_seed_std": 0.0}
+    method |= {"p_auroc": 0.8, "aupro_30": 0.7, "aupro_1": 0.1}
+    table = {"methods": [method], "differences": [], "seeds": [0]}
+    with (tree / "workflow" / "run_notebook.py").open("a") as file:
+        file.write(f"\nif out.name[:2] == '05' and given.get('write_results'):\n    "
+                   f"done[0].write_text({json.dumps(table)!r})\n")  # fmt: skip
+    plain = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    for name, value in plain.items():
+        monkeypatch.setenv(name, value)
+    said = run_in(tree, f"--data-root={root}/")
+    html = tree / f"_build/smoke-{library.run_name(config)}/html/index.html"
+    assert f"Book: {html}" in said and html.is_file() and "0.900 ± 0.100" in said
+
+
 # ------------------------------------------------------------------ the book's pages
 
 
@@ -769,6 +971,54 @@ def test_notebook_runs_with_parameters_and_threads_and_text_bars(tmp_path):
     printed = nbformat.read(out, as_version=4).cells[-1].outputs[0].text
     assert printed.split() == ["7", "cpu", "3", str(tmp_path)]
     assert [path.name for path in out.parent.iterdir()] == ["out.ipynb"]
+
+
+def test_a_notebook_runs_whatever_the_folder_of_temporary_files(tmp_path, monkeypatch):
+    """The path of a socket has 107 bytes at most."""
+    notebook = write_notebook(tmp_path / "in.ipynb", "a = 1", "print(a)")
+    long = tmp_path / ("d" * 150)
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    done = subprocess.run(
+        command(notebook, tmp_path / "out.ipynb"), cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "over TCP" not in done.stderr and not list(long.iterdir())
+
+
+def test_where_no_socket_can_be_made_the_kernel_talks_over_ports(tmp_path, monkeypatch):
+    notebook_runner = load("run_notebook")
+    with contextlib.ExitStack() as stack:
+        folder = Path(notebook_runner.kernel_channels(stack)["ip"]).parent
+        assert folder.is_dir()
+    assert not folder.exists()
+
+    class NoSocket(socket.socket):
+        def bind(self, address):
+            raise OSError("AF_UNIX is not known here")
+
+    monkeypatch.setattr(notebook_runner.socket, "socket", NoSocket)
+    with contextlib.ExitStack() as stack:
+        assert notebook_runner.kernel_channels(stack) == {"transport": "tcp"}
+    tcp = "module.kernel_channels = lambda stack: {'transport': 'tcp'}\nmodule.main()"
+    start = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'workflow')!r}); import run_notebook as module"
+    )
+    notebook = write_notebook(tmp_path / "in.ipynb", "a = 1")
+    out = tmp_path / "out.ipynb"
+    run = [sys.executable, "-c", f"{start}\n{tcp}", str(notebook), str(out)]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and out.is_file(), done.stderr
+
+
+def test_texts_that_look_like_numbers_stay_texts_in_a_notebook(tmp_path):
+    show = "print(repr(category), repr(other), repr(workers))"
+    notebook = write_notebook(tmp_path / "in.ipynb", "category = other = ''\nworkers = 0", show)
+    out = tmp_path / "out.ipynb"
+    more = ["--parameters", '{"category": "001"}', "--also", "other=002", "--number", "workers=8"]
+    subprocess.run(command(notebook, out, *more), cwd=tmp_path, check=True, capture_output=True)
+    printed = nbformat.read(out, as_version=4).cells[-1].outputs[0].text
+    assert printed.split() == ["'001'", "'002'", "8"]
 
 
 def test_failing_notebook_names_its_cell_and_keeps_the_partial_copy(tmp_path):

@@ -87,16 +87,18 @@ def chapter_target(plan: Plan, chapter: str, notebooks: Path) -> str:
 
 
 def _text(given: Mapping[str, Any], name: str) -> str | None:
-    """Return what was given under a name, or None for nothing.
+    """Return the text that was given under a name, or that a list holds; None for nothing.
 
     Raises:
-        ConfigError: for a number, or a mapping: `snakemake --config` reads values as YAML, so the
-            text itself is lost.
+        ConfigError: for a number, or a mapping: `snakemake --config` takes quotes off and reads
+            what is left as YAML, so the text itself is lost.
     """
     value = given.get(name)
+    if isinstance(value, list | tuple) and len(value) == 1:
+        value = value[0]
     if value is not None and not isinstance(value, str):
         raise ConfigError(
-            f"{name} is {value!r}, no text any more; quote it twice: --config '{name}=\"...\"'"
+            f"{name} is {value!r}, no text any more; with Snakemake: --config '{name}=[\"...\"]'"
         )
     return value or None
 
