@@ -28,7 +28,6 @@ from g2sf_lib.benchmark import (
     checked_seeds,
     fitted_peer,
     measure,
-    resize_mask,
     run_benchmark,
     run_methods,
     run_scores,
@@ -539,14 +538,6 @@ def test_resamples_are_the_same_images_for_every_method(scored):
         areas = evaluation.bootstrap_aupro(maps, scores.masks, (0.3, 0.01), NUM_RESAMPLES, draw)
         np.testing.assert_allclose(kept["aupro_30"], areas[0.3])
         np.testing.assert_allclose(kept["aupro_1"], areas[0.01])
-
-
-def test_resize_mask_by_hand():
-    mask = np.array([[1, 0, 0, 0], [0, 0, 0, 1]], dtype=bool)
-    assert resize_mask(mask, 2).tolist() == [[False, False], [False, True]]
-    large = resize_mask(mask, 8)
-    assert large.shape == (8, 8)
-    assert large[:4, :2].all() and large[4:, 6:].all() and large.sum() == 16
 
 
 # ------------------------------------------------------------------ stages

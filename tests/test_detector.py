@@ -9,7 +9,8 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from g2sf_lib.config import MODALITIES, ScoringConfig, make_config
+from g2sf_lib.config import MODALITIES, ConfigError, ScoringConfig, make_config
+from g2sf_lib.datasets import ScanError
 from g2sf_lib.detector import (
     G2SF,
     bank_tensors,
@@ -314,13 +315,45 @@ def test_synthetic_cells_of_one_class_are_refused(small_config, make_patches, sy
 
 def test_fit_refuses_too_few_scans_and_defective_ones(small_config, make_sample):
     good, defective = make_sample(0), make_sample(1, "dent")
-    with pytest.raises(ValueError, match="G2SF.fit: 1 scans; expected at least 2"):
+    with pytest.raises(ScanError, match="1 good and 0 defective train scans; expected at least 2"):
         G2SF(small_config).fit([good])
-    with pytest.raises(ValueError, match="scan train/dent/001 is 'dent'; expected 'good'"):
-        G2SF(small_config).fit([good, defective])
+    with pytest.raises(ScanError, match="train/dent/001 is 'dent'; expected 'good'"):
+        G2SF(small_config).fit([good, good, defective])
     unlabelled = dataclasses.replace(good, mask=defective.mask)
-    with pytest.raises(ValueError, match="expected 'good'"):
+    with pytest.raises(ScanError, match="144 anomalous pixels; expected none"):
         G2SF(small_config).fit([good, unlabelled])
+
+
+def test_fit_and_predict_refuse_what_no_reader_returns(small_config, make_sample):
+    good = make_sample(0)
+    double = dataclasses.replace(good, xyz=good.xyz.astype(np.float64))
+    with pytest.raises(ScanError, match="xyz is float64 .*expected float32"):
+        G2SF(small_config).fit([good, double])
+    millimetres = dataclasses.replace(good, xyz=good.xyz * 1000)
+    for call in (lambda s: G2SF(small_config).fit([good, s]), G2SF(small_config).predict):
+        with pytest.raises(ScanError, match=f"{good.name}: .*expected .*metres"):
+            call(millimetres)
+
+
+def test_a_bank_too_small_is_told_in_settings_before_it_is_built(small_config, make_patches):
+    bank = dataclasses.replace(small_config.bank, bank_fraction=0.02)
+    config = dataclasses.replace(small_config, bank=bank)
+    patches = [make_patches(n)[0] for n in range(3)]
+    cells = sum(int(p.foreground.sum()) for p in patches)
+    size = round(0.02 * cells)
+    assert 1 <= size < 5  # 2 k + 1 with k = 2
+    with pytest.raises(ConfigError) as caught:
+        G2SF(config).fit_bank(patches)
+    for words in (f"{size} prototypes", f"{cells} cells of 3 training", "bank_fraction", "k = 2"):
+        assert words in str(caught.value)
+
+
+def test_features_that_do_not_vary_are_told(small_config, make_patches):
+    patches = make_patches(0)[0]
+    feat = patches.feat | {"pcd": torch.ones_like(patches.feat["pcd"])}
+    flat = dataclasses.replace(patches, feat=feat)
+    with pytest.raises(ValueError, match="pcd features of all .* are 1; expected features that"):
+        G2SF(small_config).fit_bank([flat, flat])
 
 
 def test_banks_go_through_their_tensors():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import importlib
 import os
 import threading
@@ -118,27 +117,27 @@ def files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, Pa
     return found, problems
 
 
-def split_problems(split: str, labels: Sequence[str], where: str) -> list[str]:
+def split_problems(split: str, scans: Sequence, where: str) -> list[str]:
     """Return what is wrong with the scans of a split taken together, one line each.
 
     The check, the stages and `G2SF.fit` ask here, so that all refuse the same and in these words.
 
     Args:
         split: "train", "validation" or "test".
-        labels: of its scans.
+        scans: each with `name` and `label`.
         where: what the split is called in the message.
     """
-    bad = collections.Counter(label for label in labels if label != "good")
-    told = f"{len(labels) - bad.total()} good and {bad.total()} defective {split} scans"
+    bad = [scan for scan in scans if scan.label != "good"]
+    told = f"{len(scans) - len(bad)} good and {len(bad)} defective {split} scans"
     if split == "test":
         needed = "both, a score needs them"
-        return [f"{where}: {told}; expected {needed}"] if not 0 < bad.total() < len(labels) else []
+        return [f"{where}: {told}; expected {needed}"] if not 0 < len(bad) < len(scans) else []
     problems = []
     if bad:
-        kinds = ", ".join(f"{num} {label!r}" for label, num in bad.items())
-        problems.append(f"{where}: {kinds}; expected 'good' alone, nothing else is normal")
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        problems.append(f"{where}: {bad[0].name} is {bad[0].label!r}{more}; expected 'good' alone")
     least = 2 if split == "train" else 1
-    if len(labels) < least:
+    if len(scans) < least:
         why = "a paste comes from another scan" if split == "train" else "they calibrate the scores"
         problems.append(f"{where}: {told}; expected at least {least} good, {why}")
     return problems
@@ -152,9 +151,7 @@ def find_split(dataset: str, root: Path | str, category: str, split: str) -> tup
     """
     scans, problems = reader(dataset).find_scans(Path(root), category, split)
     if not problems:  # of what is incomplete the whole says little
-        problems = split_problems(
-            split, [files.label for files in scans], str(Path(root) / category)
-        )
+        problems = split_problems(split, scans, str(Path(root) / category))
     return scans, problems
 
 
@@ -244,7 +241,7 @@ def check_normal(split: str, samples: Sequence[Sample], where: str) -> None:
     """
     for sample in samples:
         check_sample(sample)
-    if problems := split_problems(split, [sample.label for sample in samples], where):
+    if problems := split_problems(split, samples, where):
         raise ScanError("\n".join(problems))
 
 

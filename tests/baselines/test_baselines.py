@@ -374,13 +374,13 @@ def test_a_defective_scan_is_refused_by_name_before_anything_is_computed(
 ):
     baseline = Baseline(method, config)
     baseline.__dict__["extract"] = None
-    scans = {"samples": [make_sample(0)], "held_out": [make_sample(1)]}
+    scans = {"samples": [make_sample(0), make_sample(4)], "held_out": [make_sample(1)]}
     scans[where].append(make_sample(2, "dent"))
-    with pytest.raises(ValueError, match="scan train/dent/002 is 'dent'; expected 'good'"):
+    with pytest.raises(ValueError, match="train/dent/002 is 'dent'; expected 'good'"):
         baseline.fit(**scans)
     marked = dataclasses.replace(make_sample(3), mask=np.ones((96, 96), dtype=bool))
     scans[where][-1] = marked  # called good, but something is marked
-    with pytest.raises(ValueError, match="scan train/good/003"):
+    with pytest.raises(ValueError, match="train/good/003: 9216 anomalous pixels"):
         baseline.fit(**scans)
 
 

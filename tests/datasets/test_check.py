@@ -178,7 +178,12 @@ MVTEC = {
     "no label": ("train", emptied, "no sub-folder found"),
     "only good": ("test", only_good, "1 good and 0 defective test scans", ""),
     "one to train": ("train", one_scan_left, "1 good and 0 defective train scans", ""),
-    "defect to train": ("train", good_is_called("cut"), "2 'cut'; expected 'good' alone", ""),
+    "defect to train": (
+        "train",
+        good_is_called("cut"),
+        "train/cut/000 is 'cut' and 1 more; expected 'good'",
+        "",
+    ),
     "jpeg beside": ("train/good/rgb/001.png", doubled(".jpg"), ".jpg", "train/good/rgb/001.jpg"),
     "twice": ("test/good/rgb/000.png", doubled(".PNG"), "found too", "test/good/rgb/000.png"),
     "text": ("train/good/xyz/001.tiff", doubled(".txt"), ".txt found", "train/good/xyz/001.txt"),

@@ -129,7 +129,9 @@ def test_a_number_is_what_people_read_as_one(tmp_path, text):
 
 @pytest.mark.parametrize("place", [(-120.0, 2.0), (3.0, 900.0), (0.0, -1.0)])
 def test_the_principal_point_of_a_cropped_image_may_lie_outside(one, place):
-    (one / "camera.yaml").write_text(yaml.safe_dump(CAMERA | dict(zip(("cx", "cy"), place))))
+    (one / "camera.yaml").write_text(
+        yaml.safe_dump(CAMERA | dict(zip(("cx", "cy"), place, strict=True)))
+    )
     xyz = read_scan(list_scans(one, "gasket", "train")[0]).xyz
     x, y = (0 - place[0]) / 400 * 0.5, (0 - place[1]) / 500 * 0.5
     np.testing.assert_allclose(xyz[0, 0], [x, y, 0.5], rtol=1e-6)

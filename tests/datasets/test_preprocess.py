@@ -186,6 +186,55 @@ def test_scans_without_background_or_object_are_refused():
         preprocess(scan, CONFIG)
 
 
+def frame_filling(height):
+    """Return a scan in which the object fills the frame: a plateau with a bump, and no floor."""
+    scan, _ = make_scan(height=96, width=96, bumps=())
+    rows, columns = np.mgrid[:96, :96]
+    height = np.where(np.hypot(rows - 48, columns - 48) < 5, height, 0)
+    scan.xyz[..., 2] -= np.where(scan.foreground, height, 0).astype(np.float32)
+    return scan
+
+
+def test_a_plane_through_the_object_is_no_background():
+    scan = frame_filling(0.012)  # the border's plane fits well, and 1 % of the points remain
+    assert 30 < (np.hypot(*(np.indices((96, 96)) - 48)) < 5).sum() < 0.02 * 96**2
+    with pytest.raises(ScanError, match="points are left as the object.*background to none"):
+        preprocess(scan, CONFIG)
+    allowed = dataclasses.replace(CONFIG, min_object_share=0.0)
+    assert 0 < preprocess(scan, allowed).foreground.sum() < 0.02 * 96**2
+    whole = preprocess(scan, dataclasses.replace(CONFIG, background="none"))
+    assert whole.foreground.sum() > 0.95 * scan.foreground.sum()
+
+
+def test_a_plane_with_points_on_both_sides_is_no_background():
+    scan, _ = make_scan(bumps=((36, 26, 14),))
+    rows, columns = np.mgrid[:72, :88]
+    pit = np.hypot(rows - 36, columns - 62) < 8
+    scan.xyz[..., 2] += np.where(pit & scan.foreground, 0.012, 0).astype(np.float32)
+    with pytest.raises(ScanError, match="test/good/000: .*one side of it; expected 90%"):
+        preprocess(scan, CONFIG)
+
+
+def test_a_plane_through_a_part_of_the_border_is_no_background():
+    scan, _ = make_scan()
+    rows, columns = np.mgrid[:72, :88]
+    wave = np.where(columns < 56, 0.05 * np.sin(rows / 3 + columns / 4), 0)  # a third is flat
+    scan.xyz[..., 2] += (wave * scan.foreground).astype(np.float32)
+    with pytest.raises(ScanError, match="test/good/000: no plane through the"):
+        preprocess(scan, CONFIG)
+
+
+def test_what_training_refuses_is_refused_before_it(tmp_path):
+    write_data_set(tmp_path / "one", 1)
+    with pytest.raises(ScanError, match="part: 1 good and 0 defective train scans; expected at"):
+        prepare(tmp_path / "one", tmp_path / "out", ["part"], CONFIG, ["train"], progress=False)
+    assert len(list_prepared(tmp_path / "out", "part", "train")) == 1  # what is good is kept
+    write_data_set(tmp_path / "bad", 2)
+    write_data_set(tmp_path / "bad", 1, label="dent")
+    with pytest.raises(ScanError, match="part: train/dent/000 is 'dent'; expected 'good'"):
+        prepare(tmp_path / "bad", tmp_path / "out", ["part"], CONFIG, ["train"], progress=False)
+
+
 def test_prepared_scans_are_the_preprocessed_ones(tmp_path):
     root, out = tmp_path / "raw", tmp_path / "out"
     write_data_set(root, 1, split="test", label="hole")
