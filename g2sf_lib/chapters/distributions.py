@@ -20,6 +20,7 @@ from g2sf_lib.benchmark import (
 from g2sf_lib.chapters.wording import p_text, signed, with_spread
 from g2sf_lib.config import Config, ScoringConfig
 from g2sf_lib.detector import counted_cells
+from g2sf_lib.evaluation import resize_mask
 from g2sf_lib.experiments import checked_categories
 from g2sf_lib.features import PackedPatches
 from g2sf_lib.results import LEVEL, METHOD_NAMES
