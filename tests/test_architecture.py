@@ -21,8 +21,8 @@ FLOORS = (
     ("timing", "tuning", "quantities"),
     ("results", "costs"),
     ("ablations",),
-    ("reports", "chapters", "playground"),
     ("published",),
+    ("reports", "chapters", "playground"),
 )
 BESIDE = ("plots",)  # arrays in, Figure out
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -59,7 +59,9 @@ def test_a_raw_scan_by_label_and_number(tmp_path):
             if kind == "rgb":
                 Image.fromarray(np.full((4, 5, 3), 7 + number, np.uint8)).save(path)
             else:
-                tifffile.imwrite(path, np.ones((4, 5, 3), np.float32), photometric="rgb")
+                rows, columns = np.indices((4, 5)) * 1e-3
+                xyz = np.stack([columns, rows, rows * 0 + 0.5], axis=-1).astype(np.float32)
+                tifffile.imwrite(path, xyz, photometric="rgb")
     scan = chapters.raw_scan(config, "bagel", number=1)
     assert scan.name == "train/good/001" and (scan.rgb == 8).all()
     with pytest.raises(ValueError, match="bagel/train/good: 2 scans.*number 2"):

@@ -187,6 +187,8 @@ def test_the_chapter_runs_on_whatever_was_measured(tmp_path, scale_file):
     command = [sys.executable, str(ROOT / "workflow" / "run_notebook.py"), str(notebook), str(out)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     shutil.copy(scale_file, tmp_path / "data" / "results" / "scale.json")
+    for name in ("mvtec3d_demo.json", "preprocessing_mvtec3d_demo.json"):
+        shutil.copy(ROOT / "data" / "results" / name, tmp_path / "data" / "results" / name)
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     outputs = [x for c in nbformat.read(out, as_version=4).cells for x in c.get("outputs", [])]

@@ -30,9 +30,19 @@ CHAPTERS = [
     "92_peer_settings",
 ]
 BASE = {"profile", "dataset", "category", "seed", "device", "data_root"}
-LINES, PARAMETERS = 12, 30
+LINES, PARAMETERS = 25, 30
 DRAWING = ("matplotlib", "seaborn", "plotly")
-SMALL = {"IPython", "dataclasses", "json", "math", "pathlib", "numpy", "pandas"}
+SMALL = {
+    "IPython",
+    "dataclasses",
+    "itertools",
+    "json",
+    "math",
+    "pathlib",
+    "numpy",
+    "open3d",
+    "pandas",
+}
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -167,12 +177,10 @@ def test_cells_are_short(path):
 
 
 @each_notebook
-def test_nothing_is_defined_and_no_loop_is_nested(path):
+def test_no_loop_is_nested(path):
     loops = ast.For | ast.While | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
-    defined = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
     for cell in code_cells(path):
         for node in ast.walk(ast.parse(cell.source)):
-            assert not isinstance(node, defined), cell.source
             if isinstance(node, loops):
                 inside = [inner for inner in ast.walk(node) if isinstance(inner, loops)]
                 assert len(inside) == 1 and len(getattr(node, "generators", [1])) == 1, cell.source

@@ -101,6 +101,7 @@ def test_every_stage_of_profile_paper(configure, dataset):
     assert prepared["background"] == {"mvtec3d": "plane", "eyecandies": "conveyor"}[dataset]
 
     counts = run_features(config, [config.category])
+    assert counts.pop("pastes_without_cell") == 0
     assert counts == {
         "train": 3, "validation": 2, "test": 3, "synthetic": 4, "synthetic_validation": 2,
     }  # fmt: skip

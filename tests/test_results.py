@@ -470,3 +470,14 @@ def test_a_summary_says_where_it_comes_from(comparison, summary, tmp_path):
 def test_every_method_has_a_name():
     assert METHOD_NAMES.keys() == set(METHODS)
     assert len(set(METHOD_NAMES.values())) == len(METHODS)
+
+
+def test_committed_results_name_where_they_come_from():
+    summary = json.loads(
+        (Path(__file__).parent.parent / "data/results/mvtec3d_demo.json").read_text(
+            encoding="utf-8"
+        )
+    )
+    assert summary["data"]["categories"] == ["cable_gland"] and len(summary["seeds"]) == 3
+    assert summary["command"].startswith("make book PROFILE=demo DATASET=mvtec3d DATA_ROOT=")
+    assert summary["git_commit"] and summary["settings"]["epochs"]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from g2sf_lib.config import CATEGORIES
 from g2sf_lib.datasets import check as check_module
-from g2sf_lib.datasets.check import Count, Report, check, differences, main, table
+from g2sf_lib.datasets.check import PUBLISHED_ALL, Count, Report, check, differences, main, table
 
 CATEGORY = {"mvtec3d": "bagel", "eyecandies": "CandyCane", "folder": "bagel"}
 
@@ -404,19 +404,22 @@ def test_counts_beside_the_published_ones():
     assert differences(short)[1].startswith("not looked at: ChocolateCookie, ")
 
 
-def test_totals_of_mvtec():
+def test_counts_of_mvtec():
     names = CATEGORIES["mvtec3d"]
-    some = counts(names[:9], (260, 0), (29, 0), (20, 100))
-    last = (("train", 316, 0), ("validation", 33, 0), ("test", 17, 100))
-    whole = Report("mvtec3d", some + tuple(Count("tire", *num, 0) for num in last), ())
-    assert differences(whole) == []
-    lines = [line.split() for line in table(whole).splitlines()]
-    assert lines[1] == ["bagel", "train", "260", "0", "260", "0", "-"]
+    assert list(PUBLISHED_ALL["mvtec3d"]) == list(names)
+    whole = tuple(
+        Count(name, split, num, 0, 0)
+        for name, splits in PUBLISHED_ALL["mvtec3d"].items()
+        for split, num in splits.items()
+    )
+    report = Report("mvtec3d", whole, ())
+    assert differences(report) == []
+    lines = [line.split() for line in table(report).splitlines()]
+    assert lines[1] == ["bagel", "train", "244", "0", "244", "0", "244"]
+    # facts.md, section 1: what all categories sum up to
     assert [line[-1] for line in lines[-3:]] == ["2656", "294", "1197"]
-    less = dataclasses.replace(whole, counts=(*whole.counts[:-1], Count("tire", "test", 7, 9, 0)))
-    assert differences(less) == ["test: 1096 scans in ten categories; published 1197"]
-    part = Report("mvtec3d", some, ())
-    assert differences(part) == ["not looked at: tire"]
+    part = Report("mvtec3d", (*whole[:26], Count("rope", "test", 7, 9, 0)), ())
+    assert differences(part) == ["rope/test: 16 scans; published 101", "not looked at: tire"]
     assert [line.split()[-1] for line in table(part).splitlines()[-3:]] == ["-"] * 3
 
 
