@@ -126,7 +126,8 @@ def pristine(tmp_path_factory):
         shutil.copy2(ROOT / name, tree / name)
     shutil.copytree(ROOT / "data" / "paper", tree / "data" / "paper")
     (tree / "data" / "results").mkdir()
-    (tree / "data" / "results" / "scale.json").write_text("{}")
+    for name in ("scale", "mvtec3d_demo"):
+        (tree / "data" / "results" / f"{name}.json").write_text("{}")
     (tree / "book" / "intro.md").write_text("# Introduction\n")
     (tree / "notebooks").mkdir()
     for name in NOTEBOOKS:
