@@ -22,28 +22,26 @@ from g2sf_lib import evaluation
 from g2sf_lib.baselines import BANKS, Baseline, ScanScore, find_nearest
 from g2sf_lib.baselines import METHODS as PEERS
 from g2sf_lib.baselines.banks import RULES
-from g2sf_lib.config import MODALITIES, Config, ConfigError, listed, scans_dir, stage_dir
+from g2sf_lib.config import Config, ConfigError, listed, scans_dir, stage_dir
 from g2sf_lib.datasets.preprocess import list_prepared, load_prepared
 from g2sf_lib.detector import G2SF, counted_cells, pick_device, to_prediction
 from g2sf_lib.experiments import (
     Banks,
-    categories_of,
     checked_categories,
-    extract_split,
+    fitted,
     load_banks,
     load_features,
     recorded,
-    synthetic_cells,
 )
-from g2sf_lib.features import FeatureExtractor, PackedPatches, foreground_features
+from g2sf_lib.features import PackedPatches, foreground_features
 from g2sf_lib.fusion import aggregate
 from g2sf_lib.memory import Rows
 from g2sf_lib.storage import read_described, write_described
 
-METHODS = ("g2sf", "w1", "either", *PEERS)
-OURS = ("g2sf", "w1", "either")  # the method, its control, and a variant; the others are peers
+METHODS = ("g2sf", "w1", "both", *PEERS)
+OURS = ("g2sf", "w1", "both")  # the method, its control, and a variant; the others are peers
 SIMPLE = ("g2sf", "w1", "rgb", "pcd", "sum", "max", "concat")  # what chapter 04 compares
-SEEDED = ("g2sf", "w1", "either", "m3dm", "cfm", "ast")  # the others are the same whatever the seed
+SEEDED = ("g2sf", "w1", "both", "m3dm", "cfm", "ast")  # the others are the same whatever the seed
 TRAINED = ("cfm", "ast")  # peers with networks of their own
 SILHOUETTES = ("exclude", "count")
 NUM_RESAMPLES = 1000
@@ -53,7 +51,7 @@ RESAMPLED = ("i_auroc", "aupro_30", "aupro_1")  # metrics whose error over image
 def checked_methods(config: Config, methods: Sequence[str] | str | None) -> tuple[str, ...]:
     """Return the methods asked for in the order of the tables; None: all.
 
-    Profile `paper` leaves "either" out unless it is asked for: it would train as long again.
+    Profile `paper` leaves "both" out unless it is asked for: it would train as long again.
 
     Args:
         config: of the run.
@@ -63,7 +61,7 @@ def checked_methods(config: Config, methods: Sequence[str] | str | None) -> tupl
         ConfigError: for one that does not exist, or no list.
     """
     if methods is None:
-        return tuple(m for m in METHODS if m != "either" or config.profile != "paper")
+        return tuple(m for m in METHODS if m != "both" or config.profile != "paper")
     asked = listed(methods)
     is_list = isinstance(asked, (list, tuple)) and len(asked) > 0
     if not is_list or not all(method in METHODS for method in asked):
@@ -116,7 +114,7 @@ class Split:
     @property
     def cell_labels(self) -> list[Tensor]:
         """(cells,) bool a scan, True on anomalous cells."""
-        return self._features[1]
+        return [lab.any(1) if lab.ndim == 2 else lab for lab in self._features[1]]
 
     @cached_property
     def stored(self) -> Banks:
@@ -226,41 +224,18 @@ class Scores:
 def score_file(config: Config, method: str, seed: int) -> Path:
     """Return where scores and metrics of a method and seed are kept for the config's category."""
     stages = {"cfm": "cfm_scores", "ast": "ast_scores"}
-    stages |= dict.fromkeys(("g2sf", "w1", "either"), "scores")
+    stages |= dict.fromkeys(("g2sf", "w1", "both"), "scores")
     of_seed = dataclasses.replace(config, seed=seed)
-    if method == "either":
-        of_seed = with_either_pastes(of_seed)
+    if method == "both":
+        of_seed = with_both_pastes(of_seed)
     return stage_dir(of_seed, stages.get(method, "bank_scores")) / f"{method}.json"
 
 
-def with_either_pastes(config: Config) -> Config:
-    """Return the config whose pastes change image, surface or both; the paper's change both."""
-    synthesis = dataclasses.replace(config.synthesis, paste_in="either")
-    return dataclasses.replace(config, synthesis=synthesis)
-
-
-def fitted_either(config: Config, banks: Banks, progress: bool = False) -> G2SF:
-    """Return G2SF trained on pastes in either modality; banks and all else are the paper's.
-
-    Args:
-        config: of the run, with the seed of the training; its own kind of pastes is not used.
-        banks: what the bank stage stored.
-        progress: whether progress bars are shown. An interrupted training goes on.
-    """
-    config = with_either_pastes(config)
-    folder = stage_dir(config, "lspn")
-    if not (folder / "detector.json").exists():
-        extract = FeatureExtractor(config.features, pick_device(config.device))
-        extract_split(config, "synthetic", categories_of(config), extract)
-        detector = G2SF(config)
-        detector.standardiser = banks.standardiser
-        detector.banks = {mod: banks.banks[mod] for mod in MODALITIES}
-        cells = synthetic_cells(config, banks, progress)
-        detector.fit_cells(cells, folder / "checkpoint.safetensors", progress)
-        detector.save(folder)
-    detector = G2SF.load(folder, config.device)
-    detector.config = config  # how it scores may be another way than when it was trained
-    return detector
+def with_both_pastes(config: Config) -> Config:
+    """Return the config whose pastes all change both modalities, as the paper's do."""
+    return dataclasses.replace(
+        config, synthesis=dataclasses.replace(config.synthesis, paste_in="both")
+    )
 
 
 def fitted_peer(
@@ -350,8 +325,8 @@ def _scans_of(config: Config, method: str, train: Split, splits: Sequence[Split]
         detector = trained_detector(config)
         each = [_g2sf_scans(detector, split) for split in splits]
         return {name: [of_split[name] for of_split in each] for name in ("g2sf", "w1")}
-    if method == "either":
-        detector = fitted_either(config, splits[0].stored, progress)
+    if method == "both":
+        detector = fitted(with_both_pastes(config), progress)
         return {method: [_g2sf_scans(detector, split)["g2sf"] for split in splits]}
     peer = fitted_peer(config, method, train, splits[0].stored, progress)
     found = []
@@ -432,7 +407,7 @@ def run_methods(
 
     Args:
         config: of the run.
-        methods: some of `METHODS`; "either" is G2SF trained on pastes that change image,
+        methods: some of `METHODS`; "both" is G2SF trained on pastes that change image,
             surface or both, which is not in the paper.
         seeds: of the methods in `SEEDED`; 03 has run for each of them if G2SF is asked for.
         progress: whether a progress bar is shown.

@@ -33,26 +33,31 @@ CATEGORIES = {
         *("HazelnutTruffle", "LicoriceSandwich", "Lollipop", "Marshmallow", "PeppermintCandy"),
     ),
 }  # the data set "folder" is not here: its categories are called what its folders are
-# stage -> the one whose output it reads; "scores" are those of G2SF, "quantities" those of its
-# parts and variants, "bank_scores" those of methods that need nothing but banks.
-STAGE_NEEDS = {
-    "data": None,
-    "features": "data",
-    "bank": "features",
-    "lspn": "bank",
-    "cfm": "bank",
-    "ast": "bank",
-    "scores": "lspn",
-    "quantities": "lspn",
-    "bank_scores": "bank",
-    "cfm_scores": "cfm",
-    "ast_scores": "ast",
+# stage -> those whose output it reads; "pastes" are features of synthetic anomalies, "cells" the
+# labelled cells with their neighbours, "scores" are those of G2SF, "quantities" those of its parts
+# and variants, "bank_scores" those of methods that need nothing but banks.
+STAGE_NEEDS: dict[str, tuple[str, ...]] = {
+    "data": (),
+    "features": ("data",),
+    "pastes": ("features",),
+    "bank": ("features",),
+    "cells": ("bank", "pastes"),
+    "lspn": ("cells",),
+    "cfm": ("bank",),
+    "ast": ("bank",),
+    "scores": ("lspn",),
+    "quantities": ("lspn",),
+    "bank_scores": ("bank",),
+    "cfm_scores": ("cfm",),
+    "ast_scores": ("ast",),
 }
 STAGES = tuple(STAGE_NEEDS)
 STAGE_MODULES = {
     "data": ("datasets",),
-    "features": ("features", "synthesis.py"),
+    "features": ("features",),
+    "pastes": ("synthesis.py",),
     "bank": ("memory.py", "baselines/banks.py", "detector.py"),
+    "cells": (),
     "lspn": ("fusion.py", "losses.py", "training.py"),
     "cfm": ("baselines/cfm.py", "baselines/loop.py", "baselines/__init__.py"),
     "ast": ("baselines/student_teacher.py", "baselines/loop.py", "baselines/__init__.py"),
@@ -64,8 +69,10 @@ STAGE_MODULES = {
 }
 STAGE_SECTIONS = {
     "data": ("data", "preprocess"),
-    "features": ("features", "synthesis"),
+    "features": ("features",),
+    "pastes": ("synthesis",),
     "bank": ("bank",),
+    "cells": ("cells",),
     "lspn": ("model", "loss", "training"),
     "cfm": ("cfm",),
     "ast": ("ast",),
@@ -81,8 +88,8 @@ NO_STAGE = ("check.py", "weights.py")  # programs that lie beside modules of a s
 
 def stage_chain(stage: str) -> tuple[str, ...]:
     """Return the stages that one builds on, the first first, and itself."""
-    before = STAGE_NEEDS[stage]
-    return (stage,) if before is None else (*stage_chain(before), stage)
+    before = [known for need in STAGE_NEEDS[stage] for known in stage_chain(need)]
+    return tuple(dict.fromkeys([*before, stage]))
 
 
 def stage_files(stage: str) -> list[Path]:
@@ -199,20 +206,30 @@ class FeatureConfig:
 class SynthesisConfig:
     """Section 3.7: pseudo-anomalies pasted under Perlin masks."""
 
-    num_synthetic: int = setting(120, "two on every training scan", low=2)
-    num_synthetic_validation: int = setting(40, "four on every validation scan", low=2)
+    num_synthetic: int = setting(800, "facts.md, section 4", low=2)
+    num_synthetic_validation: int = setting(80, "a tenth of the training ones", low=2)
+    augment: Literal["none", "published"] = setting(
+        "none", "turned and scaled, cells leave the pixel grid that test scans lie on"
+    )
+    normal_cells: Literal["untouched", "pasted"] = setting(
+        "untouched", "those of the training scans; pasted: what pastes leave of them, as published"
+    )
     noise_threshold: float = setting(0.4, "facts.md, section 4", low=0, high=1)
     min_component_px: int = setting(100, "of 512 x 512, facts.md, section 4", low=1)
     max_component_px: int = setting(1600, "of 512 x 512, facts.md, section 4", low=1)
     min_paste_px: int = setting(300, "of 512 x 512, facts.md, section 4", low=1)
-    min_offset_m: float = setting(0.0002, "along the view, random sign", low=0)
-    max_offset_m: float = setting(0.002, "along the view, random sign", low=0)
-    min_blend: float = setting(0.5, "weight of the pasted colour, uniform up to 1", low=0, high=1)
+    strength: Literal["log", "uniform"] = setting(
+        "log", "of blend and offset: as many pastes near the noise as far above; uniform: published"
+    )
+    min_offset_m: float = setting(0.00005, "along the view, random sign", low=1e-9)
+    max_offset_m: float = setting(0.001, "along the view, random sign", low=0)
+    min_blend: float = setting(0.05, "least weight of the pasted colour", low=1e-9, high=1)
+    max_blend: float = setting(1.0, "largest weight of the pasted colour", low=1e-9, high=1)
     label_rule: Literal["cover", "centre"] = setting(
         "cover", "a quarter of a cell; the published centre overlooks pastes on wide cells"
     )
     paste_in: Literal["both", "either"] = setting(
-        "both", "Section 3.7; either: a third change the image only, a third the points only"
+        "either", "a third change the image only, a third the points only; both: Section 3.7"
     )
     sources_per_category: int | None = setting(
         None, "training scans of every category; None: 8, for Eyecandies 24, as published", low=1
@@ -235,6 +252,21 @@ class BankConfig:
         "None: distances as they are; 0.9: the published sparse random projection",
         low=0,
         high=1,
+    )
+
+
+@dataclass(frozen=True)
+class CellsConfig:
+    """Which cells LSPN is trained on, and among which prototypes their neighbours are."""
+
+    reach_cells: int = setting(
+        2, "so far features see a paste; nearer cells are neither normal nor anomalous", low=0
+    )
+    outline_cells: Literal["exclude", "count"] = setting(
+        "exclude", "cells that scoring leaves out teach nothing about those that count"
+    )
+    own_prototypes: Literal["leave_out", "keep"] = setting(
+        "leave_out", "no test cell meets itself in the bank"
     )
 
 
@@ -272,16 +304,23 @@ class LossConfig:
     form: Literal["paper", "official"] = setting("paper", "the paper is the specification")
     sep_form: Literal["paper", "official"] | None = setting(None, "Eq. 4, or squared and weighted")
     mar_form: Literal["paper", "official"] | None = setting(
-        None, "Eq. 5, or margins divided by m_u"
+        None, "Eq. 5, or on squares with gradient through its bounds"
     )
     cma_form: Literal["paper", "official"] | None = setting(
-        None, "Eq. 8, or directions in one half and prototypes in the other"
+        None, "Eq. 8, or features in one half and prototypes in the other; mean over modalities"
     )
     direction_form: Literal["paper", "official"] | None = setting(
         None, "Eq. 1 a modality, or joint over both and multiplied by 5"
     )
     jitter_form: Literal["paper", "official"] | None = setting(
         None, "no jitter, or features and nearest prototypes by up to 0.1 of the mean distance"
+    )
+    start_form: Literal["paper", "official"] | None = setting(
+        None, "w starts at 1 (Section 3.4), or near it, from the layers' usual initial weights"
+    )
+    label_of: Literal["modality", "cell"] = setting(
+        "modality",
+        "Eq. 7 with a label for each: a paste that changed one asks nothing of the other",
     )
 
 
@@ -299,8 +338,14 @@ class TrainingConfig:
     weight_decay: float = setting(1e-4, "facts.md, section 5", low=0)
     l1: float = setting(0.0, "with 185 inputs the published 5e-4 outweighs every loss", low=0)
     heldout_fraction: float = setting(0.5, "of the images or cells", low=0.05, high=0.95)
-    heldout_by: Literal["image", "cell"] = setting(
-        "image", "cells of an image share pixels; cell: as in the authors' code"
+    heldout_by: Literal["target", "image", "cell"] = setting(
+        "target", "two pastes on one scan share its pixels; cell: as in the authors' code"
+    )
+    criterion: Literal["images", "losses"] = setting(
+        "images", "image AUROC of pasted and untouched scans; losses: L_sep + alpha L_mar"
+    )
+    normaliser: Literal["mean", "std"] = setting(
+        "mean", "of distances of normal cells, facts.md, section 5"
     )
 
 
@@ -373,6 +418,7 @@ class Config:
     features: FeatureConfig = field(default_factory=FeatureConfig)
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     bank: BankConfig = field(default_factory=BankConfig)
+    cells: CellsConfig = field(default_factory=CellsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -618,7 +664,8 @@ def _check_pairs(config: Config) -> None:
         ConfigError: naming both.
     """
     paste, data, bank = config.synthesis, config.data, config.bank
-    for low, high in (("min_offset_m", "max_offset_m"), ("min_component_px", "max_component_px")):
+    limits = ("offset_m", "component_px", "blend")
+    for low, high in ((f"min_{name}", f"max_{name}") for name in limits):
         least, most = getattr(paste, low), getattr(paste, high)
         if least > most:
             raise ConfigError(f"{low} is {least!r} and {high} {most!r}; expected {low} <= {high}")

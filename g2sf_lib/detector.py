@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.ndimage import binary_erosion, gaussian_filter
+from scipy.ndimage import binary_dilation, binary_erosion, gaussian_filter
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from g2sf_lib.config import (
     MODALITIES,
     BankConfig,
+    CellsConfig,
     Config,
     ConfigError,
     ScoringConfig,
@@ -34,7 +36,7 @@ from g2sf_lib.features import (
 from g2sf_lib.fusion import LSPN, GlobalScale, aggregate
 from g2sf_lib.memory import MemoryBank, Rows, Standardiser, bank_size
 from g2sf_lib.storage import read_described, write_described
-from g2sf_lib.synthesis import synthesise_set
+from g2sf_lib.synthesis import CHANGED, synthesise_set
 from g2sf_lib.training import Cells, Metric, train_metric
 
 
@@ -166,27 +168,165 @@ def query_banks(
     )
 
 
-def labelled_cells(
-    patches: Sequence[Patches | PackedPatches],
-    labels: Sequence[Tensor],
-    standardiser: Standardiser,
-    index: dict[str, Tensor],
-    s: Tensor,
-) -> Cells:
-    """Return the foreground cells of synthetic scans with their neighbourhoods.
+def pasted_patches(
+    sample: Sample, extract: FeatureExtractor, config: Config, whole: bool = False
+) -> tuple[PackedPatches, Tensor]:
+    """Return features and labels of a synthetic scan.
 
     Args:
-        patches: one entry a synthetic scan.
-        labels: (cells,) bool each, True on pasted cells.
-        standardiser: from normal training cells.
-        index: mod -> (N, 2k + 1) prototype rows, from `query_banks`.
-        s: (N, 2k + 1, M) distances, from `query_banks`.
+        sample: of `synthesise`.
+        extract: holds the networks.
+        config: how cells are labelled, and where normal cells come from.
+        whole: whether all cells are described; else only those that are trained on.
+
+    Returns:
+        patches; (cells, M) bool, which cells a paste changed, and in which modality.
     """
-    feat = standardiser(foreground_features(patches))
-    is_anomalous = torch.cat([lab[p.foreground] for p, lab in zip(patches, labels, strict=True)])
-    sizes = torch.tensor([int(p.foreground.sum()) for p in patches])
-    image = torch.repeat_interleave(torch.arange(len(patches)), sizes)
-    return Cells(feat, index, s, is_anomalous, image)
+    synthesis = config.synthesis
+    pasted = cell_labels(sample.mask, config.features.grid_size, synthesis.label_rule)
+    labels = pasted[:, None] & torch.tensor(CHANGED[sample.label])
+    needs_all = whole or synthesis.normal_cells == "pasted"
+    return pack(extract(sample, None if needs_all else pasted)), labels
+
+
+@dataclass(frozen=True)
+class LabelledScan:
+    """A scan whose cells are trained on: a normal one, or a synthetic anomaly.
+
+    Attributes:
+        patches: its features; of a synthetic one only where they are needed.
+        labels: (cells, M) bool, which cells were changed by a paste, and in which modality.
+        target: number of the normal training scan that it is, or that its pastes stand on.
+        outline: the patches that say which cells are at the outline of the object.
+    """
+
+    patches: Patches | PackedPatches
+    labels: Tensor
+    target: int
+    outline: Patches | PackedPatches
+
+
+def labelled_scans(
+    normal: Sequence[Patches | PackedPatches],
+    pasted: Sequence[Patches | PackedPatches],
+    labels: Sequence[Tensor],
+    is_untouched: bool,
+) -> list[LabelledScan]:
+    """Return the scans whose cells are trained on.
+
+    Args:
+        normal: of the training scans.
+        pasted: of the synthetic anomalies; number i stands on normal scan i modulo their number.
+        labels: (cells, M) bool each, of the synthetic anomalies.
+        is_untouched: whether normal cells are those of the training scans, and not what pastes
+            leave of them.
+    """
+    none = torch.zeros(normal[0].grid[0] * normal[0].grid[1], len(MODALITIES), dtype=torch.bool)
+    found = [LabelledScan(p, none, t, p) for t, p in enumerate(normal)] if is_untouched else []
+    for number, (patches, label) in enumerate(zip(pasted, labels, strict=True)):
+        target = number % len(normal)
+        outline = normal[target] if is_untouched else patches
+        found.append(LabelledScan(patches, label, target, outline))
+    return found
+
+
+def kept_cells(scan: LabelledScan, cells: CellsConfig, outline: str) -> Tensor:
+    """Return (n,) bool: which of a scan's foreground cells are trained on, or judged.
+
+    Left out are cells at the outline, and cells within reach of a paste that are not labelled
+    themselves: their features are neither those of a sound part nor of a defect.
+
+    Args:
+        scan: whose cells.
+        cells: how far a paste reaches.
+        outline: "exclude" or "count", as in `counted_cells`; background of `scan.outline` where
+            a paste stands is never left out by "count".
+    """
+    grid, pasted = scan.patches.grid, scan.labels.any(1)
+    among = counted_cells(scan.outline, outline).cpu()
+    if outline == "count":
+        among = among | pasted
+    side = 2 * cells.reach_cells + 1
+    near = binary_dilation(pasted.numpy().reshape(grid), np.ones((side, side)))
+    kept = among & (pasted | ~torch.from_numpy(near.reshape(-1)))
+    return kept[scan.patches.foreground.cpu()]
+
+
+def own_prototypes(
+    banks: dict[str, MemoryBank], normal: Sequence[Patches | PackedPatches]
+) -> list[dict[str, Tensor]]:
+    """Return mod -> numbers of the prototypes that come from it, for each training scan."""
+    found: list[dict[str, Tensor]] = [{} for _ in normal]
+    for mod in MODALITIES:
+        ends = torch.tensor([len(p.cells[mod].stored) for p in normal]).cumsum(0)
+        scan = torch.searchsorted(ends, banks[mod].rows.cpu(), right=True)
+        for number, own in enumerate(found):
+            own[mod] = torch.nonzero(scan == number)[:, 0]
+    return found
+
+
+def scan_neighbours(
+    banks: dict[str, MemoryBank],
+    feat: dict[str, Rows],
+    num: int,
+    own: dict[str, Tensor] | None,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """Return ``MOD.index`` and ``MOD.s``, (n, num) each, of the stored features of one scan.
+
+    Args:
+        banks: of both modalities.
+        feat: mod -> standardised features of its cells; those that cells share are searched once.
+        num: how many neighbours.
+        own: prototypes of the scan itself, which are left out; None: none are.
+        device: where the search runs.
+    """
+    found = {}
+    for mod in MODALITIES:
+        ask = (feat[mod].stored, num) if own is None else (feat[mod].stored, num, own[mod])
+        query = banks[mod].query if own is None else banks[mod].query_without
+        index, s = query(*ask, device=device)
+        found |= {f"{mod}.index": index.int(), f"{mod}.s": s}
+    return found
+
+
+def labelled_cells(
+    scans: Sequence[LabelledScan],
+    found: Sequence[dict[str, Tensor]],
+    cells: CellsConfig,
+    standardiser: Standardiser,
+) -> Cells:
+    """Return the cells of scans that are trained on, with their neighbourhoods.
+
+    Args:
+        scans: of `labelled_scans`.
+        found: `scan_neighbours` of each.
+        cells: which are kept.
+        standardiser: from normal training cells.
+    """
+    parts: dict[str, list[Tensor]] = {}
+    for number, (scan, neighbours) in enumerate(zip(scans, found, strict=True)):
+        kept = torch.nonzero(kept_cells(scan, cells, cells.outline_cells))[:, 0]
+        known = {"image": number, "target": scan.target}
+        row = {name: torch.full((len(kept),), value) for name, value in known.items()}
+        row["changed"] = scan.labels[scan.patches.foreground.cpu()][kept]
+        for mod in MODALITIES:
+            rows = scan.patches.cells[mod]
+            place = kept if rows.place is None else rows.place.cpu().long()[kept]
+            row[mod] = torch.cat(rows.parts)[place]  # as stored: half the memory
+            row |= {f"{mod}.{name}": neighbours[f"{mod}.{name}"][place] for name in ("index", "s")}
+        for name, value in row.items():
+            parts.setdefault(name, []).append(value)
+    whole = {name: torch.cat(values) for name, values in parts.items()}
+    return Cells(
+        standardiser({mod: Rows([whole[mod]]) for mod in MODALITIES}),
+        {mod: whole[f"{mod}.index"] for mod in MODALITIES},
+        torch.stack([whole[f"{mod}.s"] for mod in MODALITIES], dim=-1),
+        whole["changed"].any(1),
+        whole["image"],
+        whole["changed"],
+        whole["target"],
+    )
 
 
 class G2SF:
@@ -229,28 +369,30 @@ class G2SF:
             ConfigError: for a bank too small for the neighbours that training looks at.
         """
         check_normal("train", samples, "G2SF.fit")
-        extract = self.extract
-        self.fit_bank([pack(extract(sample)) for sample in samples], progress)
+        config, extract = self.config, self.extract
+        normal = [pack(extract(sample)) for sample in samples]
+        self.fit_bank(normal, progress)
         synthetic = synthesise_set(
             samples,
             samples,
             samples,
-            self.config.synthesis.num_synthetic,
-            self.config.category,
-            self.config.synthesis,
-            self.config.seed,
+            config.synthesis.num_synthetic,
+            config.category,
+            config.synthesis,
+            config.seed,
         )
-        patches, labels = [], []
-        for sample in synthetic:
-            patches.append(pack(extract(sample)))
-            labels.append(
-                cell_labels(
-                    sample.mask,
-                    self.config.features.grid_size,
-                    self.config.synthesis.label_rule,
-                )
-            )
-        return self.fit_metric(patches, labels, progress=progress)
+        pasted, labels = zip(*(pasted_patches(s, extract, config) for s in synthetic), strict=True)
+        is_untouched = config.synthesis.normal_cells == "untouched"
+        scans = labelled_scans(normal, pasted, labels, is_untouched)
+        own = own_prototypes(self.banks, normal)
+        found = []
+        for scan in tqdm(scans, desc="neighbours", disable=not progress):
+            feat = self.standardiser(scan.patches.cells)
+            others = own[scan.target] if config.cells.own_prototypes == "leave_out" else None
+            num = 2 * config.model.k + 1
+            found.append(scan_neighbours(self.banks, feat, num, others, self.device))
+        cells = labelled_cells(scans, found, config.cells, self.standardiser)
+        return self.fit_cells(cells, progress=progress)
 
     def fit_bank(self, patches: Sequence[Patches | PackedPatches], progress: bool = False) -> G2SF:
         """Fit standardiser and banks (Section 3.2) to cells of normal scans.
@@ -263,26 +405,6 @@ class G2SF:
         self.standardiser = Standardiser.fit(feat, self.config.features.standardise)
         self.banks = fit_banks(self.standardiser(feat), self.config.bank, progress, self.device)
         return self
-
-    def fit_metric(
-        self,
-        patches: Sequence[Patches | PackedPatches],
-        labels: Sequence[Tensor],
-        checkpoint: Path | None = None,
-        progress: bool = False,
-    ) -> G2SF:
-        """Train LSPN and sigma (Sections 3.4 and 3.5) on cells of synthetic scans.
-
-        Args:
-            patches: one entry a synthetic scan.
-            labels: (cells,) bool each, True on pasted cells.
-            checkpoint: where an interrupted training goes on from.
-            progress: whether a progress bar is shown.
-        """
-        feat = self.standardiser(foreground_features(patches))
-        found = query_banks(self.banks, feat, 2 * self.config.model.k + 1, self.device)
-        cells = labelled_cells(patches, labels, self.standardiser, *found)
-        return self.fit_cells(cells, checkpoint, progress)
 
     def fit_cells(
         self,

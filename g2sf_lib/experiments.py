@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import torch
 from filelock import FileLock
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -44,8 +43,12 @@ from g2sf_lib.detector import (
     banks_from,
     flat_settings,
     labelled_cells,
+    labelled_scans,
+    own_prototypes,
+    pasted_patches,
     pick_device,
     query_banks,
+    scan_neighbours,
 )
 from g2sf_lib.features import (
     FeatureExtractor,
@@ -64,7 +67,7 @@ from g2sf_lib.storage import (
     write_tensors,
 )
 from g2sf_lib.synthesis import synthesise_set
-from g2sf_lib.training import Cells, Metric, load_parameters, parameters_of
+from g2sf_lib.training import Cells, Metric, best_row, load_parameters, parameters_of
 
 PACKAGES = ("torch", "timm", "open3d", "faiss-cpu", "FrEIA", "scikit-learn", "numpy", "scipy")
 PASTED_ON = {"synthetic": "train", "synthetic_validation": "validation"}
@@ -235,7 +238,8 @@ def synthetic_scans(
 def patch_file(config: Config, split: str, name: str) -> Path:
     """Return where the patches of a scan are kept; the split is the folder."""
     flat = name.removeprefix(f"{split}/").replace("/", "_")
-    return stage_dir(config, "features") / split / f"{folder_name(flat)}.safetensors"
+    stage = "pastes" if split in PASTED_ON else "features"
+    return stage_dir(config, stage) / split / f"{folder_name(flat)}.safetensors"
 
 
 def synthetic_files(config: Config, split: str) -> list[Path]:
@@ -255,7 +259,7 @@ def run_features(config: Config, categories: Sequence[str]) -> dict[str, int]:
         split -> number of scans; and "pastes_without_cell", the synthetic scans of which no cell
         is labelled anomalous (see `cell_labels`).
     """
-    with recorded(config, "features") as result:
+    with recorded(config, "features", hash_of="pastes") as result:
         extract = FeatureExtractor(config.features, pick_device(config.device))
         for split in ("train", "validation", "test", *PASTED_ON):
             result[split] = extract_split(config, split, categories, extract)
@@ -290,8 +294,14 @@ def extract_split(
     bar = tqdm(missing, desc=split, total=len(files), initial=len(files) - len(missing))
     for file, sample in zip(bar, samples, strict=True):
         file.parent.mkdir(parents=True, exist_ok=True)
-        labels = cell_labels(sample.mask, config.features.grid_size, config.synthesis.label_rule)
-        save_patches(file, extract(sample), labels)
+        if split in PASTED_ON:
+            # Those on validation scans stand for test scans: all their cells are scored.
+            whole = split == "synthetic_validation"
+            patches, labels = pasted_patches(sample, extract, config, whole)
+        else:
+            patches = extract(sample)
+            labels = cell_labels(sample.mask, config.features.grid_size)
+        save_patches(file, patches, labels)
     return len(files)
 
 
@@ -300,20 +310,25 @@ def load_features(config: Config, split: str) -> tuple[list[PackedPatches], list
 
     The files are mapped into memory: features are read from the disk when they are used.
 
+    Returns:
+        patches: of each scan.
+        labels: (cells,) bool each, True on anomalous cells; (cells, M) for the splits of
+            `PASTED_ON`: in which modality.
+
     Raises:
         FileNotFoundError: when the stage that writes them has not run.
     """
-    folder = stage_dir(config, "features") / split
-    if split.startswith("synthetic"):
+    if split in PASTED_ON:
         files = synthetic_files(config, split)
     else:
         paths = list_prepared(scans_dir(config), config.category, split)
         files = [patch_file(config, split, f"{p.parent.name}/{p.stem}") for p in paths]
-    if not all(file.exists() for file in files):
-        raise FileNotFoundError(
-            f"{folder}: features are missing; expected them from 01_feature_extraction with the "
-            f"same parameters (profile {config.profile}, category {config.category})"
-        )
+    for file in files:
+        if not file.exists():
+            raise FileNotFoundError(
+                f"{file.parent}: features are missing; expected them from 01_feature_extraction "
+                f"with the same parameters (profile {config.profile}, category {config.category})"
+            )
     loaded = [load_patches(file) for file in files]
     return [patches for patches, _ in loaded], [labels for _, labels in loaded]
 
@@ -390,45 +405,42 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def synthetic_cells(config: Config, banks: Banks | None = None, progress: bool = False) -> Cells:
-    """Return the labelled cells of the synthetic scans with their 2k + 1 neighbourhoods.
+    """Return the labelled cells that LSPN is trained on, with their 2k + 1 neighbourhoods.
 
-    Neighbours are looked up scan by scan and kept in a file each, so that the search goes on
-    where it was interrupted and all trainings share it.
+    Synthetic anomalies whose features are not there are made. Neighbours are looked up scan by
+    scan and kept in a file each, so that the search goes on where it was interrupted and all
+    trainings share it.
 
     Args:
         config: of the run.
-        banks: what `run_bank` stored; None: read, should a neighbour be missing.
+        banks: what `run_bank` stored; None: read.
         progress: whether a progress bar is shown.
     """
-    patches, labels = load_features(config, "synthetic")
-    num = 2 * config.model.k + 1
-    folder = stage_dir(config, "bank") / f"synthetic-{num}-nearest"
-    files = [folder / file.name for file in synthetic_files(config, "synthetic")]
-    missing = [number for number, file in enumerate(files) if not file.exists()]
+    files = synthetic_files(config, "synthetic")
+    if not all(file.exists() for file in files):
+        with _alone_in(files[0].parent):
+            extract = FeatureExtractor(config.features, pick_device(config.device))
+            extract_split(config, "synthetic", categories_of(config), extract)
+    normal, (pasted, labels) = load_features(config, "train")[0], load_features(config, "synthetic")
+    is_untouched = config.synthesis.normal_cells == "untouched"
+    scans = labelled_scans(normal, pasted, labels, is_untouched)
     banks = load_banks(config) if banks is None else banks
+    own = own_prototypes(banks.banks, normal)
+    num = 2 * config.model.k + 1
+    folder = stage_dir(config, "cells") / f"{num}-nearest"
     folder.mkdir(parents=True, exist_ok=True)
-    for number in tqdm(missing, desc="neighbours", disable=not progress, mininterval=1):
-        # Searched once for all cells that share a feature, and kept like that.
-        stored = {
-            mod: rows.stored for mod, rows in banks.standardiser(patches[number].cells).items()
-        }
-        kept = {}
-        for mod in MODALITIES:
-            index, s = banks.banks[mod].query(stored[mod], num, pick_device(config.device))
-            kept |= {f"{mod}.index": index.int(), f"{mod}.s": s}
-        write_tensors(files[number], kept)
-    found = [read_tensors(file) for file in files]
-
-    def of_cells(name: str, mod: str) -> Tensor:
-        places = [p.cells[mod].place for p in patches]
-        parts = [tensors[f"{mod}.{name}"] for tensors in found]
-        return torch.cat(
-            [p if place is None else p[place] for p, place in zip(parts, places, strict=True)]
-        )
-
-    index = {mod: of_cells("index", mod) for mod in MODALITIES}
-    s = torch.stack([of_cells("s", mod) for mod in MODALITIES], dim=-1)
-    return labelled_cells(patches, labels, banks.standardiser, index, s)
+    found = []
+    for number, scan in enumerate(
+        tqdm(scans, desc="neighbours", disable=not progress, mininterval=1)
+    ):
+        file = folder / f"{number:05d}.safetensors"
+        if not file.exists():
+            feat = banks.standardiser(scan.patches.cells)
+            others = own[scan.target] if config.cells.own_prototypes == "leave_out" else None
+            device = pick_device(config.device)
+            write_tensors(file, scan_neighbours(banks.banks, feat, num, others, device))
+        found.append(read_tensors(file))
+    return labelled_cells(scans, found, config.cells, banks.standardiser)
 
 
 def load_banks(config: Config) -> Banks:
@@ -540,5 +552,5 @@ def at_epoch(config: Config, detector: G2SF, epoch: int) -> G2SF:
 
 
 def best_epoch(detector: G2SF) -> int:
-    """Return the epoch that was kept."""
-    return min(detector.history[1:], key=lambda row: row["heldout"])["epoch"]
+    """Return the epoch that was kept; 0: the metric as it was before training."""
+    return best_row(detector.history)["epoch"]

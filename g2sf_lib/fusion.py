@@ -22,6 +22,7 @@ from g2sf_lib.config import MODALITIES
 Aggregation = Literal["min", "max", "mean", "nearest"]
 Form = Literal["paper", "official"]
 JOINT_DIRECTION_GAIN = 5.0  # the authors' code multiplies its joint direction by this
+SMALLEST_JOINT = 1e-3  # and divides by the joint distance, or by this where that is smaller
 
 
 def encode(feat: Tensor, proto: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,12 +54,13 @@ def joint_direction(d: Mapping[str, Tensor], s: Mapping[str, Tensor]) -> dict[st
         s: mod -> (N, K) distances of `encode`.
 
     Returns:
-        mod -> (N, K, D_mod); the concatenation over modalities has norm 5, or zero.
+        mod -> (N, K, D_mod); the concatenation over modalities has norm 5, or less where both
+        distances together are below 1e-3.
 
     Source: the authors' code; the paper normalises a modality (Eq. 1).
     """
     joint = torch.stack([s[mod] for mod in MODALITIES]).square().sum(0).sqrt()
-    gain = JOINT_DIRECTION_GAIN / torch.where(joint > 0, joint, 1.0)
+    gain = JOINT_DIRECTION_GAIN / joint.clamp_min(SMALLEST_JOINT)
     return {mod: d[mod] * (s[mod] * gain)[..., None] for mod in MODALITIES}
 
 
@@ -97,19 +99,26 @@ class LSPN(nn.Module):
     Two branches encode the concatenated prototypes and the concatenated directions; their
     codes are concatenated and give one scale factor a modality, exp(tanh(.)), which lies
     in [1/e, e] around the Euclidean 1. The last layer starts at zero, so a new network
-    returns exactly 1 and the metric starts as a plain sum of distances (Section 3.4).
+    returns exactly 1 and the metric starts as a plain sum of distances (Section 3.4);
+    `start` "official" leaves torch's initial weights there, and w starts near 1.
 
     Args:
         dims: {"pcd": D_pcd, "rgb": D_rgb}, the lengths of the features.
         hidden: units of each branch's first layer.
         embed: length of each branch's code.
         dropout: probability of dropping a unit in training.
+        start: of the last layer, "paper" or "official".
 
     Source: Eq. 2 and Figure 4; layer sizes from the authors' code.
     """
 
     def __init__(
-        self, dims: Mapping[str, int], hidden: int = 512, embed: int = 128, dropout: float = 0.5
+        self,
+        dims: Mapping[str, int],
+        hidden: int = 512,
+        embed: int = 128,
+        dropout: float = 0.5,
+        start: Form = "paper",
     ):
         super().__init__()
         self.dims = {mod: int(dims[mod]) for mod in MODALITIES}
@@ -118,8 +127,9 @@ class LSPN(nn.Module):
         self.direction_in, self.direction_out = nn.Linear(total, hidden), nn.Linear(hidden, embed)
         self.mix, self.head = nn.Linear(2 * embed, 2 * embed), nn.Linear(2 * embed, 2)
         self.dropout = ByteDropout(dropout)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        if start == "paper":
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
 
     def forward(self, proto: Mapping[str, Tensor], d: Mapping[str, Tensor]) -> Tensor:
         """Return w (N, K, M) for prototypes and directions, mod -> (N, K, D_mod) each."""
@@ -174,6 +184,7 @@ class LSPN(nn.Module):
         """
         if direction_form == "official":
             joint = torch.stack([_of(s, mod) for mod in MODALITIES]).square().sum(0).sqrt()
+            joint = joint.clamp_min(SMALLEST_JOINT)
         proto_part, direction_part = {}, {}
         start = 0
         for mod in MODALITIES:
@@ -188,7 +199,7 @@ class LSPN(nn.Module):
             difference = (feat[mod] @ weight.T)[:, None] - embedding(place, used @ weight.T)
             s_mod = _of(s, mod)
             if direction_form == "official":
-                inverse = torch.where(s_mod > 0, JOINT_DIRECTION_GAIN / joint, 0.0)
+                inverse = JOINT_DIRECTION_GAIN / joint
             else:
                 inverse = torch.where(s_mod > 0, 1.0 / s_mod, 0.0)
             # In place: the largest tensors of training, and nobody else holds this one.

@@ -12,9 +12,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from g2sf_lib.config import MODALITIES
+
 Reduction = Literal["mean", "sum"]
 Form = Literal["paper", "official"]
 SMALLEST = 1e-6  # keeps 1 / l finite where an anomalous cell lies on its prototype
+OFFICIAL_EPS = 1e-5  # what the authors' code adds to l squared for that
 
 
 def _reduce(per_cell: Tensor, reduction: Reduction) -> Tensor:
@@ -27,9 +30,10 @@ def _reduce(per_cell: Tensor, reduction: Reduction) -> Tensor:
 def loss_sep(
     ell0: Tensor,
     is_anomalous: Tensor,
-    m0: float | Tensor,
+    bound: float | Tensor,
     reduction: Reduction = "mean",
     form: Form = "paper",
+    weighted: bool = True,
 ) -> Tensor:
     """Return the separation loss (Eq. 4).
 
@@ -38,21 +42,26 @@ def loss_sep(
     Args:
         ell0: (N,) metric in the nearest neighbourhood.
         is_anomalous: (N,) bool.
-        m0: beyond this an anomalous cell is far enough.
+        bound: m_0: beyond it an anomalous cell is far enough.
         reduction: "mean" or "sum".
-        form: "official" puts l squared for l and weights each term by l squared, clamped
-            to [0.33, 3] and without gradient.
+        form: "official" puts p = l squared for l, and weights normal terms by p squared and
+            anomalous ones by 1 / p squared, clamped to [0.33, 3]; gradients flow through the
+            weights. The bound is not squared with l.
+        weighted: False leaves these weights out, as the authors' held-out criterion does.
 
-    Source: Section 3.5.1; the official form is that of the authors' code.
+    Source: Section 3.5.1; the official form is that of the authors' code (facts.md, section 5).
     """
     y = is_anomalous.to(ell0)
     if form == "official":
-        power, bound = ell0.square(), m0**2
-        weight = power.detach().clamp(0.33, 3.0)
+        near = ell0.square()
+        inverse = 1.0 / (near + OFFICIAL_EPS)
+        weights = (near.square().clamp(0.33, 3.0), inverse.square().clamp(0.33, 3.0))
     else:
-        power, bound, weight = ell0, m0, 1.0
-    far = torch.relu(1.0 / power.clamp_min(SMALLEST) - 1.0 / bound)
-    return _reduce(weight * ((1 - y) * power + y * far), reduction)
+        near, inverse, weights = ell0, 1.0 / ell0.clamp_min(SMALLEST), (1.0, 1.0)
+    normal, far = near, torch.relu(inverse - 1.0 / bound)
+    if weighted:
+        normal, far = normal * weights[0], far * weights[1]
+    return _reduce((1 - y) * normal + y * far, reduction)
 
 
 def loss_mar(
@@ -69,18 +78,17 @@ def loss_mar(
         ell0: (N,) metric in the nearest neighbourhood.
         is_anomalous: (N,) bool.
         reduction: "mean" or "sum".
-        form: "official" divides m_l and m_u by the largest normal score and leaves l as it
-            is.
+        form: "official" puts l squared for l, and lets gradients flow through m_l and m_u.
 
-    Source: Section 3.5.1; the official form is that of the authors' code.
+    Source: Section 3.5.1; the official form is that of the authors' code (facts.md, section 5).
     """
     if not is_anomalous.any() or is_anomalous.all():
         return (0.0 * ell0).sum()
     y = is_anomalous.to(ell0)
-    m_l = ell0[is_anomalous].min().detach()
-    m_u = ell0[~is_anomalous].max().detach().clamp_min(SMALLEST)
-    if form == "official":
-        m_l, m_u = m_l / m_u, torch.ones_like(m_u)
+    ell0 = ell0.square() if form == "official" else ell0
+    m_l, m_u = ell0[is_anomalous].min(), ell0[~is_anomalous].max().clamp_min(SMALLEST)
+    if form != "official":
+        m_l, m_u = m_l.detach(), m_u.detach()
     overlap = (1 - y) * torch.relu(ell0 - m_l) + y * torch.relu(m_u - ell0)
     return _reduce(overlap / m_u, reduction)
 
@@ -136,62 +144,60 @@ def loss_sc(w0: Tensor, is_anomalous: Tensor, reduction: Reduction = "mean") -> 
 
     Args:
         w0: (N, M) scale factors in the nearest neighbourhood.
-        is_anomalous: (N,) bool.
+        is_anomalous: (N,) bool, one label for both modalities as in the paper; or (N, M), a
+            label for each, where it is known which of them was changed.
         reduction: "mean" or "sum", over cells.
 
     Source: Section 3.5.2.
     """
-    y = is_anomalous.to(w0)[:, None]
+    y = is_anomalous.to(w0) if is_anomalous.ndim == 2 else is_anomalous.to(w0)[:, None]
     return _reduce(((1 - y) * torch.relu(w0 - 1) + y * (math.e - w0)).sum(1), reduction)
 
 
-def loss_cma(w_neg: Tensor, reduction: Reduction = "mean") -> Tensor:
+def loss_cma(w_neg: Tensor, reduction: Reduction = "mean", form: Form = "paper") -> Tensor:
     """Return the crossmodal alignment loss (Eq. 9): sum over i and m of (e - w~_i0^m).
 
     Args:
         w_neg: (N, M) scale factors of the negatives of Eq. 8.
         reduction: "mean" or "sum", over cells.
+        form: "official" takes the mean over modalities instead of the sum.
 
-    Source: Section 3.5.2.
+    Source: Section 3.5.2; the official form is that of the authors' code.
     """
-    return _reduce((math.e - w_neg).sum(1), reduction)
+    away = math.e - w_neg
+    return _reduce(away.mean(1) if form == "official" else away.sum(1), reduction)
 
 
 def negative_pairs(
-    proto_part: dict[str, Tensor],
-    direction_part: dict[str, Tensor],
-    generator: torch.Generator,
-    form: Form = "paper",
+    num: int, generator: torch.Generator, form: Form = "paper"
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return crossmodally mismatched cells (Eq. 8) from the parts of `LSPN.project`.
+    """Return whose feature and whose prototypes each mismatched cell has (Eq. 8).
 
-    A permutation pairs cell i with cell i~. With equal probability a negative takes
-
-    - "paper", as Eq. 8 is printed: the RGB prototype and direction of i~, or the point
-      prototype and direction of i~;
-    - "official": the RGB direction of i~ with all prototypes in place, or the RGB
-      prototype of i~ with all directions in place (which is also how the text below
-      Eq. 8 describes its two kinds).
+    - "paper", as Eq. 8 is printed: a permutation pairs cell i with cell i~; with equal
+      probability the negative takes RGB feature and prototype of i~, or those of the points.
+    - "official": in a random half of the batch the feature of each modality is that of another
+      cell, in the other half its prototype is; each modality has a permutation of its own, and
+      the direction is that from the prototype to the feature that met.
 
     Args:
-        proto_part: mod -> (N, K, hidden), what prototypes add to the first layer.
-        direction_part: the same of directions.
-        generator: draws the permutation and the kinds.
+        num: N, cells of the batch.
+        generator: draws permutations and halves.
         form: which negatives.
 
     Returns:
-        The two parts of the negatives, same shapes.
+        feature_of, prototype_of: mod -> (N,) numbers of cells.
+
+    Source: Section 3.5.2; facts.md, section 5.
     """
-    num = proto_part["rgb"].shape[0]
-    device = proto_part["rgb"].device
-    other = torch.randperm(num, generator=generator).to(device)
-    is_first = (torch.rand(num, generator=generator) < 0.5).to(device)[:, None, None]
-    proto, direction = dict(proto_part), dict(direction_part)
+    own = torch.arange(num)
     if form == "official":
-        direction["rgb"] = torch.where(is_first, direction["rgb"][other], direction["rgb"])
-        proto["rgb"] = torch.where(is_first, proto["rgb"], proto["rgb"][other])
-        return proto, direction
-    for part in (proto, direction):
-        part["rgb"] = torch.where(is_first, part["rgb"][other], part["rgb"])
-        part["pcd"] = torch.where(is_first, part["pcd"], part["pcd"][other])
-    return proto, direction
+        halves = torch.randperm(num, generator=generator).tensor_split([num // 2])
+        found = tuple({mod: own.clone() for mod in MODALITIES} for _ in halves)
+        for of, half in zip(found, halves, strict=True):
+            for mod in MODALITIES:
+                of[mod][half] = half[torch.randperm(len(half), generator=generator)]
+        return found
+    other = torch.randperm(num, generator=generator)
+    is_rgb = torch.rand(num, generator=generator) < 0.5
+    of = {"pcd": torch.where(is_rgb, own, other), "rgb": torch.where(is_rgb, other, own)}
+    return of, of

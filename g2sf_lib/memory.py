@@ -418,6 +418,36 @@ class MemoryBank:
         """The prototypes on the GPU."""
         return self.prototypes.cuda()
 
+    def query_without(
+        self, feat: Tensor | Rows, k: int, own: Tensor, device: torch.device | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `query` does, where some prototypes are not in the bank.
+
+        Args:
+            feat: (N, D).
+            k: how many.
+            own: (n,) numbers of prototypes left out, as those of the scan that `feat` is of.
+            device: where the search runs; None: where the features are.
+
+        Raises:
+            ValueError: when the others are fewer than k.
+        """
+        num_others = len(self.prototypes) - len(own)
+        if k > num_others:
+            raise ValueError(
+                f"MemoryBank.query_without: k is {k}, but only {num_others} of"
+                f" {len(self.prototypes)} prototypes are of other scans"
+            )
+        num = k
+        while True:  # most cells have few of their own scan's prototypes near
+            index, distance = self.query(feat, min(num, len(self.prototypes)), device)
+            is_own = torch.isin(index, own.to(index))
+            if int(is_own.sum(1).max() if len(index) else 0) + k <= index.shape[1]:
+                break
+            num *= 2
+        order = is_own.int().argsort(dim=1, stable=True)[:, :k]
+        return index.gather(1, order), distance.gather(1, order)
+
     def query(
         self,
         feat: Tensor | Rows,
@@ -449,6 +479,8 @@ class MemoryBank:
             raise ValueError(
                 f"MemoryBank.query: k is {k}, but the bank has {len(self.prototypes)} prototypes"
             )
+        if not isinstance(feat, Tensor) and not len(feat):
+            feat = feat[:]  # a scan of which no cell is needed
         if not isinstance(feat, Tensor):
             blocks = tqdm(
                 feat.stored.blocks(), desc="neighbours", disable=not progress, mininterval=1.0

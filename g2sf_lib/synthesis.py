@@ -18,6 +18,12 @@ from g2sf_lib.datasets.preprocess import load_prepared
 NOISE_SIZE = 512
 # Parts that always lie the same way round: turning them far would not be normal any more.
 MILD_CATEGORIES = frozenset({"dowel", "tire", "foam", "rope", "cable_gland", "gland"})
+# Label of a synthetic scan -> which of (points, image) its pastes changed.
+CHANGED = {
+    "synthetic": (True, True),
+    "synthetic_pcd": (True, False),
+    "synthetic_rgb": (False, True),
+}
 _MAX_TRIES = 50
 
 
@@ -384,11 +390,11 @@ def synthesise(
     config: SynthesisConfig,
     generator: np.random.Generator,
 ) -> Sample:
-    """Return the target, augmented, with patches of the sources pasted under a Perlin mask.
+    """Return the target with patches of the sources pasted under a Perlin mask.
 
-    Each component is pasted on its own. With u uniform in
-    [`min_blend`, 1] and an offset t of random sign, its size uniform in [`min_offset_m`,
-    `max_offset_m`]:
+    Each component is pasted on its own. With u drawn from [`min_blend`, `max_blend`] and an offset
+    t of random sign, its size drawn from [`min_offset_m`, `max_offset_m`], both uniformly or, with
+    `strength` "log", uniformly in their logarithm:
 
     - colour: u * changed source + (1 - u) * target;
     - depth: z_source - mean(z_source) + mean(z_target) + t, means over the component's pixels
@@ -398,20 +404,22 @@ def synthesise(
     A pixel of the object where the sensor saw no point gets a colour only, since its x and y
     are not known. A background pixel without a raw point gets nothing and is not in the mask.
     With `paste_in` "either", the sample's pastes change colour and depth, colour alone or depth
-    alone, each with equal chance; where they change one of both they stay on the object.
+    alone, each with equal chance; where they change one of both they stay on the object. The
+    sample's label says what they change: a key of `CHANGED`.
     For pixels that the source does not cover see `_cut`.
 
     Args:
         target: a preprocessed normal scan; with its `raw_xyz`, or pastes stay on the object.
         source_rgb: another normal scan; colours come from its object.
         source_pcd: a normal scan of any category and size; depths come from its object.
-        category: of the target, see `augment_target`, which takes the generator first.
-        config: mask, offset and blending.
+        category: of the target, see `augment_target`, which takes the generator first where the
+            target is to be augmented.
+        config: mask, offset, blending, augmentation.
         generator: of all random choices.
 
     Returns:
-        A `Sample` labelled "synthetic" whose mask is True where something was pasted, and
-        which differs from the augmented target nowhere else.
+        A `Sample` whose mask is True where something was pasted, and which differs from the
+        target, augmented or not, nowhere else.
 
     Raises:
         ScanError: where target or source has no object, or too small a one.
@@ -419,7 +427,8 @@ def synthesise(
     Source:
         Section 3.7 and facts.md, section 4.
     """
-    target = augment_target(target, category, generator)
+    if config.augment == "published":
+        target = augment_target(target, category, generator)
     rgb, xyz = target.rgb.copy(), target.xyz.copy()
     raw = target.xyz.copy() if target.raw_xyz is None else target.raw_xyz.copy()
     on_object, has_raw = target.foreground, _is_set(raw)
@@ -446,8 +455,8 @@ def synthesise(
             continue
         colour = _cut(changed, region_rgb, places_rgb, rows, columns, generator)
         depth = _cut(source_pcd.xyz[..., 2], region_pcd, places_pcd, rows, columns, generator)
-        blend = generator.uniform(config.min_blend, 1)
-        offset = generator.uniform(config.min_offset_m, config.max_offset_m)
+        blend = _drawn(config.min_blend, config.max_blend, config, generator)
+        offset = _drawn(config.min_offset_m, config.max_offset_m, config, generator)
         offset *= generator.choice((-1, 1))
         mask[rows, columns] = True
         if parts != "pcd":
@@ -463,7 +472,17 @@ def synthesise(
         xyz[rows[seen], columns[seen]] = raw[rows[seen], columns[seen]]
     if not mask.any():
         raise ScanError(f"{target.name}: no paste found a place; expected an object with points")
-    return dataclasses.replace(target, rgb=rgb, xyz=xyz, mask=mask, label="synthetic", raw_xyz=raw)
+    label = "synthetic" if parts == "both" else f"synthetic_{parts}"
+    return dataclasses.replace(target, rgb=rgb, xyz=xyz, mask=mask, label=label, raw_xyz=raw)
+
+
+def _drawn(
+    low: float, high: float, config: SynthesisConfig, generator: np.random.Generator
+) -> float:
+    """Return a strength within its limits: uniform, or uniform in its logarithm."""
+    if config.strength == "log":
+        return float(np.exp(generator.uniform(np.log(low), np.log(high))))
+    return generator.uniform(low, high)
 
 
 def _others(sources: Sequence[Path | Sample], target: Path | Sample) -> Sequence[Path | Sample]:

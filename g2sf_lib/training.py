@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from g2sf_lib.config import MODALITIES, LossConfig, ModelConfig, TrainingConfig
-from g2sf_lib.fusion import LSPN, GlobalScale, local_metric
+from g2sf_lib.fusion import LSPN, GlobalScale, aggregate, local_metric
 from g2sf_lib.losses import (
     loss_cma,
     loss_cns,
@@ -35,6 +36,8 @@ TERMS = ("sep", "mar", "cns", "sc", "cma")
 JITTER = 0.1  # of the mean distance, facts.md, section 5
 _CELLS_AT_ONCE = 8192  # without gradients: bounds the (cells, 2k + 1, hidden) of LSPN
 NUM_RANDOM = 1024  # directions that the ablation "random" draws from, a modality
+MOST_JUDGED = 2048  # held-out cells of a class whose losses are taken after each epoch
+NEAR_AN_END = 0.9  # of |log w|, whose range ends at 1
 COLLAPSED = 0.01  # a standard deviation of w below this says nothing about direction
 
 
@@ -52,6 +55,8 @@ class Cells:
         s: (N, 2k + 1, M) distances in the units of `feat`.
         is_anomalous: (N,) bool.
         image: (N,) number of the image a cell comes from.
+        changed: (N, M) bool, which modalities a paste changed; None: both, on anomalous cells.
+        target: (N,) number of the normal scan that the image is, or stands on; None: the image.
     """
 
     feat: dict[str, Tensor | Rows]
@@ -59,6 +64,14 @@ class Cells:
     s: Tensor
     is_anomalous: Tensor
     image: Tensor
+    changed: Tensor | None = None
+    target: Tensor | None = None
+
+    def __post_init__(self):
+        if self.changed is None:
+            self.changed = self.is_anomalous[:, None].expand(-1, len(MODALITIES))
+        if self.target is None:
+            self.target = self.image
 
     def __len__(self) -> int:
         return len(self.image)
@@ -71,7 +84,14 @@ class Cells:
             self.s[rows],
             self.is_anomalous[rows],
             self.image[rows],
+            self.changed[rows],
+            self.target[rows],
         )
+
+    def without_features(self, rows: Tensor) -> Cells:
+        """Return what is known of some cells beside their features and prototypes."""
+        known = self.s[rows], self.is_anomalous[rows], self.image[rows]
+        return Cells({}, {}, *known, self.changed[rows], self.target[rows])
 
     def to(self, device: torch.device) -> Cells:
         """Return the cells on a device."""
@@ -81,6 +101,8 @@ class Cells:
             self.s.to(device),
             self.is_anomalous.to(device),
             self.image.to(device),
+            self.changed.to(device),
+            self.target.to(device),
         )
 
 
@@ -91,7 +113,8 @@ class Metric:
     Attributes:
         lspn: the network of Eq. 2.
         sigma: the global scale of Eq. 3.
-        s_mean: (M,) mean distance of normal training cells to their nearest prototype.
+        s_mean: (M,) mean distance of normal training cells to their nearest prototype; or its
+            standard deviation, as `TrainingConfig.normaliser` says.
         direction_form: "paper" or "official", which directions `lspn` was trained on.
         prototype_input, direction_input: what `lspn` sees of them, as in `ModelConfig`.
     """
@@ -206,7 +229,7 @@ def loss_terms(
     if _form(loss, "jitter_form") == "official":
         cells, bank = _jittered(metric, cells, bank, generator)
     w, w_neg = _scale_factors(metric, cells, bank, loss, generator)
-    return _terms(metric, w, w_neg, cells.s, cells.is_anomalous, m0, k, loss), w
+    return _terms(metric, w, w_neg, cells, m0, k, loss), w
 
 
 def _form(loss: LossConfig, name: str) -> str:
@@ -219,41 +242,54 @@ def _scale_factors(
 ) -> tuple[Tensor, Tensor]:
     """Return w (N, 2k + 1, M) of the cells, and w (N, M) of mismatched pairs (Eq. 8)."""
     parts = metric.project(cells.feat, bank, cells.index, cells.s, generator)
-    nearest = [{mod: part[mod][:, :1].clone() for mod in MODALITIES} for part in parts]
     hidden = metric.lspn.hidden(*parts)
     del parts  # 740 MB at the paper's size, four times as much as is still needed
     w = metric.lspn.decode(*hidden)
-    pairs = negative_pairs(*nearest, generator, _form(loss, "cma_form"))
-    return w, metric.lspn.scale(*pairs)[:, 0]
+    pairs = negative_pairs(len(cells), generator, _form(loss, "cma_form"))
+    feat, index, distances = {}, {}, []
+    for mod, feature_of, prototype_of in ((m, pairs[0][m], pairs[1][m]) for m in MODALITIES):
+        feat[mod] = cells.feat[mod][feature_of.to(cells.s.device)]
+        index[mod] = cells.index[mod][prototype_of.to(cells.s.device), :1]
+        prototypes = getattr(bank[mod], "prototypes", bank[mod])
+        nearest = prototypes[index[mod][:, 0].to(prototypes.device)].to(feat[mod])
+        distances.append(torch.linalg.vector_norm(feat[mod] - nearest, dim=-1, keepdim=True))
+    negatives = metric.project(feat, bank, index, torch.stack(distances, dim=-1), generator)
+    return w, metric.lspn.scale(*negatives)[:, 0]
 
 
 def _terms(
     metric: Metric,
     w: Tensor,
     w_neg: Tensor,
-    s: Tensor,
-    is_anomalous: Tensor,
+    cells: Cells,
     m0: float,
     k: int,
     loss: LossConfig,
+    weighted: bool = True,
 ) -> dict[str, Tensor]:
-    """Return each unweighted term of Eq. 10 from scale factors and distances."""
-    s = s / metric.s_mean
+    """Return each unweighted term of Eq. 10 from scale factors of cells, and of negatives."""
+    s = cells.s / metric.s_mean
     ell = local_metric(w, s, metric.sigma())
+    is_anomalous = cells.is_anomalous
+    sep_form, mar_form = _form(loss, "sep_form"), _form(loss, "mar_form")
+    label = cells.changed if loss.label_of == "modality" else is_anomalous
     return {
-        "sep": loss_sep(ell[:, 0], is_anomalous, m0, form=_form(loss, "sep_form")),
-        "mar": loss_mar(ell[:, 0], is_anomalous, form=_form(loss, "mar_form")),
+        "sep": loss_sep(ell[:, 0], is_anomalous, m0, form=sep_form, weighted=weighted),
+        "mar": loss_mar(ell[:, 0], is_anomalous, form=mar_form),
         "cns": loss_cns(ell, proximal_bound(s, k, loss.eta_0)),
-        "sc": loss_sc(w[:, 0], is_anomalous),
-        "cma": loss_cma(w_neg),
+        "sc": loss_sc(w[:, 0], label),
+        "cma": loss_cma(w_neg, form=_form(loss, "cma_form")),
     }
 
 
 def _jittered(metric: Metric, cells: Cells, bank: dict, generator) -> tuple[Cells, dict]:
-    """Return cells and a bank of their own, moved by up to 0.1 of the mean distance."""
+    """Return cells and a bank of their own, moved by up to 0.1 of the mean distance.
+
+    As in the authors' code every component of a step is positive.
+    """
 
     def moved(x: Tensor, reach: Tensor) -> Tensor:
-        step = torch.randn(x.shape, generator=generator).to(x)
+        step = torch.rand(x.shape, generator=generator).to(x)
         length = JITTER * reach * torch.rand(len(x), 1, generator=generator).to(x)
         return x + step / torch.linalg.vector_norm(step, dim=-1, keepdim=True) * length
 
@@ -266,7 +302,7 @@ def _jittered(metric: Metric, cells: Cells, bank: dict, generator) -> tuple[Cell
         index[mod] = torch.arange(proto[..., 0].numel(), device=proto.device).view(proto.shape[:2])
         own_bank[mod] = proto.flatten(0, 1)  # (N * K, D)
     s = torch.stack(distances, dim=-1)
-    return Cells(feat, index, s, cells.is_anomalous, cells.image), own_bank
+    return dataclasses.replace(cells, feat=feat, index=index, s=s), own_bank
 
 
 def train_metric(
@@ -283,10 +319,10 @@ def train_metric(
     """Train LSPN and sigma; return the best epoch's and one row of history an epoch.
 
     Batches hold both classes in equal shares, drawn with replacement. After each epoch the
-    held-out images are scored; the epoch with the lowest L_sep + alpha L_mar on them is
-    kept. The randomness of an epoch depends on `seed` and its number only, so a run that
-    was interrupted and goes on from `checkpoint` ends with the same bytes as one that was
-    not.
+    held-out cells are scored, and the epoch with the lowest criterion on them is kept; the
+    untrained metric, epoch 0, is one of the candidates. The randomness of an epoch depends on
+    `seed` and its number only, so a run that was interrupted and goes on from `checkpoint` ends
+    with the same bytes as one that was not.
 
     Args:
         cells: labelled training cells; their device is where the training runs.
@@ -306,9 +342,11 @@ def train_metric(
         metric: in evaluation mode, on the device of the cells.
         history: a dict an epoch with `epoch`, mean training value of every term
             (``sep`` ... ``cma``), the same on held-out cells (``heldout_sep`` ...),
-            ``heldout`` (the criterion), ``sigma_pcd``, ``sigma_rgb``, and mean and
-            standard deviation of w_i0 by class and modality (``w_normal_pcd`` ...).
-            Row 0 is the state before training.
+            ``heldout_auroc`` (of held-out images, `heldout_auroc`), ``heldout`` (the
+            criterion), ``sigma_pcd``, ``sigma_rgb``, mean and standard deviation of w_i0 by
+            class and modality (``w_normal_pcd`` ...), and what tells the collapse of w to two
+            ends: ``w_ends`` and ``w_correlation``, see `_observe`. Row 0 is the state before
+            training.
 
     Raises:
         ValueError: when one of the classes is absent.
@@ -318,9 +356,9 @@ def train_metric(
     Warns:
         CollapseWarning: when w hardly differs between held-out cells.
 
-    Source: Section 3.5; optimiser and selection from the authors' code, except that images,
-    not cells, are held out, and that validation cells are balanced by drawing as many normal
-    ones as there are anomalous.
+    Source: Section 3.5; optimiser and selection from the authors' code, except that scans,
+    not cells, are held out, that false alarms are looked at, and that held-out losses are
+    balanced by drawing as many normal cells as there are anomalous.
     """
     if not cells.is_anomalous.any() or cells.is_anomalous.all():
         raise ValueError(
@@ -329,8 +367,9 @@ def train_metric(
     device = cells.s.device
     split = torch.Generator().manual_seed(seed)
     # Held out by cell, each cell counts as an image of its own.
-    unit = torch.arange(len(cells)) if training.heldout_by == "cell" else cells.image
-    is_heldout = heldout_images(unit, training.heldout_fraction, split).to(device)
+    units = {"cell": torch.arange(len(cells)), "image": cells.image, "target": cells.target}
+    is_heldout = heldout_images(units[training.heldout_by], training.heldout_fraction, split)
+    is_heldout = is_heldout.to(device)
     heldout = _balanced(cells.is_anomalous, is_heldout, split)
     # Numbers of the cells trained on, normal and anomalous; only a batch is ever read.
     fit = [
@@ -338,12 +377,15 @@ def train_metric(
     ]
     if not len(fit[1]) or not len(heldout):
         raise ValueError("train_metric: a side of the held-out split has no anomalous cell")
-    s_mean = cells.s[fit[0], 0].mean(0)
-    m0 = 2.0 * float((cells.s[fit[1], 0] / s_mean).mean(-1).max())
+    nearest = cells.s[fit[0], 0]
+    s_mean = nearest.mean(0) if training.normaliser == "mean" else nearest.std(0)
+    m0 = 2.0 * float((cells.s[fit[1], 0] / s_mean).max())
+    heldout = (heldout, torch.nonzero(is_heldout)[:, 0])
     with _seeded(seed, device):
         dims = {mod: cells.feat[mod].shape[1] for mod in MODALITIES}
-        lspn = LSPN(dims, model.hidden, model.embed, model.dropout).to(device)
-    direction_form = loss.direction_form or loss.form
+        start = _form(loss, "start_form")
+        lspn = LSPN(dims, model.hidden, model.embed, model.dropout, start).to(device)
+    direction_form = _form(loss, "direction_form")
     blind = (model.prototype_input, model.direction_input)
     metric = Metric(lspn, GlobalScale().to(device), s_mean, direction_form, *blind)
     metric.sigma.requires_grad_(model.sigma_rule == "learned")
@@ -356,15 +398,14 @@ def train_metric(
     )
     state = _State(metric, optimiser, _fingerprint(cells, model, loss, training, seed))
     if checkpoint is None or not state.read(checkpoint):
-        state.history.append(
-            _observe(metric, cells, heldout, bank, m0, model.k, loss, seed) | {"epoch": 0}
-        )
+        observed = _observe(metric, cells, heldout, bank, m0, model.k, loss, training, seed)
+        state.end_epoch(observed | {"epoch": 0}, None)
         if after_epoch is not None:
             after_epoch(0, metric)
     weights = dict(zip(TERMS, (1.0, loss.alpha, loss.beta, loss.gamma, loss.mu), strict=True))
     num_fit = len(fit[0]) + len(fit[1])
     batch_size = min(training.batch_size, max(int(training.max_batch_share * num_fit), 2))
-    num_steps = math.ceil(num_fit / batch_size)
+    num_steps = num_fit // batch_size
     bar = tqdm(total=training.epochs, initial=state.epoch, desc="training", disable=not progress)
     for epoch in range(state.epoch + 1, training.epochs + 1):
         draw = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
@@ -387,7 +428,7 @@ def train_metric(
                 optimiser.step()
                 for name in TERMS:
                     totals[name] += float(terms[name].detach()) / num_steps
-        row = totals | _observe(metric, cells, heldout, bank, m0, model.k, loss, seed)
+        row = totals | _observe(metric, cells, heldout, bank, m0, model.k, loss, training, seed)
         if after_epoch is not None:
             after_epoch(epoch, metric)
         state.end_epoch(row | {"epoch": epoch}, checkpoint)
@@ -395,8 +436,7 @@ def train_metric(
         bar.set_postfix(heldout=f"{row['heldout']:.4f}")
     bar.close()
     state.load_best()
-    best = min(state.history[1:], key=lambda row: row["heldout"])
-    _warn_if_collapsed(best, state.history[-1], loss)
+    _warn_if_collapsed(best_row(state.history), state.history[-1], loss)
     return metric, state.history
 
 
@@ -427,49 +467,120 @@ def _l1(lspn: LSPN) -> Tensor:
 
 
 def _balanced(is_anomalous: Tensor, among: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the numbers of all anomalous cells and of as many normal ones, drawn.
+    """Return the numbers of as many anomalous cells as normal ones, `MOST_JUDGED` at most, drawn.
 
     Args:
         is_anomalous: (N,) bool.
         among: (N,) bool, the cells to draw from; each at most once.
-        generator: draws the normal ones.
+        generator: draws them.
     """
-    anomalous = torch.nonzero(among & is_anomalous)[:, 0]
-    normal = torch.nonzero(among & ~is_anomalous)[:, 0]
-    drawn = torch.randperm(len(normal), generator=generator)[: len(anomalous)]
-    return torch.cat([normal[drawn.to(normal.device)], anomalous])
+    sides = [torch.nonzero(among & (is_anomalous == side))[:, 0] for side in (False, True)]
+    num = min(*map(len, sides), MOST_JUDGED)
+    drawn = [torch.randperm(len(side), generator=generator)[:num] for side in sides]
+    return torch.cat([side[rows.to(side.device)] for side, rows in zip(sides, drawn, strict=True)])
+
+
+def heldout_auroc(score: Tensor, cells: Cells) -> float:
+    """Return how well image scores tell pasted scans from the same scans untouched.
+
+    A scan scores as its largest normal cell; with a paste on it, as the larger of that and of
+    the paste's largest cell. So a metric that calls a good cell anomalous is seen to do so.
+
+    Args:
+        score: (N,) of cells.
+        cells: they; at least one of each class.
+
+    Returns:
+        The area under the ROC curve, over the scans that have normal cells here and over the
+        pasted images on them; NaN where there are none.
+    """
+
+    def largest(of: Tensor, among: Tensor, num: int) -> Tensor:
+        start = score.new_full((num,), -torch.inf)
+        return start.scatter_reduce_(0, of[among], score[among], "amax")
+
+    is_bad, target = cells.is_anomalous, cells.target.long()
+    image = torch.unique(cells.image, return_inverse=True)[1]
+    untouched = largest(target, ~is_bad, int(target.max()) + 1)
+    pasted = largest(image, is_bad, int(image.max()) + 1)
+    stands_on = torch.zeros(len(pasted), dtype=torch.long, device=score.device)
+    stands_on[image] = target
+    pasted = torch.maximum(pasted, untouched[stands_on])[torch.isfinite(pasted)]
+    untouched, pasted = (x[torch.isfinite(x)].cpu() for x in (untouched, pasted))
+    if not len(untouched) or not len(pasted):
+        return float("nan")
+    truth = torch.cat([torch.zeros(len(untouched)), torch.ones(len(pasted))])
+    return float(roc_auc_score(truth, torch.cat([untouched, pasted])))
 
 
 @torch.no_grad()
 def _observe(
     metric: Metric,
     cells: Cells,
-    heldout: Tensor,
+    heldout: tuple[Tensor, Tensor],
     bank: dict,
     m0: float,
     k: int,
     loss: LossConfig,
+    training: TrainingConfig,
     seed: int,
 ) -> dict[str, float]:
-    """Return the held-out part of a row of history; the cells are judged without jitter."""
+    """Return the held-out part of a row of history; the cells are judged without jitter.
+
+    ``w_ends`` is the share of normal held-out cells whose w is beyond `NEAR_AN_END` of its range
+    in both modalities; ``w_correlation`` that of both modalities' log w over all of them.
+
+    Args:
+        metric: as it is now.
+        cells: of the training.
+        heldout: numbers of as many normal cells as anomalous ones, whose losses are taken; and of
+            all held-out cells, whose scans are told apart.
+        bank: mod -> prototypes.
+        m0: bound of L_sep.
+        k: number of proximal neighbourhoods.
+        loss: forms and weights.
+        training: the criterion.
+        seed: of the negatives.
+    """
     metric.lspn.eval()
     draw = torch.Generator().manual_seed(seed)
+    judged, every = heldout
     parts = [
         _scale_factors(metric, cells.take(rows), bank, loss, draw)
-        for rows in heldout.split(_CELLS_AT_ONCE)
+        for rows in judged.split(_CELLS_AT_ONCE)
     ]
     w, w_neg = (torch.cat(some) for some in zip(*parts, strict=True))
-    is_anomalous = cells.is_anomalous[heldout]
-    terms = _terms(metric, w, w_neg, cells.s[heldout], is_anomalous, m0, k, loss)
+    taken = cells.without_features(judged)
+    is_anomalous = taken.is_anomalous
+    terms = _terms(metric, w, w_neg, taken, m0, k, loss, weighted=False)
     row = {f"heldout_{name}": float(terms[name]) for name in TERMS}
+    near, score = slice(0, k + 1), []
+    for rows in every.split(_CELLS_AT_ONCE):
+        index = {mod: cells.index[mod][rows][:, near] for mod in MODALITIES}
+        s = cells.s[rows][:, near]
+        feat = {mod: cells.feat[mod][rows] for mod in MODALITIES}
+        score.append(aggregate(metric.ell(metric.scale_factors(feat, bank, index, s), s)))
+    row["heldout_auroc"] = heldout_auroc(torch.cat(score), cells.without_features(every))
     row["heldout"] = row["heldout_sep"] + loss.alpha * row["heldout_mar"]
+    if training.criterion == "images":
+        row["heldout"] = 1.0 - row["heldout_auroc"]
+    log_w = w[:, 0].log()
     for m, mod in enumerate(MODALITIES):
         row[f"sigma_{mod}"] = float(metric.sigma()[m])
         for side, rows in (("normal", ~is_anomalous), ("synthetic", is_anomalous)):
             row[f"w_{side}_{mod}"] = float(w[rows, 0, m].mean())
             row[f"w_std_{side}_{mod}"] = float(w[rows, 0, m].std())
         row[f"w_std_{mod}"] = float(w[:, 0, m].std())
+    row["w_ends"] = float((log_w[~is_anomalous].abs() > NEAR_AN_END).all(1).float().mean())
+    spread = log_w.std(0)
+    joint = ((log_w - log_w.mean(0)).prod(1).mean() / spread.prod().clamp_min(1e-12)).item()
+    row["w_correlation"] = joint if float(spread.min()) > 1e-6 else 0.0
     return row
+
+
+def best_row(history: list[dict[str, float]]) -> dict[str, float]:
+    """Return the row of history whose epoch is kept: the first with the lowest criterion."""
+    return min(history, key=lambda row: row["heldout"])
 
 
 def _warn_if_collapsed(best: dict[str, float], last: dict[str, float], loss: LossConfig) -> None:
@@ -545,7 +656,7 @@ class _State:
                 f"train_metric: the held-out loss of epoch {row['epoch']} is {row['heldout']}; "
                 "expected a finite number: lower learning_rate, or look at the features"
             )
-        if row["heldout"] < min((past["heldout"] for past in self.history[1:-1]), default=math.inf):
+        if row["heldout"] < min((past["heldout"] for past in self.history[:-1]), default=math.inf):
             self.best = {name: p.detach().clone() for name, p in parameters_of(self.metric).items()}
         if checkpoint is not None:
             self.write(checkpoint)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -17,7 +18,7 @@ from tqdm.auto import tqdm
 from g2sf_lib.baselines import Baseline
 from g2sf_lib.benchmark import TRAINED, Split, train_peer
 from g2sf_lib.config import MODALITIES, Config, make_config, stage_dir
-from g2sf_lib.detector import G2SF, counted_cells, flat_settings
+from g2sf_lib.detector import G2SF, LabelledScan, flat_settings, kept_cells, to_prediction
 from g2sf_lib.experiments import (
     best_epoch,
     fitted,
@@ -72,20 +73,36 @@ def select_loss_weights(config: Config, categories: Sequence[str]) -> pd.DataFra
 
 
 def _judge(detector: G2SF, config: Config) -> dict[str, float]:
-    """Return how well a detector tells pasted validation cells from the others."""
+    """Return how well a detector tells pasted validation scans, and their cells, from others."""
     patches, labels = load_features(config, "synthetic_validation")
     scores = detector.score_cells(foreground_features(patches)).cell_score.cpu()
+    untouched = load_features(config, "validation")[0]
+    plain = detector.score_cells(foreground_features(untouched)).cell_score.cpu()
+    images = [
+        to_prediction(part, scan, config.scoring).image_score
+        for cells, scans in ((plain, untouched), (scores, patches))
+        for part, scan in zip(
+            cells.split([int(p.foreground.sum()) for p in scans]), scans, strict=True
+        )
+    ]
     best = detector.history[best_epoch(detector)]
-    return _judged_cells(scores, patches, labels, config) | {
+    return {
+        "image_auroc": roc_auc_score(np.arange(len(images)) >= len(untouched), images),
+        **_judged_cells(scores, patches, labels, config),
         "w_std": min(best[f"w_std_{mod}"] for mod in MODALITIES),
         "best_epoch": best["epoch"],
     }
 
 
 def _judged_cells(scores: Tensor, patches, labels, config: Config) -> dict[str, float]:
-    """Return how well scores of foreground cells tell pasted ones, among those that count."""
-    counts = torch.cat([counted_cells(p, config.scoring.silhouette)[p.foreground] for p in patches])
-    truth = torch.cat([lab[p.foreground] for lab, p in zip(labels, patches, strict=True)])
+    """Return how well scores of foreground cells tell pasted ones, among those that count.
+
+    Cells within reach of a paste are neither.
+    """
+    rule = config.scoring.silhouette
+    scans = [LabelledScan(p, lab, 0, p) for p, lab in zip(patches, labels, strict=True)]
+    counts = torch.cat([kept_cells(scan, config.cells, rule) for scan in scans])
+    truth = torch.cat([scan.labels.any(1)[scan.patches.foreground] for scan in scans])
     return {
         "cell_ap": float(average_precision_score(truth[counts], scores[counts])),
         "cell_auroc": float(roc_auc_score(truth[counts], scores[counts])),

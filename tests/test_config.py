@@ -132,7 +132,7 @@ def test_an_unknown_profile_is_refused_with_the_allowed_ones():
         ("sigma_rule", "free", "one of 'learned', 'fixed'"),
         ("prototype_input", "random", "one of 'given', 'zeros'"),
         ("direction_input", "noise", "one of 'given', 'zeros', 'random'"),
-        ("heldout_by", "scan", "one of 'image', 'cell'"),
+        ("heldout_by", "scan", "one of 'target', 'image', 'cell'"),
         ("sep_form", "authors", "one of 'paper', 'official' or None"),
         ("projection_eps", 1.5, "float >= 0 <= 1 or None"),
         ("projection_eps", False, "float >= 0 <= 1 or None"),
@@ -208,13 +208,15 @@ def test_config_from_notebook_refuses_an_ill_typed_value():
 SCORES = ("scores", "quantities", "bank_scores", "cfm_scores", "ast_scores")
 OF_METRIC = ("lspn", "scores", "quantities")  # LSPN, and what is computed with it
 AFTER_BANK = ("lspn", "cfm", "ast", *SCORES)
+AFTER_DATA = tuple(stage for stage in STAGES if stage != "data")
 # section, or leaf of the run itself -> the stages whose hash depends on it
 DEPENDS = {
     "data": STAGES,
     "preprocess": STAGES,
-    "features": ("features", "bank", *AFTER_BANK),
-    "synthesis": ("features", "bank", *AFTER_BANK),
-    "bank": ("bank", *AFTER_BANK),
+    "features": AFTER_DATA,
+    "synthesis": ("pastes", "cells", *OF_METRIC),
+    "bank": ("bank", "cells", *AFTER_BANK),
+    "cells": ("cells", *OF_METRIC),
     "model": OF_METRIC,
     "loss": OF_METRIC,
     "training": OF_METRIC,
@@ -224,7 +226,7 @@ DEPENDS = {
     "scoring": SCORES,
     "dataset": STAGES,
     "data_root": STAGES,
-    "category": ("features", "bank", *AFTER_BANK),
+    "category": AFTER_DATA,
     "seed": AFTER_BANK,
     "device": (),
     "runs_root": (),
@@ -256,8 +258,9 @@ def test_every_section_belongs_to_one_stage_or_to_all_that_score():
     [
         ("data", ["data"]),
         ("bank", ["data", "features", "bank"]),
-        ("scores", ["data", "features", "bank", "lspn", "scores"]),
-        ("quantities", ["data", "features", "bank", "lspn", "quantities"]),
+        ("cells", ["data", "features", "bank", "pastes", "cells"]),
+        ("scores", ["data", "features", "bank", "pastes", "cells", "lspn", "scores"]),
+        ("quantities", ["data", "features", "bank", "pastes", "cells", "lspn", "quantities"]),
         ("bank_scores", ["data", "features", "bank", "bank_scores"]),
         ("cfm_scores", ["data", "features", "bank", "cfm", "cfm_scores"]),
         ("ast_scores", ["data", "features", "bank", "ast", "ast_scores"]),
@@ -267,19 +270,20 @@ def test_the_stages_that_one_builds_on(stage, chain):
     assert list(stage_chain(stage)) == chain
 
 
-def test_every_stage_needs_one_that_is_there_before_it():
+def test_every_stage_needs_some_that_are_there_before_it():
     assert list(STAGE_NEEDS) == list(STAGES)
-    for stage, before in STAGE_NEEDS.items():
-        assert (before is None) == (stage == "data")
-        assert before is None or STAGES.index(before) < STAGES.index(stage)
+    for stage, needs in STAGE_NEEDS.items():
+        assert (needs == ()) == (stage == "data")
+        assert all(STAGES.index(before) < STAGES.index(stage) for before in needs)
 
 
 def test_settings_of_a_stage_are_those_of_its_chain():
     config = make_config("paper", category="rope", seed=3)
     whole = config.stage_settings("cfm_scores")
     run = {"dataset": "procedural", "data_root": None, "category": "rope", "seed": 3}
-    sections = ("data", "preprocess", "features", "synthesis", "bank", "cfm", "scoring")
+    sections = ("data", "preprocess", "features", "bank", "cfm", "scoring")
     assert whole == run | {name: dataclasses.asdict(getattr(config, name)) for name in sections}
+    assert "synthesis" in config.stage_settings("lspn")
     assert config.stage_settings("data").keys() == {"dataset", "data_root", "data", "preprocess"}
 
 
@@ -292,9 +296,10 @@ def test_only_what_is_trained_or_drawn_depends_on_the_seed():
 # file of the library -> the stages whose hash its code changes
 CODE = {
     "datasets/preprocess.py": STAGES,
-    "features/rgb.py": ("features", "bank", *AFTER_BANK),
-    "memory.py": ("bank", *AFTER_BANK),
-    "baselines/banks.py": ("bank", *AFTER_BANK),
+    "features/rgb.py": AFTER_DATA,
+    "memory.py": ("bank", "cells", *AFTER_BANK),
+    "baselines/banks.py": ("bank", "cells", *AFTER_BANK),
+    "synthesis.py": ("pastes", "cells", *OF_METRIC),
     "losses.py": OF_METRIC,
     "quantities.py": ("quantities",),
     "baselines/cfm.py": ("cfm", "cfm_scores"),
@@ -323,11 +328,12 @@ def test_the_hash_changes_with_the_code_of_a_stage(monkeypatch, name):
 
 
 def test_files_of_a_stage_exist_and_are_more_than_those_of_the_one_it_needs():
-    for stage, before in STAGE_NEEDS.items():
+    for stage, needs in STAGE_NEEDS.items():
         files = stage_files(stage)
         assert all(file.is_file() for file in files) and len(set(files)) == len(files)
         assert not {file.name for file in files} & set(module.NO_STAGE)
-        assert before is None or set(stage_files(before)) < set(files)
+        for before in needs:
+            assert set(stage_files(before)) < set(files)
 
 
 @pytest.mark.parametrize(
@@ -417,13 +423,13 @@ def test_profile_paper_has_the_papers_loss_weights():
 def test_ablations_are_off_in_every_profile(profile):
     """What LSPN sees, what is learned and how it is judged are the paper's until one asks."""
     config = make_config(profile)
-    assert (config.model.sigma_rule, config.training.heldout_by) == ("learned", "image")
+    assert (config.model.sigma_rule, config.training.heldout_by) == ("learned", "target")
     assert (config.model.prototype_input, config.model.direction_input) == ("given", "given")
 
 
 def test_quantities_lie_beside_scores_and_never_in_the_same_folder():
     config = make_config()
-    assert STAGE_NEEDS["quantities"] == STAGE_NEEDS["scores"] == "lspn"
+    assert STAGE_NEEDS["quantities"] == STAGE_NEEDS["scores"] == ("lspn",)
     assert config.stage_settings("quantities") == config.stage_settings("scores")
     assert config.stage_hash("quantities") != config.stage_hash("scores")
 
@@ -572,14 +578,15 @@ def test_settings_that_do_not_go_together_are_refused_by_name(given, named):
 
 
 def test_the_limits_of_pairs_are_allowed():
-    make_config(min_offset_m=0.002, min_component_px=1600, border_px=127)
+    make_config(min_offset_m=0.001, min_component_px=1600, border_px=127)
     make_config("smoke", bank_fraction=11 / (8 * 28**2))
     own = {"dataset": "folder", "data_root": "/x", "category": "any"}
     make_config(**own, border_px=200, bank_fraction=0.0)  # its scans may be larger, and many
 
 
 def test_results_name_where_points_were_pasted_from():
-    """Features of a run on some categories are not those of a run on all."""
+    """Pastes of a run on some categories are not those of a run on all; features are."""
     alone = make_config(pasted_from='["foam"]')
     assert alone.stage_hash("data") == make_config().stage_hash("data")
-    assert alone.stage_hash("features") != make_config().stage_hash("features")
+    assert alone.stage_hash("features") == make_config().stage_hash("features")
+    assert alone.stage_hash("pastes") != make_config().stage_hash("pastes")

@@ -40,15 +40,52 @@ def test_loss_sep_is_finite_on_a_prototype():
 
 
 def test_loss_sep_official_by_hand():
-    ell0 = torch.tensor([0.5, 2.0, 0.25], requires_grad=True)
+    ell0 = torch.tensor([0.5, 2.0, 0.25])
     y = torch.tensor([False, True, True])
-    # l^2 = 1/4, 4, 1/16; weights 0.33, 3, 0.33; m_0^2 = 16
-    # 0.33 * 0.25 + 3 * (0.25 - 0.0625) + 0.33 * (16 - 0.0625) = 0.0825 + 0.5625 + 5.259375
-    loss = loss_sep(ell0, y, 4.0, "sum", form="official")
-    assert loss.item() == pytest.approx(5.904375)
-    loss.backward()
-    # the weight carries no gradient: 0.33 * 2 l, and 3 * (-2 / l^3), 0.33 * (-2 / l^3)
-    assert ell0.grad.tolist() == pytest.approx([0.33, -0.75, -42.24])
+    # p = l^2 = 1/4, 4, 1/16; bound 16; weights clamp(p^2) = 0.33, clamp(1 / p^2) = 0.33, 3
+    # 0.33 * 0.25 + 0.33 * (0.25 - 0.0625) + 3 * (16 - 0.0625) = 0.0825 + 0.061875 + 47.8125
+    assert loss_sep(ell0, y, 16.0, "sum", "official").item() == pytest.approx(47.956875, rel=5e-4)
+    # 0.25 + 0.1875 + 15.9375
+    plain = loss_sep(ell0, y, 16.0, "sum", "official", weighted=False)
+    assert plain.item() == pytest.approx(16.375, rel=5e-4)
+
+
+def official_losses(ell0, is_anomalous, bound):
+    """L_sep and L_mar of facts.md, section 5, cell by cell in double precision."""
+    normal = [x**2 for x, y in zip(ell0, is_anomalous, strict=True) if not y]
+    anomalous = [x**2 for x, y in zip(ell0, is_anomalous, strict=True) if y]
+    sep = sum(p * min(max(p**2, 0.33), 3) for p in normal)
+    for p in anomalous:
+        inverse = 1 / (p + 1e-5)
+        sep += max(inverse - 1 / bound, 0) * min(max(inverse**2, 0.33), 3)
+    m_l, m_u = min(anomalous), max(normal)
+    mar = sum(max(p - m_l, 0) for p in normal) + sum(max(m_u - p, 0) for p in anomalous)
+    return sep / len(ell0), mar / m_u / len(ell0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_official_losses_are_those_of_the_formulas(seed):
+    draw = torch.Generator().manual_seed(seed)
+    ell0 = 3 * torch.rand(64, generator=draw, dtype=torch.float64) + 1e-3
+    y = torch.rand(64, generator=draw) < 0.4
+    sep, mar = official_losses(ell0.tolist(), y.tolist(), 7.0)
+    assert loss_sep(ell0, y, 7.0, form="official").item() == pytest.approx(sep, rel=1e-9)
+    assert loss_mar(ell0, y, form="official").item() == pytest.approx(mar, rel=1e-9)
+    single = ell0.float()
+    assert loss_sep(single, y, 7.0, form="official").item() == pytest.approx(sep, rel=1e-5)
+    assert loss_mar(single, y, form="official").item() == pytest.approx(mar, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [loss_sep, loss_mar])
+def test_official_gradients_are_those_of_the_formulas(loss):
+    """Through weights and through the bounds m_l and m_u too: finite differences know."""
+    ell0 = torch.tensor([0.9, 1.4, 1.2, 0.95, 2.0], dtype=torch.float64, requires_grad=True)
+    y = torch.tensor([False, False, True, True, True])
+    arguments = (7.0,) if loss is loss_sep else ()
+    assert torch.autograd.gradcheck(lambda x: loss(x, y, *arguments, form="official"), ell0)
+    if loss is loss_mar:  # the paper's form knows bounds only: moving m_u alone changes nothing
+        loss_mar(ell0, y).backward()
+        assert ell0.grad[1].item() == pytest.approx(1 / 1.4 / 5)
 
 
 def test_loss_mar_by_hand():
@@ -66,8 +103,8 @@ def test_loss_mar_by_hand():
 def test_loss_mar_official_by_hand():
     ell0 = torch.tensor([1.0, 3.0, 2.0, 5.0])
     y = torch.tensor([False, False, True, True])
-    # m_l = 2/3, m_u = 1: normal 1/3 + 7/3, anomalous 0 + 0
-    assert loss_mar(ell0, y, "sum", form="official").item() == pytest.approx(8 / 3)
+    # on squares 1, 9, 4, 25: m_l = 4, m_u = 9: normal 0 + 5, anomalous 5 + 0; over m_u
+    assert loss_mar(ell0, y, "sum", form="official").item() == pytest.approx(10 / 9)
 
 
 @pytest.mark.parametrize("y", [[False, False, False], [True, True, True]])
@@ -129,11 +166,19 @@ def test_loss_sc_by_hand():
     assert loss_sc(w0, y).item() == pytest.approx(2.9365636569180902 / 3)
 
 
+def test_loss_sc_with_a_label_a_modality():
+    w0 = torch.tensor([[1.5, 0.5], [2.0, 1.5]])
+    y = torch.tensor([[False, False], [True, False]])
+    # (0.5 + 0) + (e - 2) + 0.5
+    assert loss_sc(w0, y, "sum").item() == pytest.approx(math.e - 1)
+
+
 def test_loss_cma_by_hand():
     w_neg = torch.tensor([[1.0, 2.0], [math.e, 0.5], [2.0, 2.0]])
     # 6e - (3 + e + 0.5 + 4) = 5e - 7.5
     assert loss_cma(w_neg, "sum").item() == pytest.approx(6.091409142295225)
     assert loss_cma(w_neg).item() == pytest.approx(6.091409142295225 / 3)
+    assert loss_cma(w_neg, form="official").item() == pytest.approx(6.091409142295225 / 6)
 
 
 @pytest.mark.parametrize("reduction", ["none", "SUM"])
@@ -142,54 +187,38 @@ def test_an_unknown_reduction_is_refused(reduction):
         loss_cma(torch.ones(1, 2), reduction)
 
 
-def marked_parts(num):
-    """Parts whose every entry says which cell it came from."""
-    cells = torch.arange(num, dtype=torch.float32)[:, None, None].expand(num, 1, 3)
-    return {m: cells.clone() for m in ("pcd", "rgb")}, {m: cells + 0.5 for m in ("pcd", "rgb")}
-
-
-@pytest.mark.parametrize("form", ["paper", "official"])
-def test_negative_pairs_take_both_kinds_with_equal_probability(form):
+def test_negative_pairs_of_the_paper_take_feature_and_prototype_of_one_modality():
     num = 4000
-    proto, direction = marked_parts(num)
-    new_proto, new_direction = negative_pairs(
-        proto, direction, torch.Generator().manual_seed(3), form
-    )
     cell = torch.arange(num)
-    source = {
-        name: part[mod][:, 0, 0].floor().long()
-        for name, part, mod in (
-            ("proto_pcd", new_proto, "pcd"),
-            ("proto_rgb", new_proto, "rgb"),
-            ("direction_pcd", new_direction, "pcd"),
-            ("direction_rgb", new_direction, "rgb"),
-        )
-    }
-    moved = {name: where != cell for name, where in source.items()}
-    if form == "paper":
-        # As Eq. 8 is printed: prototype and direction of a modality move together, to one cell.
-        assert torch.equal(source["proto_rgb"], source["direction_rgb"])
-        assert torch.equal(source["proto_pcd"], source["direction_pcd"])
-        first, second = "proto_rgb", "proto_pcd"
-    else:
-        assert not moved["proto_pcd"].any() and not moved["direction_pcd"].any()
-        first, second = "direction_rgb", "proto_rgb"
-    assert not (moved[first] & moved[second]).any()  # never both at once
-    assert (moved[first] | moved[second]).float().mean() > 0.99
-    assert 0.46 < moved[first].float().mean() < 0.54
-    assert 0.46 < moved[second].float().mean() < 0.54
+    feature_of, prototype_of = negative_pairs(num, torch.Generator().manual_seed(3))
+    moved = {mod: feature_of[mod] != cell for mod in ("pcd", "rgb")}
+    for mod in moved:
+        assert torch.equal(feature_of[mod], prototype_of[mod])
+        assert 0.46 < moved[mod].float().mean() < 0.54
+    assert not (moved["pcd"] & moved["rgb"]).any()
+    assert (moved["pcd"] | moved["rgb"]).float().mean() > 0.99
     # One permutation serves both kinds: no other cell is named twice.
-    other = torch.where(moved[first], source[first], source[second])
+    other = torch.where(moved["rgb"], feature_of["rgb"], feature_of["pcd"])
     assert other.unique().numel() == num
 
 
-def test_negative_pairs_leave_their_input_alone_and_follow_the_generator():
-    proto, direction = marked_parts(20)
-    before = [part[mod].clone() for part in (proto, direction) for mod in part]
-    draws = [
-        negative_pairs(proto, direction, torch.Generator().manual_seed(s))[0]["rgb"]
-        for s in (1, 1, 2)
-    ]
+def test_negative_pairs_of_the_authors_move_features_in_one_half_and_prototypes_in_the_other():
+    num = 4001
+    cell = torch.arange(num)
+    found = negative_pairs(num, torch.Generator().manual_seed(3), "official")
+    moved = [torch.stack([of[mod] != cell for mod in ("pcd", "rgb")]) for of in found]
+    assert not (moved[0].any(0) & moved[1].any(0)).any()
+    for of, some in zip(found, moved, strict=True):
+        assert (some[0] & some[1]).sum() > 0.99 * (num // 2)  # both modalities at once
+        assert some.any(0).sum() <= num // 2 + 1
+        assert (of["pcd"] != of["rgb"]).float().mean() > 0.49  # by permutations of their own
+        for mod in ("pcd", "rgb"):
+            assert torch.equal(of[mod].sort().values, cell)  # a permutation
+            half = torch.nonzero(some.any(0))[:, 0]
+            assert torch.isin(of[mod][half], half).all()  # within its half
+    assert 0.4 < (moved[0].any(0)[: num // 2]).float().mean() < 0.6  # halves drawn, not in order
+
+
+def test_negative_pairs_follow_the_generator():
+    draws = [negative_pairs(20, torch.Generator().manual_seed(s))[0]["rgb"] for s in (1, 1, 2)]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
-    after = [part[mod] for part in (proto, direction) for mod in part]
-    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))

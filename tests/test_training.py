@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import warnings
 
 import pytest
@@ -17,6 +18,7 @@ from g2sf_lib.training import (
     Cells,
     CollapseWarning,
     Metric,
+    heldout_auroc,
     heldout_images,
     load_parameters,
     loss_terms,
@@ -28,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 MODEL = ModelConfig(hidden=48, embed=16, dropout=0.1, k=2)
 LOSS = LossConfig(mu=0.1)
-TRAINING = TrainingConfig(epochs=6, batch_size=64, learning_rate=1e-2)
+TRAINING = TrainingConfig(epochs=6, batch_size=64, learning_rate=1e-2, criterion="losses")
 LONGER = dataclasses.replace(TRAINING, epochs=15)
 
 
@@ -139,7 +141,7 @@ def interrupt(monkeypatch, world, checkpoint, at):
 def test_an_interrupted_training_ends_with_the_same_bytes(toy, tmp_path, monkeypatch):
     world = toy()
     whole, history = train(world)
-    steps = -(-int((~_held_out(world)).sum()) // TRAINING.batch_size)
+    steps = int((~_held_out(world)).sum()) // TRAINING.batch_size
     path = tmp_path / "runs" / "checkpoint.safetensors"
     # One observation before training, then the steps and one observation an epoch: the first
     # interruption falls into the middle of epoch 3, the second, after going on, into epoch 5.
@@ -232,16 +234,19 @@ def test_held_out_images_choose_the_epoch_and_nothing_else(toy):
 
 
 def test_the_epoch_with_the_lowest_held_out_loss_is_kept(toy):
-    metric, history = train(toy(), training=LONGER)
-    best = min(history[1:], key=lambda row: row["heldout"])["epoch"]
-    assert 1 < best < 15  # else nothing is shown
+    metric, history = train(toy(), training=dataclasses.replace(LONGER, epochs=40))
+    best = training.best_row(history)["epoch"]
+    assert 1 < best < 40  # else nothing is shown
     stopped, _ = train(toy(), training=dataclasses.replace(LONGER, epochs=best))
     assert bytes_of(stopped) == bytes_of(metric)
     assert not metric.lspn.training
 
 
 def test_the_unit_of_distance_and_m0_by_hand(toy, monkeypatch):
-    """The mean over normal training cells, and twice the largest distance of anomalous ones."""
+    """The mean over normal training cells, and twice the largest distance of anomalous ones.
+
+    In either modality, and as they are: squares of the official form do not square the bound.
+    """
     cells, bank = toy()
     kept = ~_held_out((cells, bank))
     seen = []
@@ -254,10 +259,73 @@ def test_the_unit_of_distance_and_m0_by_hand(toy, monkeypatch):
     metric, _ = train((cells, bank), training=dataclasses.replace(TRAINING, epochs=1))
     mean = cells.s[kept & ~cells.is_anomalous, 0].mean(0)
     torch.testing.assert_close(metric.s_mean, mean)
-    largest = (cells.s[kept & cells.is_anomalous, 0] / mean).mean(-1).max().item()
+    largest = (cells.s[kept & cells.is_anomalous, 0] / mean).max().item()
     assert all(m0 == pytest.approx(2 * largest) for _, m0 in seen)
     batches = [y for y, _ in seen[1:-1]]
     assert batches and all(len(y) == 64 and y.sum() == 32 for y in batches)  # balanced
+
+
+def test_the_unit_may_be_the_spread_instead_of_the_mean(toy):
+    cells, bank = toy()
+    once = dataclasses.replace(TRAINING, epochs=1, normaliser="std")
+    metric, _ = train((cells, bank), training=once)
+    normal = cells.s[~_held_out((cells, bank)) & ~cells.is_anomalous, 0]
+    torch.testing.assert_close(metric.s_mean, normal.std(0))
+
+
+def some_images():
+    """Three scans of two cells each, and four pastes of a cell each on the first two of them."""
+    target = torch.tensor([0, 0, 1, 1, 2, 2, 0, 0, 1, 1])
+    image = torch.tensor([0, 0, 1, 1, 2, 2, 3, 4, 5, 6])
+    is_bad = torch.arange(10) >= 6
+    cells = Cells({}, {}, torch.zeros(10, 5, 2), is_bad, image, target=target)
+    return cells, torch.tensor([1.0, 2.0, 3.0, 1.0, 5.0, 1.0, 4.0, 1.0, 2.0, 6.0])
+
+
+def test_held_out_images_are_told_apart_by_hand():
+    cells, score = some_images()
+    # untouched: 2, 3, 5; pasted: max(4, 2) = 4, max(1, 2) = 2, max(2, 3) = 3, max(6, 3) = 6
+    # pairs won: 4 > 2, 3; 2 = 2; 3 > 2, 3 = 3; 6 > 2, 3, 5: 2 + 0.5 + 1.5 + 3 of 12
+    assert heldout_auroc(score, cells) == pytest.approx(7 / 12)
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
+    assert heldout_auroc(score[order], cells.without_features(order)) == pytest.approx(7 / 12)
+
+
+def test_false_alarms_hide_pastes_of_held_out_images():
+    cells, score = some_images()
+    score[[1, 2, 4]] = torch.tensor([7.0, 8.0, 9.0])  # a sound cell of each scan, above all pastes
+    # untouched: 7, 8, 9; pasted: 7, 7, 8, 8: 0.5 + 0.5 + 1.5 + 1.5 of 12
+    assert heldout_auroc(score, cells) == pytest.approx(4 / 12)
+
+
+def test_without_sound_cells_no_image_is_told():
+    cells, score = some_images()
+    bad = torch.nonzero(cells.is_anomalous)[:, 0]
+    assert math.isnan(heldout_auroc(score[bad], cells.without_features(bad)))
+
+
+def test_the_criterion_of_images_keeps_the_epoch_that_tells_them_best(toy):
+    chosen = dataclasses.replace(LONGER, criterion="images")
+    metric, history = train(toy(), training=chosen)
+    assert all(row["heldout"] == 1 - row["heldout_auroc"] for row in history)
+    best = training.best_row(history)
+    assert best["heldout_auroc"] == max(row["heldout_auroc"] for row in history)
+    stopped, _ = train(toy(), training=dataclasses.replace(chosen, epochs=max(best["epoch"], 1)))
+    if best["epoch"]:
+        assert bytes_of(stopped) == bytes_of(metric)
+
+
+def test_the_untrained_metric_is_kept_where_training_makes_it_worse(toy, monkeypatch):
+    real, calls = training._observe, []
+
+    def worse_and_worse(*given):
+        calls.append(None)
+        return real(*given) | {"heldout": float(len(calls))}
+
+    monkeypatch.setattr(training, "_observe", worse_and_worse)
+    metric, history = train(toy())
+    assert len(history) == 7 and training.best_row(history)["epoch"] == 0
+    assert not metric.lspn.head.weight.any() and metric.sigma().tolist() == [0.5, 0.5]
 
 
 @pytest.mark.parametrize("label", [False, True])
@@ -589,11 +657,11 @@ def train_as(world, training=TRAINING, loss=LOSS, seed=0, **model):
 )
 def test_a_blind_network_is_trained_blind_and_the_same_on_every_run(toy, inputs):
     cells, bank = toy()
-    metric, history = train_as((cells, bank), **inputs)
-    again, same = train_as((cells, bank), **inputs)
+    metric, history = train_as((cells, bank), LONGER, **inputs)
+    again, same = train_as((cells, bank), LONGER, **inputs)
     assert bytes_of(metric) == bytes_of(again) and history == same
     assert all(getattr(metric, name) == value for name, value in inputs.items())
-    seeing, _ = train((cells, bank))
+    seeing, _ = train((cells, bank), training=LONGER)
     assert bytes_of(metric) != bytes_of(seeing)
     assert (seeing.prototype_input, seeing.direction_input) == ("given", "given")
     if "direction_input" in inputs:
@@ -607,17 +675,17 @@ def test_directions_are_what_tells_these_cells_apart(toy):
         name: min(row["heldout_sep"] for row in train_as(toy(), LONGER, direction_input=name)[1])
         for name in ("given", "zeros", "random")
     }
-    assert kept["given"] < 0.9 * min(kept["zeros"], kept["random"])
+    assert kept["given"] < 0.95 * min(kept["zeros"], kept["random"])
 
 
 # ------------------------------------------------------------------ sigma, held-out cells
 
 
 def test_a_fixed_sigma_stays_at_one_half(toy):
-    metric, history = train_as(toy(), sigma_rule="fixed")
+    metric, history = train_as(toy(), LONGER, sigma_rule="fixed")
     assert metric.sigma().tolist() == [0.5, 0.5]
     assert all(row["sigma_pcd"] == row["sigma_rgb"] == 0.5 for row in history)
-    free, moving = train(toy())
+    free, moving = train(toy(), training=LONGER)
     assert max(abs(row["sigma_pcd"] - 0.5) for row in moving) > 1e-3
     for name, value in parameters_of(metric).items():
         if not name.startswith("sigma"):

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from g2sf_lib.benchmark import Split
 from g2sf_lib.config import MODALITIES, Config
 from g2sf_lib.detector import counted_cells, pick_device, query_banks, to_prediction
 from g2sf_lib.experiments import Banks, load_features
@@ -22,7 +23,8 @@ def counted_features(config: Config, split: str) -> tuple[dict[str, Rows], Tenso
     Returns:
         mod -> (N, D_mod), as extracted; and (N,) bool.
     """
-    patches, labels = load_features(config, split)
+    scans = Split(config, split)
+    patches, labels = scans.patches, scans.cell_labels
     counts = [counted_cells(p, config.scoring.silhouette) for p in patches]
     among = torch.cat([c[p.foreground] for p, c in zip(patches, counts, strict=True)])
     feat = {mod: rows.at(among) for mod, rows in foreground_features(patches).items()}

@@ -21,17 +21,17 @@ from g2sf_lib.benchmark import (
     Split,
     checked_methods,
     checked_seeds,
-    fitted_either,
     fitted_peer,
     run_methods,
     runs_of,
     trained_detector,
+    with_both_pastes,
 )
 from g2sf_lib.chapters.distributions import counted_pixels
 from g2sf_lib.chapters.wording import p_text, with_spread
 from g2sf_lib.config import Config
 from g2sf_lib.detector import to_prediction
-from g2sf_lib.experiments import checked_categories
+from g2sf_lib.experiments import checked_categories, fitted
 from g2sf_lib.fusion import aggregate
 from g2sf_lib.results import EXACT, LEVEL, METHOD_NAMES, holm
 
@@ -57,13 +57,13 @@ def validation_scores(
     Raises:
         FileNotFoundError: naming the stage that has not run.
     """
-    if method not in ("g2sf", "w1", "either"):
+    if method not in ("g2sf", "w1", "both"):
         peer = fitted_peer(config, method, train, validation.stored)
         depths = validation.depths(peer) if method == "ast" else None
         nearest = validation.nearest(BANKS[method])
         return peer.score_scans(validation.patches, depths, nearest, SILHOUETTES)
-    is_variant = method == "either"
-    detector = fitted_either(config, validation.stored) if is_variant else trained_detector(config)
+    is_variant = method == "both"
+    detector = fitted(with_both_pastes(config)) if is_variant else trained_detector(config)
     scores = detector.score_cells(validation.feat)
     cells = scores.cell_score
     if method == "w1":

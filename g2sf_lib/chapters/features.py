@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from g2sf_lib.benchmark import Split
 from g2sf_lib.chapters.data import SPLITS
 from g2sf_lib.config import MODALITIES, Config, scans_dir
 from g2sf_lib.datasets import Sample
 from g2sf_lib.datasets.preprocess import list_prepared, load_prepared
 from g2sf_lib.detector import counted_cells, pick_device
-from g2sf_lib.experiments import load_features
 from g2sf_lib.features import FeatureExtractor
 
 SYNTHETIC_SPLITS = ("synthetic", "synthetic_validation")
@@ -30,7 +30,8 @@ def cell_counts(config: Config) -> pd.DataFrame:
     """
     rows = []
     for split in (*SPLITS, *SYNTHETIC_SPLITS):
-        patches, labels = load_features(config, split)
+        of = Split(config, split)
+        patches, labels = of.patches, of.cell_labels
         on_object = [p.foreground for p in patches]
         counted = [counted_cells(p, config.scoring.silhouette) for p in patches]
         anomalous = [lab & p for lab, p in zip(labels, on_object, strict=True)]

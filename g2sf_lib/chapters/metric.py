@@ -23,11 +23,11 @@ def untouched_network(config: Config, num_cells: int = 500) -> tuple[LSPN, pd.Da
     """Return an untrained LSPN of the config's size, and three statements checked on real cells.
 
     Returns:
-        The network; and a row a statement with the largest error in `num_cells` synthetic cells
+        The network; and a row a statement with the largest error in `num_cells` validation cells
         and their k + 1 neighbourhoods.
     """
     stored = load_banks(config)
-    every = stored.standardiser(counted_features(config, "synthetic")[0])
+    every = stored.standardiser(counted_features(config, "validation")[0])
     feat = {mod: every[mod][:num_cells] for mod in MODALITIES}
     index, s = query_banks(stored.banks, feat, config.model.k + 1)
     bank = {mod: stored.banks[mod].prototypes for mod in MODALITIES}

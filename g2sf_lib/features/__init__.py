@@ -149,11 +149,14 @@ class FeatureExtractor:
             self._net.load_checkpoint(config.pcd_weights)
             self._net.to(self.device)
 
-    def __call__(self, sample: Sample) -> Patches:
+    def __call__(self, sample: Sample, wanted: torch.Tensor | None = None) -> Patches:
         """Return the features of one scan.
 
         Args:
             sample: a preprocessed scan; colour and points of the background are zero.
+            wanted: (cells,) bool, on the CPU: the only cells whose features are needed, the others
+                count as background; None: all. Where the networks allow it, the cost is that of
+                the cells around them.
 
         Returns:
             Patches, zero in both modalities where a cell is background. The same scan
@@ -162,28 +165,32 @@ class FeatureExtractor:
         Raises:
             ScanError: the scan has too few points for the point features.
         """
-        pcd, foreground = self.points(sample)
-        feat = {"pcd": pcd, "rgb": self.colour(sample)}
+        pcd, foreground = self.points(sample, wanted)
+        feat = {"pcd": pcd, "rgb": self.colour(sample, wanted)}
         for mod in MODALITIES:
             feat[mod] = torch.where(foreground[:, None], feat[mod], 0.0)
         grid = (self.config.grid_size, self.config.grid_size)
         return Patches(feat, grid, foreground, self._rgb.shared)
 
-    def points(self, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
+    def points(
+        self, sample: Sample, wanted: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (cells, D_pcd) point features and (cells,) bool, which cells hold the object."""
         if self._net is None:
             from g2sf_lib.features.fpfh import fpfh_patches
 
-            found = fpfh_patches(sample.xyz, self.config, name=sample.name)
+            found = fpfh_patches(sample.xyz, self.config, sample.name, wanted)
         else:
             from g2sf_lib.features.pointmae import pointmae_patches
 
             found = pointmae_patches(sample.xyz, self.config, self._net, name=sample.name)
+            if wanted is not None:
+                found = found[0], found[1] & wanted.to(found[1].device)
         return found[0].to(self.device), found[1].to(self.device)
 
-    def colour(self, sample: Sample) -> torch.Tensor:
+    def colour(self, sample: Sample, wanted: torch.Tensor | None = None) -> torch.Tensor:
         """Return (cells, D_rgb) RGB features, background included."""
-        return self._rgb([sample.rgb])[0]
+        return self._rgb([sample.rgb], wanted)[0]
 
 
 @contextmanager
@@ -279,7 +286,8 @@ def save_patches(
     Args:
         path: the file; its folder exists.
         patches: what to write.
-        cell_mask: (cells,) bool, True on anomalous cells, or None where nobody knows.
+        cell_mask: (cells,) bool, True on anomalous cells, or (cells, M), where it is known
+            which modalities are; None where nobody knows.
 
     Raises:
         ValueError: a feature is not finite in float16.
@@ -314,7 +322,7 @@ def load_patches(path: str | Path) -> tuple[PackedPatches, torch.Tensor | None]:
         path: the file.
 
     Returns:
-        Patches on the CPU; and (cells,) bool, or None.
+        Patches on the CPU; and the mask as it was given, or None.
 
     Raises:
         ValueError: the file is damaged, or not one of ours.

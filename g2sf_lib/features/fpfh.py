@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import open3d as o3d
 import torch
+from scipy.spatial import cKDTree
 
 from g2sf_lib.config import FeatureConfig
 from g2sf_lib.datasets import ScanError
@@ -13,7 +14,10 @@ NUM_HISTOGRAMS, NUM_BINS = 3, 11
 
 
 def fpfh_patches(
-    xyz: np.ndarray, config: FeatureConfig, name: str = "scan"
+    xyz: np.ndarray,
+    config: FeatureConfig,
+    name: str = "scan",
+    wanted: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the mean root histogram of every cell, and which cells have one.
 
@@ -27,6 +31,8 @@ def fpfh_patches(
         xyz: (H, W, 3), metres, camera at the origin; (0, 0, 0) where there is no point.
         config: grid, radii and numbers of neighbours.
         name: what the scan is called in messages.
+        wanted: (cells,) bool, the cells that are described; None: all. They get what they get
+            among all: other points are left out only where they are too far to matter.
 
     Returns:
         feat: (grid_size * grid_size, 33) float32 in [0, 1], zero on background; each third
@@ -47,11 +53,19 @@ def fpfh_patches(
             f"{name}: {len(points)} points on the {config.fpfh_grid} x {config.fpfh_grid} grid; "
             f"FPFH needs at least fpfh_normal_neighbours = {config.fpfh_normal_neighbours}"
         )
+    cell = _cell_of_block(block, config.fpfh_grid, config.grid_size)
+    if wanted is not None:
+        # A histogram sees those of its neighbours, they their neighbours, and each a normal.
+        reach = 2 * config.fpfh_radius_m + config.fpfh_normal_radius_m
+        inside = points[wanted.numpy()[cell]]
+        if not len(inside):
+            return torch.zeros(len(wanted), NUM_HISTOGRAMS * NUM_BINS), torch.zeros_like(wanted)
+        near = cKDTree(inside).query(points, distance_upper_bound=1.001 * reach)[0] < np.inf
+        points, cell = points[near], cell[near]
     # A point that coincides with another adds nothing to the shape but a zero distance,
     # for which no angle is defined: describe each place once.
     places, place = np.unique(points, axis=0, return_inverse=True)
     root = _root_histograms(places, config)[place.reshape(-1)]  # (P, 33)
-    cell = _cell_of_block(block, config.fpfh_grid, config.grid_size)
 
     described = root.any(axis=1)
     cell, root = torch.from_numpy(cell[described]), torch.from_numpy(root[described])
@@ -59,7 +73,8 @@ def fpfh_patches(
     count = torch.bincount(cell, minlength=num_cells)
     total = torch.zeros(num_cells, root.shape[1], dtype=root.dtype).index_add_(0, cell, root)
     feat = total / count.clamp(min=1)[:, None]
-    return feat.float(), count > 0
+    foreground = count > 0 if wanted is None else (count > 0) & wanted
+    return feat.float(), foreground
 
 
 def _block_means(xyz: np.ndarray, num_blocks: int, name: str) -> tuple[np.ndarray, np.ndarray]:
