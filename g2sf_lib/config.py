@@ -223,8 +223,13 @@ class SynthesisConfig:
     )
     min_offset_m: float = setting(0.00005, "along the view, random sign", low=1e-9)
     max_offset_m: float = setting(0.001, "along the view, random sign", low=0)
+    min_relief: float = setting(0.05, "least weight of the pasted relief", low=1e-9, high=1)
+    max_relief: float = setting(1.0, "largest weight of the pasted relief", low=1e-9, high=1)
     min_blend: float = setting(0.05, "least weight of the pasted colour", low=1e-9, high=1)
     max_blend: float = setting(1.0, "largest weight of the pasted colour", low=1e-9, high=1)
+    colour_from: Literal["both", "other"] = setting(
+        "both", "another scan as published, or the place itself, which is then stained, not torn"
+    )
     label_rule: Literal["cover", "centre"] = setting(
         "cover", "a quarter of a cell; the published centre overlooks pastes on wide cells"
     )
@@ -664,7 +669,7 @@ def _check_pairs(config: Config) -> None:
         ConfigError: naming both.
     """
     paste, data, bank = config.synthesis, config.data, config.bank
-    limits = ("offset_m", "component_px", "blend")
+    limits = ("offset_m", "component_px", "relief", "blend")
     for low, high in ((f"min_{name}", f"max_{name}") for name in limits):
         least, most = getattr(paste, low), getattr(paste, high)
         if least > most:

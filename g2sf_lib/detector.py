@@ -217,7 +217,8 @@ def labelled_scans(
     Args:
         normal: of the training scans.
         pasted: of the synthetic anomalies; number i stands on normal scan i modulo their number.
-        labels: (cells, M) bool each, of the synthetic anomalies.
+        labels: of the synthetic anomalies, (cells, M) bool each; (cells,) where pastes change both
+            modalities.
         is_untouched: whether normal cells are those of the training scans, and not what pastes
             leave of them.
     """
@@ -226,6 +227,7 @@ def labelled_scans(
     for number, (patches, label) in enumerate(zip(pasted, labels, strict=True)):
         target = number % len(normal)
         outline = normal[target] if is_untouched else patches
+        label = label if label.ndim == 2 else label[:, None].expand(-1, len(MODALITIES))
         found.append(LabelledScan(patches, label, target, outline))
     return found
 
@@ -382,6 +384,24 @@ class G2SF:
             config.seed,
         )
         pasted, labels = zip(*(pasted_patches(s, extract, config) for s in synthetic), strict=True)
+        return self.fit_metric(normal, pasted, labels, progress)
+
+    def fit_metric(
+        self,
+        normal: Sequence[Patches | PackedPatches],
+        pasted: Sequence[Patches | PackedPatches],
+        labels: Sequence[Tensor],
+        progress: bool = False,
+    ) -> G2SF:
+        """Train LSPN and sigma (Sections 3.4 and 3.5) on cells of normal and synthetic scans.
+
+        Args:
+            normal: the scans that `fit_bank` was given.
+            pasted: one entry a synthetic scan, see `labelled_scans`.
+            labels: of them.
+            progress: whether progress bars are shown.
+        """
+        config = self.config
         is_untouched = config.synthesis.normal_cells == "untouched"
         scans = labelled_scans(normal, pasted, labels, is_untouched)
         own = own_prototypes(self.banks, normal)

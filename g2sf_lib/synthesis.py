@@ -396,10 +396,12 @@ def synthesise(
     t of random sign, its size drawn from [`min_offset_m`, `max_offset_m`], both uniformly or, with
     `strength` "log", uniformly in their logarithm:
 
-    - colour: u * changed source + (1 - u) * target;
-    - depth: z_source - mean(z_source) + mean(z_target) + t, means over the component's pixels
+    - colour: u * changed source + (1 - u) * target; with `colour_from` "both", in half of the
+      components the source is the target itself, so that tones change and texture does not;
+    - depth: v * (z_source - mean(z_source) + mean(z_target)) + (1 - v) * z_target + t, v drawn
+      from [`min_relief`, `max_relief`] (1 as published), means over the component's pixels
       on the object, so that the mean displacement there is t; x and y are those of the
-      target before background removal, so a paste may stand outside the object.
+      target before background removal, so a paste may stand outside the object, with v = 1.
 
     A pixel of the object where the sensor saw no point gets a colour only, since its x and y
     are not known. A background pixel without a raw point gets nothing and is not in the mask.
@@ -443,6 +445,7 @@ def synthesise(
         )
     places_rgb, places_pcd = np.argwhere(region_rgb), np.argwhere(region_pcd)
     changed = corrupt_rgb(source_rgb.rgb, generator)
+    own = corrupt_rgb(target.rgb, generator) if config.colour_from == "both" else None
     mask = np.zeros(on_object.shape, dtype=bool)
     labels = _paste_labels(on_object, config, generator)
     for number, box in enumerate(ndimage.find_objects(labels), start=1):
@@ -453,11 +456,15 @@ def synthesise(
         anchors = on_object[rows, columns]
         if not anchors.any():  # nothing to stand on: only holes of the cloud
             continue
-        colour = _cut(changed, region_rgb, places_rgb, rows, columns, generator)
+        if own is not None and generator.random() < 0.5:
+            colour = own[rows, columns]
+        else:
+            colour = _cut(changed, region_rgb, places_rgb, rows, columns, generator)
         depth = _cut(source_pcd.xyz[..., 2], region_pcd, places_pcd, rows, columns, generator)
         blend = _drawn(config.min_blend, config.max_blend, config, generator)
         offset = _drawn(config.min_offset_m, config.max_offset_m, config, generator)
         offset *= generator.choice((-1, 1))
+        relief = _drawn(config.min_relief, config.max_relief, config, generator)
         mask[rows, columns] = True
         if parts != "pcd":
             mixed = blend * colour + (1 - blend) * target.rgb[rows, columns]
@@ -466,7 +473,10 @@ def synthesise(
             continue
         depth = depth.astype(np.float64)
         centroid = xyz[rows[anchors], columns[anchors], 2].mean(dtype=np.float64)
-        depth += centroid - depth[anchors].mean() + offset
+        depth += centroid - depth[anchors].mean()
+        before = xyz[rows[anchors], columns[anchors], 2]
+        depth[anchors] = before + relief * (depth[anchors] - before)
+        depth += offset
         seen = has_raw[rows, columns]
         raw[rows[seen], columns[seen], 2] = depth[seen]
         xyz[rows[seen], columns[seen]] = raw[rows[seen], columns[seen]]

@@ -378,7 +378,10 @@ def train_metric(
     if not len(fit[1]) or not len(heldout):
         raise ValueError("train_metric: a side of the held-out split has no anomalous cell")
     nearest = cells.s[fit[0], 0]
-    s_mean = nearest.mean(0) if training.normaliser == "mean" else nearest.std(0)
+    s_mean = nearest.mean(0)
+    if training.normaliser == "std":
+        # Modalities in proportion to their spread, and normal cells at 1 on average as before.
+        s_mean = nearest.std(0) * (s_mean / nearest.std(0)).mean()
     m0 = 2.0 * float((cells.s[fit[1], 0] / s_mean).max())
     heldout = (heldout, torch.nonzero(is_heldout)[:, 0])
     with _seeded(seed, device):

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from g2sf_lib.baselines import Baseline
 from g2sf_lib.benchmark import TRAINED, Split, train_peer
 from g2sf_lib.config import MODALITIES, Config, make_config, stage_dir
-from g2sf_lib.detector import G2SF, LabelledScan, flat_settings, kept_cells, to_prediction
+from g2sf_lib.detector import G2SF, flat_settings, kept_cells, labelled_scans, to_prediction
 from g2sf_lib.experiments import (
     best_epoch,
     fitted,
@@ -100,7 +100,7 @@ def _judged_cells(scores: Tensor, patches, labels, config: Config) -> dict[str, 
     Cells within reach of a paste are neither.
     """
     rule = config.scoring.silhouette
-    scans = [LabelledScan(p, lab, 0, p) for p, lab in zip(patches, labels, strict=True)]
+    scans = labelled_scans(patches, patches, labels, is_untouched=False)
     counts = torch.cat([kept_cells(scan, config.cells, rule) for scan in scans])
     truth = torch.cat([scan.labels.any(1)[scan.patches.foreground] for scan in scans])
     return {

@@ -36,10 +36,11 @@ OUTLIER = 27  # row 3, column 3 of 8 x 8: inside the object
 @pytest.fixture
 def fitted(small_config, make_patches, synthetic):
     """A detector fitted to six made-up scans and their synthetic anomalies."""
-    detector = G2SF(small_config).fit_bank([make_patches(n)[0] for n in range(6)])
+    normal = [make_patches(n)[0] for n in range(6)]
+    detector = G2SF(small_config).fit_bank(normal)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)
-        return detector.fit_metric(*synthetic)
+        return detector.fit_metric(normal, *synthetic)
 
 
 def with_outlier(patches, cell=OUTLIER, mods=MODALITIES):
@@ -141,7 +142,8 @@ def test_pick_device():
 
 
 def test_labelled_cells_say_which_image_and_which_cell(small_config, synthetic, make_patches):
-    detector = G2SF(small_config).fit_bank([make_patches(n)[0] for n in range(6)])
+    normal = [make_patches(n)[0] for n in range(6)]
+    detector = G2SF(small_config).fit_bank(normal)
     patches, labels = synthetic
     found = query_banks(detector.banks, detector.standardiser(foreground_features(patches)), 5)
     cells = labelled_cells(patches, labels, detector.standardiser, *found)
@@ -208,10 +210,11 @@ def test_a_planted_outlier_scores_highest(fitted, make_patches, mods):
 
 
 def test_same_seed_same_map(small_config, make_patches, synthetic, fitted):
-    again = G2SF(small_config).fit_bank([make_patches(n)[0] for n in range(6)])
+    normal = [make_patches(n)[0] for n in range(6)]
+    again = G2SF(small_config).fit_bank(normal)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)
-        again.fit_metric(*synthetic)
+        again.fit_metric(normal, *synthetic)
     patches = make_patches(9)[0]
     one, other = fitted.predict_patches(patches), again.predict_patches(patches)
     assert one.score_map.tobytes() == other.score_map.tobytes()
@@ -237,10 +240,11 @@ def test_saved_then_loaded_gives_the_same_prediction(fitted, make_patches, tmp_p
 def test_the_official_directions_survive_saving(small_config, make_patches, synthetic, tmp_path):
     loss = dataclasses.replace(small_config.loss, form="official")
     detector = G2SF(dataclasses.replace(small_config, loss=loss))
-    detector.fit_bank([make_patches(n)[0] for n in range(6)])
+    normal = [make_patches(n)[0] for n in range(6)]
+    detector.fit_bank(normal)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)
-        detector.fit_metric(*synthetic)
+        detector.fit_metric(normal, *synthetic)
     detector.save(tmp_path)
     patches = make_patches(9)[0]
     one, other = detector.predict_patches(patches), G2SF.load(tmp_path).predict_patches(patches)
@@ -307,10 +311,11 @@ def test_an_unfitted_detector_says_so(small_config, make_patches, tmp_path):
 
 
 def test_synthetic_cells_of_one_class_are_refused(small_config, make_patches, synthetic):
-    detector = G2SF(small_config).fit_bank([make_patches(n)[0] for n in range(6)])
+    normal = [make_patches(n)[0] for n in range(6)]
+    detector = G2SF(small_config).fit_bank(normal)
     patches, labels = synthetic
     with pytest.raises(ValueError, match="cells of one class only"):
-        detector.fit_metric(patches, [torch.zeros_like(label) for label in labels])
+        detector.fit_metric(normal, patches, [torch.zeros_like(label) for label in labels])
 
 
 def test_fit_refuses_too_few_scans_and_defective_ones(small_config, make_sample):
@@ -404,10 +409,11 @@ def test_what_the_network_does_not_see_survives_saving(
 ):
     model = dataclasses.replace(small_config.model, **inputs)
     detector = G2SF(dataclasses.replace(small_config, model=model))
-    detector.fit_bank([make_patches(n)[0] for n in range(6)])
+    normal = [make_patches(n)[0] for n in range(6)]
+    detector.fit_bank(normal)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)
-        detector.fit_metric(*synthetic)
+        detector.fit_metric(normal, *synthetic)
     detector.save(tmp_path)
     loaded = G2SF.load(tmp_path, device="cpu")
     patches = make_patches(9)[0]
@@ -429,7 +435,8 @@ def test_what_the_network_does_not_see_survives_saving(
 
 
 def test_a_training_may_be_watched(small_config, make_patches, synthetic):
-    detector = G2SF(small_config).fit_bank([make_patches(n)[0] for n in range(6)])
+    normal = [make_patches(n)[0] for n in range(6)]
+    detector = G2SF(small_config).fit_bank(normal)
     patches, labels = synthetic
     feat = detector.standardiser(foreground_features(patches))
     found = query_banks(detector.banks, feat, 5)

@@ -15,7 +15,7 @@ from filelock import FileLock
 from g2sf_lib import experiments, synthesis, training
 from g2sf_lib.config import MODALITIES, dataset_dir, make_config, scans_dir, stage_dir
 from g2sf_lib.datasets.preprocess import list_prepared, load_prepared
-from g2sf_lib.detector import flat_settings, query_banks
+from g2sf_lib.detector import counted_cells, flat_settings
 from g2sf_lib.experiments import (
     at_epoch,
     best_epoch,
@@ -61,6 +61,11 @@ def contents(folder):
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def features_of(config):
+    """Return name -> bytes of the features of all scans, synthetic ones included."""
+    return contents(stage_dir(config, "features")) | contents(stage_dir(config, "pastes"))
 
 
 def forget(config, *stages):
@@ -125,16 +130,15 @@ def test_nothing_of_the_test_split_reaches_the_features_of_training(
         "train": 3, "validation": 2, "test": 2, "synthetic": 4, "synthetic_validation": 2,
         "pastes_without_cell": 4,  # a quarter of a cell of so coarse a grid is more than they cover
     }  # fmt: skip
-    folder = stage_dir(scans, "features")
-    original = contents(folder)
+    original = features_of(scans)
     assert len(original) == 13
-    shutil.rmtree(folder)
+    forget(scans, "features", "pastes")
     for category in ("foam", "rope"):
         place = dataclasses.replace(scans, category=category)
         write_prepared(place, "test", make_sample(77, "combined"), 0)
         write_prepared(place, "test", make_sample(78), 0)
     run_features(scans, ["foam", "rope"])
-    changed = contents(folder)
+    changed = features_of(scans)
     kept = {name for name in original if not name.startswith("test/")}
     assert {name: changed[name] for name in kept} == {name: original[name] for name in kept}
     assert changed["test/good_000.safetensors"] != original["test/good_000.safetensors"]
@@ -142,14 +146,13 @@ def test_nothing_of_the_test_split_reaches_the_features_of_training(
 
 def test_interrupted_feature_extraction_goes_on(scans):
     run_features(scans, ["foam"])
-    folder = stage_dir(scans, "features")
-    original = contents(folder)
-    kept = folder / "train" / "good_001.safetensors"
+    original = features_of(scans)
+    kept = patch_file(scans, "train", "train/good/001")
     before = kept.stat().st_mtime_ns
-    for name in ("train/good_000", "synthetic/0001", "test/good_001"):
-        (folder / f"{name}.safetensors").unlink()
+    for split, name in (("train", "good/000"), ("synthetic", "0001"), ("test", "test/good/001")):
+        patch_file(scans, split, name).unlink()
     run_features(scans, ["foam"])
-    assert contents(folder) == original
+    assert features_of(scans) == original
     assert kept.stat().st_mtime_ns == before  # what was there is left alone
 
 
@@ -160,7 +163,7 @@ def test_synthetic_scans_are_the_same_on_every_call_and_stand_on_their_split(sca
     for split, num in (("train", 4), ("validation", 2)):
         read.clear()
         one, other = (list(synthetic_scans(scans, split, ["foam", "rope"])) for _ in range(2))
-        assert len(one) == num and all(scan.label == "synthetic" for scan in one)
+        assert len(one) == num and all(scan.label in synthesis.CHANGED for scan in one)
         for a, b in zip(one, other, strict=True):
             assert a.rgb.tobytes() == b.rgb.tobytes() and a.xyz.tobytes() == b.xyz.tobytes()
             assert a.mask.any() and np.array_equal(a.mask, b.mask)
@@ -190,7 +193,7 @@ def test_point_sources_are_training_scans_of_every_category(scans):
 
 def test_finished_synthetic_scans_are_not_made_again(scans, monkeypatch):
     run_features(scans, ["foam"])
-    folder = stage_dir(scans, "features") / "synthetic"
+    folder = stage_dir(scans, "pastes") / "synthetic"
     (folder / "0002.safetensors").unlink()
     made = []
     real = synthesis.synthesise
@@ -201,29 +204,105 @@ def test_finished_synthetic_scans_are_not_made_again(scans, monkeypatch):
 
 def test_neighbours_are_looked_up_once_and_the_search_goes_on(run, monkeypatch):
     run_bank(run)
-    folder = stage_dir(run, "bank") / "synthetic-5-nearest"
-    original, cells = contents(folder), synthetic_cells(run)
-    assert len(original) == 6
-    patches, labels = load_features(run, "synthetic")
-    found = query_banks(
-        load_banks(run).banks, load_banks(run).standardiser(foreground_features(patches)), 5
-    )
-    torch.testing.assert_close(cells.s, found[1])
-    assert all(torch.equal(cells.index[mod].long(), found[0][mod]) for mod in MODALITIES)
-    truth = [lab[p.foreground] for lab, p in zip(labels, patches, strict=True)]
-    assert torch.equal(cells.is_anomalous, torch.cat(truth))
-    for name in ("0001", "0004"):
+    folder = stage_dir(run, "cells") / "5-nearest"
+    original = contents(folder)
+    num = len(load_features(run, "train")[0])
+    assert len(original) == num + 6
+    for name in ("00001", f"{num + 4:05d}"):  # a normal scan, and one with pastes
         (folder / f"{name}.safetensors").unlink()
     searched = []
-    real = MemoryBank.query
-    monkeypatch.setattr(MemoryBank, "query", lambda self, *a: searched.append(1) or real(self, *a))
+    real = MemoryBank.query_without
+    monkeypatch.setattr(
+        MemoryBank, "query_without", lambda self, *a, **k: searched.append(1) or real(self, *a, **k)
+    )
     run_lspn(run)  # what is missing is searched, and what is there is not
-    assert len(searched) <= 2 * 2 * 2 and contents(folder) == original
+    assert len(searched) == 2 * 2 and contents(folder) == original
+
+
+def test_a_cell_never_meets_a_prototype_of_its_own_scan(run):
+    """Neighbours are those of a bank without the scan's prototypes, and no others."""
+    banks, cells = run_bank(run), synthetic_cells(run)
+    patches = load_features(run, "train")[0]
+    for mod in MODALITIES:
+        bank = banks.banks[mod]
+        ends = torch.tensor([len(p.cells[mod]) for p in patches]).cumsum(0)
+        scan = torch.searchsorted(ends, bank.rows, right=True)
+        assert not (scan[cells.index[mod].long()] == cells.target[:, None]).any()
+        m = MODALITIES.index(mod)
+        for target in (0, len(patches) - 1):
+            mine = cells.target == target
+            others = bank.prototypes[scan != target]
+            alone = MemoryBank(others, torch.arange(len(others))).query(cells.feat[mod][mine], 5)
+            torch.testing.assert_close(cells.s[mine, :, m], alone[1])
+            found = bank.prototypes[cells.index[mod][mine].long()]
+            torch.testing.assert_close(found, others[alone[0]])
+
+
+def test_own_prototypes_may_be_kept(run):
+    kept = changed(run, own_prototypes="keep")
+    run_bank(run)
+    cells, own = synthetic_cells(run), synthetic_cells(kept)
+    assert torch.equal(cells.image, own.image)
+    assert (own.s <= cells.s).all() and (own.s < cells.s).any()
+    assert stage_dir(kept, "bank") == stage_dir(run, "bank")
+
+
+def test_cells_trained_on_are_normal_ones_of_the_scans_and_what_pastes_changed(run):
+    """Counted cells only; near a paste, a cell of a synthetic scan is neither."""
+    run_bank(run)
+    normal, (pasted, labels) = load_features(run, "train")[0], load_features(run, "synthetic")
+    cells = synthetic_cells(run)
+    for number, patches in enumerate(normal):
+        mine = cells.image == number
+        counted = counted_cells(patches, "exclude")
+        assert int(mine.sum()) == int(counted.sum()) and not cells.is_anomalous[mine].any()
+        assert (cells.target[mine] == number).all()
+    for number, (patches, label) in enumerate(zip(pasted, labels, strict=True)):
+        mine = cells.image == len(normal) + number
+        counted = counted_cells(normal[number % len(normal)], "exclude") & patches.foreground
+        assert int(cells.is_anomalous[mine].sum()) == int((counted & label).sum()) > 0
+        row, column = torch.nonzero(label.view(8, 8), as_tuple=True)
+        far = torch.ones(8, 8, dtype=torch.bool)
+        for y, x in zip(row.tolist(), column.tolist(), strict=True):
+            far[max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3] = False
+        assert int((~cells.is_anomalous[mine]).sum()) == int((counted & far.view(-1)).sum())
+    everything = synthetic_cells(changed(run, outline_cells="count", reach_cells=0))
+    assert len(everything) == sum(int(p.foreground.sum()) for p in [*normal, *pasted])
+
+
+def test_a_label_says_which_modality_a_paste_changed(run, make_patches):
+    run_bank(run)
+    for number in range(6):
+        patches, label = make_patches(100 + number, (27, 28, 35, 36))
+        changed_in = torch.tensor([number % 3 != 1, number % 3 != 2])
+        path = patch_file(run, "synthetic", f"{number:04d}")
+        experiments.save_patches(path, patches, label[:, None] & changed_in)
+    cells = synthetic_cells(run)
+    num = len(load_features(run, "train")[0])
+    assert torch.equal(cells.is_anomalous, cells.changed.any(1))
+    for number in range(6):
+        mine = (cells.image == num + number) & cells.is_anomalous
+        assert mine.any()
+        expected = torch.tensor([number % 3 != 1, number % 3 != 2])
+        assert torch.equal(cells.changed[mine], expected.expand(int(mine.sum()), 2))
+
+
+def test_pastes_of_a_variant_are_made_when_they_are_wanted(scans):
+    run_features(scans, ["foam", "rope"])
+    small = changed(scans, bank_fraction=0.9, label_rule="centre", pasted_from='["foam", "rope"]')
+    run_features(small, ["foam", "rope"])
+    other = changed(small, paste_in="both", normal_cells="pasted")
+    assert not stage_dir(other, "pastes").exists()
+    cells = synthetic_cells(other, built_banks(other))
+    assert len(load_features(other, "synthetic")[0]) == 4
+    assert stage_dir(other, "features") == stage_dir(small, "features")
+    assert cells.changed[cells.is_anomalous].all() and (~cells.is_anomalous).any()
+    assert set(cells.image.tolist()) <= {0, 1, 2, 3}  # scans with pastes, and no others
 
 
 def test_a_damaged_file_of_neighbours_is_named(run):
     run_bank(run)
-    path = stage_dir(run, "bank") / "synthetic-5-nearest" / "0003.safetensors"
+    path = stage_dir(run, "cells") / "5-nearest" / "00003.safetensors"
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(StoredFileError, match=r"0003\.safetensors: cannot be read"):
         run_lspn(run)
@@ -252,11 +331,11 @@ def test_an_interrupted_training_goes_on_to_the_same_detector(run, monkeypatch):
     calls = []
     real = training.loss_cma
 
-    def interrupted(w_neg):
+    def interrupted(w_neg, **form):
         calls.append(w_neg)
         if len(calls) > 9:
             raise KeyboardInterrupt
-        return real(w_neg)
+        return real(w_neg, **form)
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "loss_cma", interrupted)
@@ -309,7 +388,7 @@ def test_a_damaged_bank_is_refused_by_name(run):
 
 @pytest.mark.parametrize("split", ["train", "synthetic"])
 def test_missing_features_are_told_with_the_stage_that_makes_them(run, split):
-    files = sorted((stage_dir(run, "features") / split).glob("*.safetensors"))
+    files = sorted(patch_file(run, split, "any").parent.glob("*.safetensors"))
     files[-1].unlink()  # one is enough: half a set is not a set
     with pytest.raises(FileNotFoundError, match=rf"{split}: features are missing") as caught:
         load_features(run, split)
@@ -372,7 +451,9 @@ def test_best_epoch_by_hand():
     class Fitted:
         history = [{"epoch": e, "heldout": v} for e, v in enumerate([0.1, 3.0, 2.0, 2.0, 4.0])]
 
-    assert best_epoch(Fitted()) == 2  # row 0 is the state before training
+    assert best_epoch(Fitted()) == 0  # the state before training is a candidate
+    Fitted.history[0]["heldout"] = 5.0
+    assert best_epoch(Fitted()) == 2  # the first of two equals
 
 
 def test_data_are_rendered_and_prepared(small_config, tmp_path, monkeypatch):
@@ -494,8 +575,9 @@ def test_a_failed_training_leaves_the_lock_open_and_no_detector(run, monkeypatch
 
 
 def test_features_that_are_missing_are_named_before_anything_is_trained(run, trained):
-    shutil.rmtree(stage_dir(run, "features") / "synthetic")
-    with pytest.raises(FileNotFoundError, match="synthetic: features are missing"):
+    built_banks(run)
+    shutil.rmtree(stage_dir(run, "features") / "train")
+    with pytest.raises(FileNotFoundError, match="train: features are missing"):
         fitted(run)
     assert not (stage_dir(run, "lspn") / "detector.json").exists()
 
@@ -544,12 +626,12 @@ def test_epochs_are_kept_as_they_were(run):
     assert first.metric is not detector.metric and first.banks is detector.banks
 
 
-def test_the_last_epoch_is_what_a_training_without_choice_ends_with(run):
-    """Of one epoch there is nothing to choose, so the last one is the detector."""
+def test_an_epoch_is_the_same_however_long_the_training_goes_on(run):
     once = changed(run, epochs=1)
     longer, shorter = fitted(run), fitted(once)
     same = at_epoch(run, longer, 1)  # randomness depends on the seed and the number of the epoch
-    for name, value in parameters_of(shorter.metric).items():
+    last = at_epoch(once, shorter, 1)
+    for name, value in parameters_of(last.metric).items():
         assert torch.equal(parameters_of(same.metric)[name], value)
 
 

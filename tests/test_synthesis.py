@@ -18,7 +18,11 @@ from g2sf_lib.synthesis import (
     synthesise_set,
 )
 
-CONFIG = SynthesisConfig()
+# As published; one at a time, the levers that differ by default are tested further below.
+CONFIG = SynthesisConfig(
+    paste_in="both", augment="published", strength="uniform", colour_from="other",
+    min_blend=0.5, min_offset_m=0.0002, max_offset_m=0.002,
+)  # fmt: skip
 ARRAYS = ("rgb", "xyz", "mask", "raw_xyz")
 FLOOR = 0.45
 
