@@ -105,10 +105,11 @@ def loss_variants(losses: Any, config: Config) -> tuple[Variant, ...]:
 RUN = Variant("run", "this run")  # what every other row of chapter 11 is compared with
 SCALES = {"bank_fraction": (0.01, 0.05, 0.1, 0.25, 1.0), "k": (1, 5, 10)}
 LONGER = 2.5  # times the epochs of the run: how far the study of epochs trains
-FORMS = ("sep_form", "mar_form", "cma_form", "direction_form", "jitter_form")
-# facts.md, section 5: the authors' forms with the weights, penalty and split that go with them.
+FORMS = ("sep_form", "mar_form", "cma_form", "direction_form", "jitter_form", "start_form")
+# facts.md, section 5: the authors' forms with all that goes with them, on the run's cells.
 RECIPE = {"form": "official", "alpha": 10.0, "beta": 40.0, "gamma": 3.0, "mu": 20.0}
-RECIPE |= {"l1": 5e-4, "heldout_by": "cell"}
+RECIPE |= {"l1": 5e-4, "heldout_by": "cell", "criterion": "losses", "normaliser": "mean"}
+RECIPE |= {"label_of": "cell", "sigma_rule": "learned"}
 
 
 def studies() -> dict[str, tuple[Variant, ...]]:
@@ -126,11 +127,14 @@ def studies() -> dict[str, tuple[Variant, ...]]:
     )
     forms = [Variant(name, name, {name: "official"}) for name in FORMS]
     forms += [
-        Variant("form", "all five forms", {"form": "official"}),
-        Variant("recipe", "all five, and the authors' weights, L1 and split", RECIPE),
+        Variant("form", "all six forms", {"form": "official"}),
+        Variant("recipe", "all six, and the authors' weights, L1, split and choice", RECIPE),
     ]
     others = (
         Variant("heldout_by", "held out by cell", {"heldout_by": "cell"}),
+        Variant("criterion", "epoch chosen by losses", {"criterion": "losses"}),
+        Variant("label_of", "one label for both modalities", {"label_of": "cell"}),
+        Variant("normaliser", "distances over their mean", {"normaliser": "mean"}),
         Variant("l1", "L1 penalty of 5e-4", {"l1": 5e-4}),
         Variant("quantise", "maps of 8 bits", {"quantise": True}),
         Variant("silhouette", "cells at the outline count", {"silhouette": "count"}),
