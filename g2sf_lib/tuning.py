@@ -57,9 +57,10 @@ def select_loss_weights(config: Config, categories: Sequence[str]) -> pd.DataFra
     weights of Eq. 10; their trainings are kept, and shared with chapters 03 and 07.
 
     Returns:
-        One row a category and candidate: ``alpha`` ... ``mu``, ``cell_ap`` and
-        ``cell_auroc`` of counted cells, ``w_std`` (spread of w over held-out cells, the
-        smaller modality), ``best_epoch``.
+        One row a category and candidate: ``alpha`` ... ``mu``, ``image_auroc`` of scans with
+        pastes against untouched ones, ``cell_ap`` and ``cell_auroc`` of counted cells, ``w_std``
+        (spread of w over held-out cells, the smaller modality), ``w_ends`` (see
+        `training._observe`), ``best_epoch``.
     """
     rows = []
     with recorded(config, "loss_weights", hash_of="lspn") as result:
@@ -90,6 +91,7 @@ def _judge(detector: G2SF, config: Config) -> dict[str, float]:
         "image_auroc": roc_auc_score(np.arange(len(images)) >= len(untouched), images),
         **_judged_cells(scores, patches, labels, config),
         "w_std": min(best[f"w_std_{mod}"] for mod in MODALITIES),
+        "w_ends": best["w_ends"],
         "best_epoch": best["epoch"],
     }
 

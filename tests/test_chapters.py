@@ -319,7 +319,8 @@ def judged():
         for category, value in zip(("foam", "rope"), precision, strict=True):
             spread = 0.001 if (mu, category) == (20.0, "rope") else 0.4
             weights = {"alpha": 1.0, "beta": 1.0, "gamma": 1.0, "mu": mu}
-            judge = {"cell_ap": value, "cell_auroc": 0.9, "w_std": spread, "best_epoch": 2}
+            judge = {"cell_ap": value, "cell_auroc": 0.9, "image_auroc": 0.8,
+                     "w_std": spread, "w_ends": 0.1, "best_epoch": 2}  # fmt: skip
             rows.append({"category": category} | weights | judge)
     return pd.DataFrame(rows)
 

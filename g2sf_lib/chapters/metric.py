@@ -112,7 +112,12 @@ def training_report(detector: G2SF) -> str:
         if flat
         else "Not collapsed: w differs between cells in both modalities."
     )
-    return "\n".join([*lines, "", verdict])
+    ends = (
+        f"Of the normal cells {best['w_ends']:.0%} have a w near one end of its range in both "
+        f"modalities; both log w correlate by {best['w_correlation']:.2f}. Near 100 % and 1, LSPN "
+        "gives two answers only, the same for both modalities."
+    )
+    return "\n".join([*lines, "", verdict, "", ends])
 
 
 def separation_report(cells: JudgedCells) -> str:

@@ -21,7 +21,8 @@ def weight_table(rows: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Sorted by ``average precision`` (mean over categories), the best first; ``standard
         error`` is that over categories, ``smallest spread of w`` the least over categories
-        and modalities, ``collapsed`` says in how many categories w is a constant.
+        and modalities, ``collapsed`` says in how many categories w is a constant, ``w at its
+        ends`` the share of normal cells whose w is near an end in both modalities.
     """
     names = ["alpha", "beta", "gamma", "mu"]
     groups = rows.groupby(names, sort=False)
@@ -31,8 +32,10 @@ def weight_table(rows: pd.DataFrame) -> pd.DataFrame:
             "average precision": precision.mean(),
             "standard error": precision.std().fillna(0.0) / precision.count() ** 0.5,
             "AUROC": groups["cell_auroc"].mean(),
+            "image AUROC": groups["image_auroc"].mean(),
             "smallest spread of w": groups["w_std"].min(),
             "collapsed": groups["w_std"].agg(lambda spread: int((spread < COLLAPSED).sum())),
+            "w at its ends": groups["w_ends"].mean(),
         }
     )
     return table.sort_values("average precision", ascending=False, kind="stable").reset_index()

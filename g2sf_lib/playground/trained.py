@@ -15,7 +15,7 @@ from g2sf_lib.fusion import aggregate
 from g2sf_lib.playground.balls import ell_of, plain_ell, shape_of_balls, toy_aurocs, unit_balls
 from g2sf_lib.playground.boundaries import ScoreMap, score_map
 from g2sf_lib.playground.toy import SWITCHES, Toy, ToySettings, make_toy
-from g2sf_lib.training import CollapseWarning, Metric, train_metric
+from g2sf_lib.training import CollapseWarning, Metric, best_row, train_metric
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,20 @@ def train_toy(
             # Four inputs a branch need few units; less dropout than for hundreds of inputs.
             ModelConfig(hidden=32, embed=16, dropout=0.1, k=toy.settings.k),
             switched(weights or LossConfig(), chosen),
-            TrainingConfig(epochs=toy.settings.epochs, batch_size=240, learning_rate=1e-2),
+            # As Section 3 has it: the levers of chapter 13 are about scans, which a toy has not.
+            TrainingConfig(
+                epochs=toy.settings.epochs,
+                batch_size=240,
+                learning_rate=1e-2,
+                sigma_learning_rate=5e-3,
+                criterion="losses",
+                normaliser="mean",
+            ),
             toy.settings.seed,
             progress=False,
             after_epoch=watch if keep_states else None,
         )
-    best = min(history[1:], key=lambda row: row["heldout"])
+    best = best_row(history)
     has_collapsed = any(issubclass(one.category, CollapseWarning) for one in told)
     return ToyTraining(chosen, metric, int(best["epoch"]), has_collapsed, states)
 

@@ -28,17 +28,15 @@ def loss_curves(history: pd.DataFrame) -> Figure:
 
     Args:
         history: columns `epoch`, `sep`, `mar`, `cns`, `sc`, `cma` (mean over training
-            batches), `heldout` (L_sep + alpha L_mar on held-out images), and where there
-            are any `heldout_sep` ... `heldout_cma`. A column with gaps is drawn with gaps.
+            batches), `heldout` (the criterion on held-out images), and where there are any `heldout_sep` ... `heldout_cma`. A column with gaps is drawn with gaps.
 
     Returns:
-        2 x 3 panels; the epoch with the lowest `heldout` after epoch 0 is marked.
+        2 x 3 panels; the epoch with the lowest `heldout`, the one that is kept, is marked.
     """
     fig = Figure(figsize=(WIDTH_INCHES, 4.0), layout="constrained")
     axes = fig.subplots(2, 3, sharex=True).ravel()
     epoch = history["epoch"]
-    trained = history[epoch > 0]
-    best = trained.loc[trained["heldout"].idxmin(), "epoch"]
+    best = history.loc[history["heldout"].idxmin(), "epoch"]
     for ax, (term, name) in zip(axes, LOSS_NAMES.items(), strict=False):
         ax.plot(epoch, history[term], color=BLUE, label="training")
         if f"heldout_{term}" in history:
@@ -46,7 +44,7 @@ def loss_curves(history: pd.DataFrame) -> Figure:
         ax.set_title(name)
     axes[0].legend()
     axes[5].plot(epoch, history["heldout"], "--", color=ORANGE)
-    axes[5].set_title(f"held-out $L_{{sep}} + \\alpha L_{{mar}}$\n(epoch {best:g} is kept)")
+    axes[5].set_title(f"held-out criterion\n(epoch {best:g} is kept)")
     for ax in axes:
         ax.axvline(best, color="0.4", linestyle=":")
     for ax in axes[3:]:
