@@ -218,15 +218,14 @@ class SynthesisConfig:
     min_component_px: int = setting(100, "of 512 x 512, facts.md, section 4", low=1)
     max_component_px: int = setting(1600, "of 512 x 512, facts.md, section 4", low=1)
     min_paste_px: int = setting(300, "of 512 x 512, facts.md, section 4", low=1)
-    strength: Literal["log", "uniform"] = setting(
-        "log", "of blend and offset: as many pastes near the noise as far above; uniform: published"
-    )
-    min_offset_m: float = setting(0.00005, "along the view, random sign", low=1e-9)
+    min_offset_m: float = setting(0.00005, "along the view, random sign; near the noise", low=0)
     max_offset_m: float = setting(0.001, "along the view, random sign", low=0)
-    min_relief: float = setting(0.05, "least weight of the pasted relief", low=1e-9, high=1)
-    max_relief: float = setting(1.0, "largest weight of the pasted relief", low=1e-9, high=1)
-    min_blend: float = setting(0.05, "least weight of the pasted colour", low=1e-9, high=1)
-    max_blend: float = setting(1.0, "largest weight of the pasted colour", low=1e-9, high=1)
+    min_relief: float = setting(
+        0.05, "weight of the pasted relief, uniform up to 1; as published always 1", low=0, high=1
+    )
+    min_blend: float = setting(
+        0.05, "weight of the pasted colour, uniform up to 1; from 0.5 as published", low=0, high=1
+    )
     colour_from: Literal["both", "other"] = setting(
         "both", "another scan as published, or the place itself, which is then stained, not torn"
     )
@@ -303,7 +302,7 @@ class LossConfig:
 
     alpha: float = setting(0.1, "margin; chosen on validation scans", low=0)
     beta: float = setting(1.0, "consistency; chosen on validation scans", low=0)
-    gamma: float = setting(0.1, "scaling; chosen on validation scans", low=0)
+    gamma: float = setting(0.03, "scaling; chosen on validation scans", low=0)
     mu: float = setting(0.01, "alignment; chosen on validation scans", low=0)
     eta_0: float = setting(1.2, "Section 4.1", low=1)
     form: Literal["paper", "official"] = setting("paper", "the paper is the specification")
@@ -670,8 +669,7 @@ def _check_pairs(config: Config) -> None:
         ConfigError: naming both.
     """
     paste, data, bank = config.synthesis, config.data, config.bank
-    limits = ("offset_m", "component_px", "relief", "blend")
-    for low, high in ((f"min_{name}", f"max_{name}") for name in limits):
+    for low, high in (("min_offset_m", "max_offset_m"), ("min_component_px", "max_component_px")):
         least, most = getattr(paste, low), getattr(paste, high)
         if least > most:
             raise ConfigError(f"{low} is {least!r} and {high} {most!r}; expected {low} <= {high}")

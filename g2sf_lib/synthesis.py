@@ -392,14 +392,14 @@ def synthesise(
 ) -> Sample:
     """Return the target with patches of the sources pasted under a Perlin mask.
 
-    Each component is pasted on its own. With u drawn from [`min_blend`, `max_blend`] and an offset
-    t of random sign, its size drawn from [`min_offset_m`, `max_offset_m`], both uniformly or, with
-    `strength` "log", uniformly in their logarithm:
+    Each component is pasted on its own. With u uniform in
+    [`min_blend`, 1] and an offset t of random sign, its size uniform in [`min_offset_m`,
+    `max_offset_m`]:
 
     - colour: u * changed source + (1 - u) * target; with `colour_from` "both", in half of the
       components the source is the target itself, so that tones change and texture does not;
-    - depth: v * (z_source - mean(z_source) + mean(z_target)) + (1 - v) * z_target + t, v drawn
-      from [`min_relief`, `max_relief`] (1 as published), means over the component's pixels
+    - depth: v * (z_source - mean(z_source) + mean(z_target)) + (1 - v) * z_target + t, v uniform
+      in [`min_relief`, 1] (1 as published), means over the component's pixels
       on the object, so that the mean displacement there is t; x and y are those of the
       target before background removal, so a paste may stand outside the object, with v = 1.
 
@@ -461,10 +461,10 @@ def synthesise(
         else:
             colour = _cut(changed, region_rgb, places_rgb, rows, columns, generator)
         depth = _cut(source_pcd.xyz[..., 2], region_pcd, places_pcd, rows, columns, generator)
-        blend = _drawn(config.min_blend, config.max_blend, config, generator)
-        offset = _drawn(config.min_offset_m, config.max_offset_m, config, generator)
+        blend = generator.uniform(config.min_blend, 1)
+        offset = generator.uniform(config.min_offset_m, config.max_offset_m)
         offset *= generator.choice((-1, 1))
-        relief = _drawn(config.min_relief, config.max_relief, config, generator)
+        relief = generator.uniform(config.min_relief, 1)
         mask[rows, columns] = True
         if parts != "pcd":
             mixed = blend * colour + (1 - blend) * target.rgb[rows, columns]
@@ -484,15 +484,6 @@ def synthesise(
         raise ScanError(f"{target.name}: no paste found a place; expected an object with points")
     label = "synthetic" if parts == "both" else f"synthetic_{parts}"
     return dataclasses.replace(target, rgb=rgb, xyz=xyz, mask=mask, label=label, raw_xyz=raw)
-
-
-def _drawn(
-    low: float, high: float, config: SynthesisConfig, generator: np.random.Generator
-) -> float:
-    """Return a strength within its limits: uniform, or uniform in its logarithm."""
-    if config.strength == "log":
-        return float(np.exp(generator.uniform(np.log(low), np.log(high))))
-    return generator.uniform(low, high)
 
 
 def _others(sources: Sequence[Path | Sample], target: Path | Sample) -> Sequence[Path | Sample]:

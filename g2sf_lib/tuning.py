@@ -30,8 +30,8 @@ from g2sf_lib.features import foreground_features
 
 WEIGHT_CANDIDATES = (
     {"alpha": 0.0, "beta": 0.0, "gamma": 0.0, "mu": 0.0},
-    {"alpha": 0.0, "beta": 1.0, "gamma": 0.1, "mu": 0.0},
-    {"alpha": 0.1, "beta": 1.0, "gamma": 0.1, "mu": 0.01},
+    {"alpha": 0.0, "beta": 1.0, "gamma": 0.03, "mu": 0.0},
+    {"alpha": 0.1, "beta": 1.0, "gamma": 0.03, "mu": 0.01},
     {"alpha": 0.1, "beta": 1.0, "gamma": 1.0, "mu": 0.03},
     {"alpha": 1.0, "beta": 1.0, "gamma": 0.3, "mu": 0.1},
     {"alpha": 10.0, "beta": 40.0, "gamma": 3.0, "mu": 20.0},

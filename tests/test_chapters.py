@@ -335,9 +335,9 @@ def test_the_weight_table_is_sorted_and_counts_collapses(judged):
 
 
 def test_the_weight_verdict_by_hand(judged):
-    best = chapters.weight_verdict(judged, LossConfig(gamma=1.0, mu=0.3))
+    best = chapters.weight_verdict(judged, LossConfig(alpha=1.0, gamma=1.0, mu=0.3))
     assert "are the best" in best and "0.750, 0.150 more" in best
-    worse = chapters.weight_verdict(judged, LossConfig(gamma=1.0, mu=0.0))
+    worse = chapters.weight_verdict(judged, LossConfig(alpha=1.0, gamma=1.0, mu=0.0))
     # 0.1 and 0.2 less: mean 0.15, standard error 0.05
     assert "number 2 of 3" in worse and "0.600, 0.150 less" in worse and "0.050" in worse
     assert "not among" in chapters.weight_verdict(judged, LossConfig(alpha=7.0))

@@ -563,7 +563,7 @@ def test_numbers_in_the_place_of_texts_are_refused_with_the_way_out():
     ("given", "named"),
     [
         ({"min_offset_m": 0.003}, ("min_offset_m", "max_offset_m")),
-        ({"max_offset_m": 0.0001}, ("min_offset_m", "max_offset_m")),
+        ({"max_offset_m": 0.00001}, ("min_offset_m", "max_offset_m")),
         ({"min_component_px": 1601}, ("min_component_px", "max_component_px")),
         ({"max_component_px": 99}, ("min_component_px", "max_component_px")),
         ({"border_px": 128}, ("border_px", "scan_size")),

@@ -270,6 +270,33 @@ def test_query_refuses_more_neighbours_than_there_are():
         bank.query(gaussian(2, 3), 6)
 
 
+@pytest.mark.parametrize("num_own", [0, 1, 30])
+def test_a_query_without_some_prototypes_is_that_of_a_bank_without_them(num_own):
+    bank = MemoryBank(gaussian(60, 5), torch.arange(60))
+    own = torch.randperm(60, generator=torch.Generator().manual_seed(1))[:num_own]
+    left = torch.tensor([n for n in range(60) if n not in own.tolist()])
+    feat = torch.cat([gaussian(20, 5, seed=2), bank.prototypes[own]])  # they would find themselves
+    index, distance = bank.query_without(feat, 7, own)
+    alone = MemoryBank(bank.prototypes[left], torch.arange(len(left))).query(feat, 7)
+    assert torch.equal(index, left[alone[0]])
+    torch.testing.assert_close(distance, alone[1])
+    rows = Rows([feat.half()])
+    assert bank.query_without(rows, 7, own)[0].shape == (len(feat), 7)
+
+
+def test_a_query_without_too_many_prototypes_is_refused():
+    bank = MemoryBank(gaussian(10, 5), torch.arange(10))
+    with pytest.raises(ValueError, match="k is 4, but only 3 of 10 prototypes are of other scans"):
+        bank.query_without(gaussian(2, 5), 4, torch.arange(7))
+
+
+def test_a_query_of_nothing_finds_nothing():
+    bank = MemoryBank(gaussian(10, 5), torch.arange(10))
+    for query in (bank.query, lambda feat, k: bank.query_without(feat, k, torch.arange(3))):
+        index, distance = query(Rows([torch.zeros(0, 5)]), 4)
+        assert index.shape == distance.shape == (0, 4)
+
+
 def test_standardiser_by_hand():
     feat = {"pcd": torch.tensor([[1.0, 3.0], [5.0, 7.0]]), "rgb": torch.tensor([[2.0], [6.0]])}
     both = Standardiser.fit(feat, "both")

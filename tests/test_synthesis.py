@@ -9,6 +9,7 @@ from g2sf_lib.datasets import Sample, ScanError
 from g2sf_lib.datasets.preprocess import load_prepared, save_prepared
 from g2sf_lib.synthesis import (
     _CHANGES,
+    CHANGED,
     MILD_CATEGORIES,
     anomaly_mask,
     augment_target,
@@ -20,8 +21,8 @@ from g2sf_lib.synthesis import (
 
 # As published; one at a time, the levers that differ by default are tested further below.
 CONFIG = SynthesisConfig(
-    paste_in="both", augment="published", strength="uniform", colour_from="other",
-    min_blend=0.5, min_offset_m=0.0002, max_offset_m=0.002,
+    paste_in="both", augment="published", colour_from="other",
+    min_blend=0.5, min_relief=1.0, min_offset_m=0.0002, max_offset_m=0.002,
 )  # fmt: skip
 ARRAYS = ("rgb", "xyz", "mask", "raw_xyz")
 FLOOR = 0.45
@@ -406,3 +407,61 @@ def test_a_set_is_lazy_reads_prepared_files_and_spares_the_target(tmp_path):
     lazy = synthesise_set(missing, missing, missing, 10**9, "cookie", CONFIG, 0)
     with pytest.raises(ScanError, match="none.safetensors"):
         next(lazy)
+
+
+# ------------------------------------------------------------------ levers that are not published
+
+
+def test_without_augmentation_the_target_stays_on_its_pixels(sources):
+    config = dataclasses.replace(CONFIG, augment="none")
+    target = make_target(holes=0.05)
+    sample = synthesise(target, *sources, "cookie", config, np.random.default_rng(3))
+    elsewhere = ~sample.mask
+    assert sample.mask.any()
+    assert np.array_equal(sample.rgb[elsewhere], target.rgb[elsewhere])
+    assert np.array_equal(sample.xyz[elsewhere], target.xyz[elsewhere])
+
+
+def test_the_label_says_what_pastes_changed(sources):
+    config = dataclasses.replace(CONFIG, paste_in="either", augment="none")
+    target, labels = make_target(), set()
+    for seed in range(18):
+        sample = synthesise(target, *sources, "cookie", config, np.random.default_rng(seed))
+        changed = (sample.xyz != target.xyz).any(), (sample.rgb != target.rgb).any()
+        assert CHANGED[sample.label] == changed
+        labels.add(sample.label)
+    assert labels == set(CHANGED)
+
+
+def test_relief_weighs_the_pasted_shape_and_leaves_the_offset(sources):
+    """With hardly any weight a paste is the target's own shape, moved along the view."""
+    fixed = dict(augment="none", min_offset_m=0.001, max_offset_m=0.001)
+    target = make_target()
+    waves = 0.003 * np.sin(np.arange(sources[1].xyz.shape[1]) / 3)[None, :]
+    shaped = sources[1].xyz.copy()
+    shaped[..., 2] += (waves * sources[1].foreground).astype(np.float32)
+    wavy = dataclasses.replace(sources[1], xyz=shaped)
+    lifts = {}
+    for weight in (0.0, 1.0):
+        config = dataclasses.replace(CONFIG, min_relief=weight, **fixed)
+        given = (target, sources[0], wavy, "cookie", config, np.random.default_rng(5))
+        sample = synthesise(*given)
+        there = sample.mask & target.foreground
+        lifts[weight] = np.abs((sample.xyz - target.xyz)[there][:, 2])
+    np.testing.assert_allclose(lifts[0.0], 0.001, atol=1e-6)
+    assert lifts[1.0].std() > 10 * lifts[0.0].std()
+
+
+def test_own_colours_keep_the_texture_of_the_place(sources):
+    """Half of the pastes are the target's pixels, changed: its black holes stay black."""
+    strong = dict(augment="none", min_blend=1.0, paste_in="both", colour_from="both")
+    config = dataclasses.replace(CONFIG, **strong)
+    target = make_target()
+    differs = []
+    for seed in range(6):
+        other = dataclasses.replace(sources[0], rgb=np.full_like(sources[0].rgb, 7))
+        given = (target, other, sources[1], "cookie", config, np.random.default_rng(seed))
+        sample = synthesise(*given)
+        colours = sample.rgb[sample.mask]
+        differs.append(len(np.unique(colours, axis=0)))
+    assert max(differs) > 20  # a source of one colour only lends one

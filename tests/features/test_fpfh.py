@@ -135,3 +135,22 @@ def test_a_point_that_is_not_finite_is_refused_by_name(scan_xyz, bad):
     xyz[128, 128, 1] = bad
     with pytest.raises(ScanError, match="train/good/000: points with NaN or infinite"):
         fpfh_patches(xyz, CONFIG, name="train/good/000")
+
+
+def test_wanted_cells_get_what_they_get_among_all(scan_xyz):
+    """Bit for bit but for the order of sums: what is left out is too far to be seen."""
+    xyz = scan_xyz()
+    whole, foreground = fpfh_patches(xyz, CONFIG)
+    inside = torch.nonzero(foreground)[:, 0]
+    wanted = torch.zeros(784, dtype=torch.bool)
+    wanted[inside[[3, 40, 41, -5]]] = True
+    feat, found = fpfh_patches(xyz, CONFIG, wanted=wanted)
+    assert torch.equal(found, wanted)
+    torch.testing.assert_close(feat[wanted], whole[wanted], atol=1e-6, rtol=0)
+
+
+def test_no_wanted_cell_on_the_object_gives_no_feature(scan_xyz):
+    xyz = scan_xyz()
+    background = ~fpfh_patches(xyz, CONFIG)[1]
+    feat, found = fpfh_patches(xyz, CONFIG, wanted=background)
+    assert background.any() and not found.any() and not feat.any()

@@ -253,3 +253,36 @@ def test_features_on_a_gpu_are_those_of_the_cpu(features, scan_rgb):
     here = features([scan_rgb()])
     there = RGBFeatures(CONFIG, torch.device("cuda"))([scan_rgb()])
     assert there.is_cuda and ((there.cpu() - here).norm() / here.norm()).item() < 0.01
+
+
+# --- windows ---
+
+
+def test_windows_by_hand():
+    wanted = np.zeros((28, 28), bool)
+    assert rgb.windows(wanted) == [(0, 28, 0, 28)]
+    wanted[2, 3] = True
+    assert rgb.windows(wanted) == [(0, 11, 0, 12)]  # eight cells around, cut at the edge
+    wanted[25, 26] = True
+    assert rgb.windows(wanted) == [(0, 11, 0, 12), (17, 28, 18, 28)]
+    wanted[10, 10] = True  # its margin touches both
+    assert len(rgb.windows(wanted)) == 1
+
+
+def test_wanted_cells_are_described_as_in_the_whole_image(features):
+    image = np.zeros((256, 256, 3), np.uint8)
+    image[40:220, 40:220] = data.astronaut()[:180, :180]
+    wanted = torch.zeros(28, 28, dtype=torch.bool)
+    wanted[12:14, 9] = wanted[20, 21] = True
+    wanted = wanted.view(-1)
+    whole, part = features([image])[0][wanted], features([image], wanted)[0][wanted]
+    error = (part - whole).norm(dim=1) / whole.norm(dim=1)
+    assert 0 < error.mean() < 0.005 and error.max() < 0.03
+
+
+def test_a_transformer_sees_the_whole_image_whatever_is_wanted(vit):
+    _, config = vit
+    tokens, image = RGBFeatures(config, CPU), data.astronaut()
+    wanted = torch.zeros(784, dtype=torch.bool)
+    wanted[5] = True
+    assert torch.equal(tokens([image], wanted), tokens([image]))
