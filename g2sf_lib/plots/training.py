@@ -28,7 +28,8 @@ def loss_curves(history: pd.DataFrame) -> Figure:
 
     Args:
         history: columns `epoch`, `sep`, `mar`, `cns`, `sc`, `cma` (mean over training
-            batches), `heldout` (the criterion on held-out images), and where there are any `heldout_sep` ... `heldout_cma`. A column with gaps is drawn with gaps.
+            batches), `heldout` (the criterion on held-out images), and where there are any
+            `heldout_sep` ... `heldout_cma`. A column with gaps is drawn with gaps.
 
     Returns:
         2 x 3 panels; the epoch with the lowest `heldout`, the one that is kept, is marked.
