@@ -25,6 +25,7 @@ CHAPTERS = [
     "10_figure7_maps",
     "11_analyses",
     "12_metric_playground",
+    "13_training_cells",
     "90_loss_weights",
     "91_real_data",
     "92_peer_settings",
@@ -268,6 +269,7 @@ def test_what_every_stage_writes_is_asked_for_by_its_notebook():
     stages = ["run_data", "run_features", "run_bank", "run_lspn", "run_scores"]
     stages += ["run_benchmark", "part_rows", "loss_rows", "rule_rows"]
     stages += ["pixel_distributions", "part_scores", "run_studies", "compare_losses"]
+    stages += ["run_variants"]
     stages += ["select_loss_weights"]
     stages += ["read_scale"]  # it runs no stage, and reads what others measured
     stages += ["select_peer_settings"]

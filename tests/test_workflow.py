@@ -36,6 +36,7 @@ NOTEBOOKS = (
     "10_figure7_maps",
     "11_analyses",
     "12_metric_playground",
+    "13_training_cells",
     "90_loss_weights",
     "91_real_data",
     "92_peer_settings",
@@ -45,11 +46,12 @@ ALL_JOBS = {
     "scores": 1, "benchmark": 2, "comparison": 1, "real_data": 1, "book": 1, "all": 1,
     "table3": 1, "table4_category": 2, "table4": 1, "table5": 1, "figure6": 1, "figure7": 1,
     "analyses_category": 1, "analyses": 1, "playground": 1,
+    "staircase_category": 1, "staircase": 1,
 }  # fmt: skip
 TRAINING_NEEDS_NOT = ("data", "features", "bank", "peer_settings", "real_data", "playground")
 FROM_TRAINING = {k: v for k, v in ALL_JOBS.items() if k not in TRAINING_NEEDS_NOT}
 PARTS = ("table3", "table4_category", "table4", "table5", "figure7", "analyses_category")
-PARTS += ("analyses",)  # what looks at parts and variants of G2SF, and at no peer
+PARTS += ("analyses", "staircase_category", "staircase")  # what looks at parts and variants of G2SF, and at no peer
 COMPARED_AGAIN = {"benchmark": 2, "comparison": 1, "figure6": 1, "book": 1, "all": 1}
 ALARMS_AGAIN = {"analyses_category": 1, "analyses": 1}  # of the maximum, a method of banks, too
 PAPER_JOBS = {
@@ -79,7 +81,7 @@ else:
     again = []
 if given.get("write_results"):
     summaries = {"06": "table3", "07": "table4", "08": "table5", "09": "figure6",
-                 "11": "analyses"}
+                 "11": "analyses", "13": "staircase"}
     done = [library.results_file(config, summaries.get(out.name[:2]))]
 written = [out, *again, *done]
 for path in written:
@@ -237,6 +239,7 @@ def test_changed_settings_reach_the_notebooks_that_read_them(pristine):
         "10_figure7_maps": {"alpha", "blur_sigma_px"},
         "11_analyses": {"alpha", "blur_sigma_px"},
         "12_metric_playground": set(),
+        "13_training_cells": {"alpha", "blur_sigma_px"},
         "90_loss_weights": {"alpha"},
         "91_real_data": set(),
         "92_peer_settings": {"cfm_epochs"},
@@ -270,6 +273,7 @@ def test_changed_table_of_the_paper_reruns_only_what_shows_it(finished, edit):
     edit("data/paper/table1.csv", "\n")
     tables = {"table3": 1, "table4_category": 2, "table4": 1, "table5": 1, "figure6": 1}
     tables |= {"figure7": 1, "analyses_category": 1, "analyses": 1}
+    tables |= {"staircase_category": 1, "staircase": 1}
     after = {"comparison": 1, "real_data": 1, "book": 1, "all": 1}
     assert jobs(finished) == after | tables
 
@@ -458,7 +462,7 @@ def test_memory_time_and_gpu_of_each_rule_arrive_in_the_plan(pristine, data_root
     assert {rule for rule, x in on_gpu.items() if x.get("gpu")} == {
         "features", "bank", "lspn", "scores", "benchmark", "comparison",
         "loss_weights", "peer_settings", "table3", "table4_category", "table4", "table5",
-        "figure6", "figure7", "analyses_category", "analyses",
+        "figure6", "figure7", "analyses_category", "analyses", "staircase_category", "staircase",
     }  # fmt: skip
 
 
@@ -510,6 +514,7 @@ def test_paper_profile_chooses_no_settings_but_can_be_asked_to(pristine, data_ro
     assert list(json.loads(left_out)) == [
         "07_table4_loss_ablation",
         "11_analyses",
+        "13_training_cells",
         "90_loss_weights",
         "92_peer_settings",
     ]
