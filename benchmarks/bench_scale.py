@@ -30,11 +30,11 @@ import torch
 from tqdm.auto import tqdm
 
 from g2sf_lib.config import MODALITIES, make_config
-from g2sf_lib.detector import fit_banks, labelled_cells
+from g2sf_lib.detector import fit_banks
 from g2sf_lib.features import PackedPatches, foreground_features, load_patches, save_patches
 from g2sf_lib.memory import MemoryBank, Rows, Standardiser, _project
 from g2sf_lib.storage import read_tensors, write_json, write_tensors
-from g2sf_lib.training import train_metric
+from g2sf_lib.training import Cells, train_metric
 
 GRID, SHARED = 56, 2
 DIMS = {"pcd": 1152, "rgb": 768}
@@ -223,11 +223,15 @@ def measure_epoch(work: Path, sizes: dict, fraction: float, coreset: str) -> dic
         for mod in MODALITIES
     }
     s = torch.rand(num, NEIGHBOURS, len(MODALITIES), generator=draw).sort(dim=1).values + 3
-    cells = labelled_cells(patches, labels, standardiser, index, s)
+    is_anomalous = torch.cat([lab[p.foreground] for p, lab in zip(patches, labels, strict=True)])
+    sizes_of = torch.tensor([int(p.foreground.sum()) for p in patches])
+    image = torch.repeat_interleave(torch.arange(len(patches)), sizes_of)
+    feat = standardiser(foreground_features(patches))
+    cells = Cells(feat, index, s, is_anomalous, image)
     config = make_config("paper", device="cpu", epochs=1)
     started = time.perf_counter()
     train_metric(cells, banks, config.model, config.loss, config.training, seed=0)
-    steps = -(-(num // 2) // config.training.batch_size)
+    steps = num // 2 // config.training.batch_size
     note = (
         f"about {steps} steps of {config.training.batch_size} cells, held-out images scored twice"
     )

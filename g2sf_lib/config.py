@@ -218,16 +218,16 @@ class SynthesisConfig:
     min_component_px: int = setting(100, "of 512 x 512, facts.md, section 4", low=1)
     max_component_px: int = setting(1600, "of 512 x 512, facts.md, section 4", low=1)
     min_paste_px: int = setting(300, "of 512 x 512, facts.md, section 4", low=1)
-    min_offset_m: float = setting(0.00005, "along the view, random sign; near the noise", low=0)
+    min_offset_m: float = setting(0.0002, "along the view, random sign", low=0)
     max_offset_m: float = setting(0.001, "along the view, random sign", low=0)
     min_relief: float = setting(
-        0.05, "weight of the pasted relief, uniform up to 1; as published always 1", low=0, high=1
+        1.0, "least weight of the pasted relief, uniform up to 1; 1 as published", low=0, high=1
     )
     min_blend: float = setting(
-        0.05, "weight of the pasted colour, uniform up to 1; from 0.5 as published", low=0, high=1
+        0.5, "least weight of the pasted colour, uniform up to 1; as published", low=0, high=1
     )
     colour_from: Literal["both", "other"] = setting(
-        "both", "another scan as published, or the place itself, which is then stained, not torn"
+        "other", "another scan, as published; both: half of the pastes stain the place itself"
     )
     label_rule: Literal["cover", "centre"] = setting(
         "cover", "a quarter of a cell; the published centre overlooks pastes on wide cells"

@@ -88,6 +88,7 @@ def small_config(tmp_path):
         embed=12,
         epochs=5,
         batch_size=64,
+        criterion="losses",
         bank_fraction=0.3,
         map_size=32,
         blur_sigma_px=1.0,

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_settings_of_the_paper_are_those_of_the_profile():
     table = costs.paper_settings()
     assert set(table.index) <= set(PROFILES["paper"])
-    assert table.loc["epochs", "paper"] == "80" and table.loc["alpha", "paper"] == "10.0"
+    assert table.loc["epochs", "paper"] == "80" and table.loc["l1", "paper"] == "0.0005"
     assert (table["paper"] != table["demo"]).all() and table["reason"].str.len().min() > 3
 
 

@@ -17,9 +17,11 @@ from g2sf_lib.detector import (
     banks_from,
     counted_cells,
     flat_settings,
+    kept_cells,
     labelled_cells,
+    labelled_scans,
     pick_device,
-    query_banks,
+    scan_neighbours,
     to_prediction,
 )
 from g2sf_lib.features import Patches, foreground_features
@@ -142,24 +144,26 @@ def test_pick_device():
 
 
 def test_labelled_cells_say_which_image_and_which_cell(small_config, synthetic, make_patches):
+    """Counted cells of the normal scans, then of the pasted ones, with their own features."""
     normal = [make_patches(n)[0] for n in range(6)]
     detector = G2SF(small_config).fit_bank(normal)
-    patches, labels = synthetic
-    found = query_banks(detector.banks, detector.standardiser(foreground_features(patches)), 5)
-    cells = labelled_cells(patches, labels, detector.standardiser, *found)
-    per_image = int(patches[0].foreground.sum())
-    assert len(cells) == 6 * per_image
-    assert torch.equal(cells.image, torch.arange(6).repeat_interleave(per_image))
-    assert cells.is_anomalous.sum() == sum(int(label.sum()) for label in labels)
-    third = cells.take(cells.image == 2)
-    standard = detector.standardiser(foreground_features([patches[2]]))
-    standard = {mod: rows[:] for mod, rows in standard.items()}
-    for m, mod in enumerate(MODALITIES):
-        assert torch.equal(third.feat[mod], standard[mod])
-        exact = torch.cdist(standard[mod].double(), detector.banks[mod].prototypes.double())
-        expected = exact.topk(5, largest=False).values
-        torch.testing.assert_close(third.s[..., m].double(), expected, atol=1e-5, rtol=1e-5)
-    assert torch.equal(third.is_anomalous, labels[2][patches[2].foreground])
+    scans = labelled_scans(normal, *synthetic, is_untouched=True)
+    feat = [detector.standardiser(scan.patches.cells) for scan in scans]
+    found = [scan_neighbours(detector.banks, one, 5, None, detector.device) for one in feat]
+    cells = labelled_cells(scans, found, small_config.cells, detector.standardiser)
+    kept = [kept_cells(scan, small_config.cells, "exclude") for scan in scans]
+    sizes = torch.tensor([int(one.sum()) for one in kept])
+    assert torch.equal(cells.image, torch.arange(12).repeat_interleave(sizes))
+    assert torch.equal(cells.target, torch.arange(6).repeat(2).repeat_interleave(sizes))
+    for number in (2, 8):
+        mine, rows = cells.take(cells.image == number), torch.nonzero(kept[number])[:, 0]
+        assert mine.is_anomalous.any() == (number == 8)
+        for m, mod in enumerate(MODALITIES):
+            standard = feat[number][mod][rows]
+            torch.testing.assert_close(mine.feat[mod][:], standard, atol=1e-6, rtol=0)
+            exact = torch.cdist(standard.double(), detector.banks[mod].prototypes.double())
+            expected = exact.topk(5, largest=False).values
+            torch.testing.assert_close(mine.s[..., m].double(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_bank_points_score_zero(fitted, make_patches):
@@ -437,10 +441,10 @@ def test_what_the_network_does_not_see_survives_saving(
 def test_a_training_may_be_watched(small_config, make_patches, synthetic):
     normal = [make_patches(n)[0] for n in range(6)]
     detector = G2SF(small_config).fit_bank(normal)
-    patches, labels = synthetic
-    feat = detector.standardiser(foreground_features(patches))
-    found = query_banks(detector.banks, feat, 5)
-    cells = labelled_cells(patches, labels, detector.standardiser, *found)
+    scans = labelled_scans(normal, *synthetic, is_untouched=True)
+    feat = [detector.standardiser(scan.patches.cells) for scan in scans]
+    found = [scan_neighbours(detector.banks, one, 5, None, detector.device) for one in feat]
+    cells = labelled_cells(scans, found, small_config.cells, detector.standardiser)
     seen = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)

@@ -20,6 +20,7 @@ from g2sf_lib.config import (
 from g2sf_lib.evaluation import image_auroc
 from g2sf_lib.fusion import aggregate, encode
 from g2sf_lib.playground import SUBSETS, SWITCHES, ToySettings, Trainings, make_toy, train_toy
+from g2sf_lib.playground.trained import TOY_WEIGHTS
 from g2sf_lib.training import heldout_images, train_metric
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -233,8 +234,15 @@ def test_training_is_that_of_the_library():
         made.cells,
         made.bank,
         ModelConfig(hidden=32, embed=16, dropout=0.1, k=2),
-        LossConfig(),
-        TrainingConfig(epochs=4, batch_size=240, learning_rate=1e-2),
+        TOY_WEIGHTS,
+        TrainingConfig(
+            epochs=4,
+            batch_size=240,
+            learning_rate=1e-2,
+            sigma_learning_rate=5e-3,
+            criterion="losses",
+            normaliser="mean",
+        ),
         seed=0,
         progress=False,
     )
@@ -242,7 +250,7 @@ def test_training_is_that_of_the_library():
 
 
 def test_a_loss_that_is_off_has_no_weight():
-    off = playground.switched(LossConfig(), ("cns", "cma"))
+    off = playground.switched(TOY_WEIGHTS, ("cns", "cma"))
     assert (off.alpha, off.beta, off.gamma, off.mu) == (0.0, 1.0, 0.0, 0.1)
     made = make_toy(QUICK)
     heavy = LossConfig(alpha=50.0, gamma=50.0)

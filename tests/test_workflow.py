@@ -51,7 +51,11 @@ ALL_JOBS = {
 TRAINING_NEEDS_NOT = ("data", "features", "bank", "peer_settings", "real_data", "playground")
 FROM_TRAINING = {k: v for k, v in ALL_JOBS.items() if k not in TRAINING_NEEDS_NOT}
 PARTS = ("table3", "table4_category", "table4", "table5", "figure7", "analyses_category")
-PARTS += ("analyses", "staircase_category", "staircase")  # what looks at parts and variants of G2SF, and at no peer
+PARTS += (
+    "analyses",
+    "staircase_category",
+    "staircase",
+)  # what looks at parts and variants of G2SF, and at no peer
 COMPARED_AGAIN = {"benchmark": 2, "comparison": 1, "figure6": 1, "book": 1, "all": 1}
 ALARMS_AGAIN = {"analyses_category": 1, "analyses": 1}  # of the maximum, a method of banks, too
 PAPER_JOBS = {

@@ -17,6 +17,9 @@ from g2sf_lib.playground.boundaries import ScoreMap, score_map
 from g2sf_lib.playground.toy import SWITCHES, Toy, ToySettings, make_toy
 from g2sf_lib.training import CollapseWarning, Metric, best_row, train_metric
 
+# All terms weigh enough to be seen at work in a toy.
+TOY_WEIGHTS = LossConfig(alpha=1.0, beta=1.0, gamma=0.3, mu=0.1)
+
 
 @dataclass(frozen=True)
 class ToyState:
@@ -95,7 +98,7 @@ def train_toy(
             toy.bank,
             # Four inputs a branch need few units; less dropout than for hundreds of inputs.
             ModelConfig(hidden=32, embed=16, dropout=0.1, k=toy.settings.k),
-            switched(weights or LossConfig(), chosen),
+            switched(weights or TOY_WEIGHTS, chosen),
             # As Section 3 has it: the levers of chapter 13 are about scans, which a toy has not.
             TrainingConfig(
                 epochs=toy.settings.epochs,
