@@ -133,7 +133,6 @@ def studies() -> dict[str, tuple[Variant, ...]]:
     others = (
         Variant("heldout_by", "held out by cell", {"heldout_by": "cell"}),
         Variant("criterion", "epoch chosen by losses", {"criterion": "losses"}),
-        Variant("label_of", "one label for both modalities", {"label_of": "cell"}),
         Variant("normaliser", "distances over their mean", {"normaliser": "mean"}),
         Variant("l1", "L1 penalty of 5e-4", {"l1": 5e-4}),
         Variant("quantise", "maps of 8 bits", {"quantise": True}),

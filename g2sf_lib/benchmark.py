@@ -38,10 +38,21 @@ from g2sf_lib.fusion import aggregate
 from g2sf_lib.memory import Rows
 from g2sf_lib.storage import read_described, write_described
 
-METHODS = ("g2sf", "w1", "both", *PEERS)
-OURS = ("g2sf", "w1", "both")  # the method, its control, and a variant; the others are peers
+METHODS = ("g2sf", "w1", "other_pastes", *PEERS)
+OURS = (
+    "g2sf",
+    "w1",
+    "other_pastes",
+)  # the method, its control, and a variant; the others are peers
 SIMPLE = ("g2sf", "w1", "rgb", "pcd", "sum", "max", "concat")  # what chapter 04 compares
-SEEDED = ("g2sf", "w1", "both", "m3dm", "cfm", "ast")  # the others are the same whatever the seed
+SEEDED = (
+    "g2sf",
+    "w1",
+    "other_pastes",
+    "m3dm",
+    "cfm",
+    "ast",
+)  # the others are the same whatever the seed
 TRAINED = ("cfm", "ast")  # peers with networks of their own
 SILHOUETTES = ("exclude", "count")
 NUM_RESAMPLES = 1000
@@ -51,7 +62,7 @@ RESAMPLED = ("i_auroc", "aupro_30", "aupro_1")  # metrics whose error over image
 def checked_methods(config: Config, methods: Sequence[str] | str | None) -> tuple[str, ...]:
     """Return the methods asked for in the order of the tables; None: all.
 
-    Profile `paper` leaves "both" out unless it is asked for: it would train as long again.
+    Profile `paper` leaves "other_pastes" out unless it is asked for: it would train as long again.
 
     Args:
         config: of the run.
@@ -61,7 +72,7 @@ def checked_methods(config: Config, methods: Sequence[str] | str | None) -> tupl
         ConfigError: for one that does not exist, or no list.
     """
     if methods is None:
-        return tuple(m for m in METHODS if m != "both" or config.profile != "paper")
+        return tuple(m for m in METHODS if m != "other_pastes" or config.profile != "paper")
     asked = listed(methods)
     is_list = isinstance(asked, (list, tuple)) and len(asked) > 0
     if not is_list or not all(method in METHODS for method in asked):
@@ -224,17 +235,18 @@ class Scores:
 def score_file(config: Config, method: str, seed: int) -> Path:
     """Return where scores and metrics of a method and seed are kept for the config's category."""
     stages = {"cfm": "cfm_scores", "ast": "ast_scores"}
-    stages |= dict.fromkeys(("g2sf", "w1", "both"), "scores")
+    stages |= dict.fromkeys(("g2sf", "w1", "other_pastes"), "scores")
     of_seed = dataclasses.replace(config, seed=seed)
-    if method == "both":
-        of_seed = with_both_pastes(of_seed)
+    if method == "other_pastes":
+        of_seed = with_other_pastes(of_seed)
     return stage_dir(of_seed, stages.get(method, "bank_scores")) / f"{method}.json"
 
 
-def with_both_pastes(config: Config) -> Config:
-    """Return the config whose pastes all change both modalities, as the paper's do."""
+def with_other_pastes(config: Config) -> Config:
+    """Return the config with the other kind of pastes: one-sided ones, or in both modalities."""
+    other = "both" if config.synthesis.paste_in == "either" else "either"
     return dataclasses.replace(
-        config, synthesis=dataclasses.replace(config.synthesis, paste_in="both")
+        config, synthesis=dataclasses.replace(config.synthesis, paste_in=other)
     )
 
 
@@ -325,8 +337,8 @@ def _scans_of(config: Config, method: str, train: Split, splits: Sequence[Split]
         detector = trained_detector(config)
         each = [_g2sf_scans(detector, split) for split in splits]
         return {name: [of_split[name] for of_split in each] for name in ("g2sf", "w1")}
-    if method == "both":
-        detector = fitted(with_both_pastes(config), progress)
+    if method == "other_pastes":
+        detector = fitted(with_other_pastes(config), progress)
         return {method: [_g2sf_scans(detector, split)["g2sf"] for split in splits]}
     peer = fitted_peer(config, method, train, splits[0].stored, progress)
     found = []
@@ -407,7 +419,7 @@ def run_methods(
 
     Args:
         config: of the run.
-        methods: some of `METHODS`; "both" is G2SF trained on pastes that change image,
+        methods: some of `METHODS`; "other_pastes" is G2SF trained on pastes that change image,
             surface or both, which is not in the paper.
         seeds: of the methods in `SEEDED`; 03 has run for each of them if G2SF is asked for.
         progress: whether a progress bar is shown.

@@ -232,22 +232,22 @@ def rate_report(summary: dict) -> str:
 
 def paste_report(summary: dict) -> str:
     """Return, in Markdown, what pastes in one modality change for G2SF, by group of defects."""
-    if not {"g2sf", "both"} <= {row["method"] for row in summary["methods"]}:
+    if not {"g2sf", "other_pastes"} <= {row["method"] for row in summary["methods"]}:
         return "Needs G²SF trained on both kinds of pastes."
-    gap = _difference(summary, "both")
-    size, error = gap["difference"], gap["se"]
+    gap = _difference(summary, "other_pastes")
+    size, error = -gap["difference"], gap["se"]
     word = ("is higher" if size > 0 else "is lower") if gap["is_real"] else "cannot be told apart"
     lines = [
-        f"- all defects: with one-sided pastes mean I-AUROC {word} "
+        f"- all defects: with the other pastes mean I-AUROC {word} "
         f"({size:+.3f} ± {error:.3f}, {_p_text(gap['p'])})"
     ]
     table = pd.DataFrame(summary["groups"], columns=["group", "method", "i_auroc", "se"])
     for group, rows in table.groupby("group", sort=False):
         of = rows.set_index("method")
         lines.append(
-            f"- {group}: {of.loc['both', 'i_auroc']:.3f} ± {of.loc['both', 'se']:.3f} with pastes "
-            f"in both, {of.loc['g2sf', 'i_auroc']:.3f} ± {of.loc['g2sf', 'se']:.3f} where two "
-            "thirds are one-sided"
+            f"- {group}: {of.loc['g2sf', 'i_auroc']:.3f} ± {of.loc['g2sf', 'se']:.3f} with the run's "
+            f"pastes, {of.loc['other_pastes', 'i_auroc']:.3f} ± {of.loc['other_pastes', 'se']:.3f} with "
+            "the others"
         )
     if not gap["is_real"]:
         lines += ["", "So this experiment does not show the pastes' modality to be the cause."]

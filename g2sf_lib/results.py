@@ -26,7 +26,7 @@ from g2sf_lib.timing import machine
 METHOD_NAMES = {
     "g2sf": "G²SF",
     "w1": "G²SF with w = 1",
-    "both": "G²SF, pastes in both",
+    "other_pastes": "G²SF, other pastes",
     "rgb": "RGB alone",
     "pcd": "points alone",
     "sum": "normalised sum",

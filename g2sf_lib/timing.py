@@ -42,7 +42,7 @@ def frame_rates(
 
     Args:
         config: of the run; its category's test scans are used.
-        methods: some of `benchmark.METHODS`; "w1" and "both" take what "g2sf" takes and are
+        methods: some of `benchmark.METHODS`; "w1" and "other_pastes" take what "g2sf" takes and are
             left out.
         seed: of the trained methods.
         num_scans: scans timed; where there are fewer, they come again.
@@ -56,7 +56,7 @@ def frame_rates(
     """
     config = dataclasses.replace(config, seed=seed)
     device = pick_device(config.device)
-    timed = [method for method in methods if method not in ("w1", "both")]
+    timed = [method for method in methods if method not in ("w1", "other_pastes")]
     train, test = Split(config, "train"), Split(config, "test")
     steps = {method: _steps(config, method, train, test) for method in timed}
     extract = FeatureExtractor(config.features, device)
@@ -140,14 +140,14 @@ def _steps(config: Config, method: str, train: Split, test: Split) -> Callable:
 def measure_rates(comparison: Comparison, num_scans: int) -> pd.DataFrame | None:
     """Return `rate_table` of a comparison's methods on its first category.
 
-    None for no scan, or where nothing but "w1" and "both" was compared.
+    None for no scan, or where nothing but "w1" and "other_pastes" was compared.
 
     Raises:
         ConfigError: `num_scans` is no whole number, or negative.
     """
     if type(num_scans) is not int or num_scans < 0:
         raise ConfigError(f"frame_scans is {num_scans!r}; expected a whole number >= 0")
-    if num_scans == 0 or set(comparison.methods) <= {"w1", "both"}:
+    if num_scans == 0 or set(comparison.methods) <= {"w1", "other_pastes"}:
         return None
     config = dataclasses.replace(comparison.config, category=comparison.categories[0])
     return rate_table(frame_rates(config, comparison.methods, comparison.seeds[0], num_scans))

@@ -33,7 +33,7 @@ from g2sf_lib.benchmark import (
     run_scores,
     runs_of,
     score_file,
-    with_both_pastes,
+    with_other_pastes,
 )
 from g2sf_lib.config import ConfigError, make_config, scans_dir, stage_dir
 from g2sf_lib.datasets.preprocess import list_prepared, load_prepared
@@ -84,13 +84,13 @@ def make_ready(made_run, make_patches, monkeypatch):
     """Return a function that runs all stages before the scores of both categories of profile
     smoke; LSPN for one of them, with both seeds.
     """
-    # The features of the paper's pastes are made up as well, so there is nothing to extract.
+    # The features of one-sided pastes are made up as well, so there is nothing to extract.
 
     def make(config):
         run_bank(made_run(config, "gland", test_seed=700))
         config = made_run(config, "cookie")
         for number in range(6):
-            place = patch_file(with_both_pastes(config), "synthetic", f"{number:04d}")
+            place = patch_file(with_other_pastes(config), "synthetic", f"{number:04d}")
             place.parent.mkdir(parents=True, exist_ok=True)
             save_patches(place, *make_patches(200 + number, (18, 19, 27, 28, 35, 44)))
         run_bank(config)
@@ -163,8 +163,8 @@ def test_methods_that_are_asked_for(small_config, asked, expected):
 
 def test_profile_paper_trains_the_variant_only_when_asked():
     config = make_config("paper")
-    assert checked_methods(config, None) == tuple(m for m in METHODS if m != "both")
-    assert checked_methods(config, ["both", "g2sf"]) == ("g2sf", "both")
+    assert checked_methods(config, None) == tuple(m for m in METHODS if m != "other_pastes")
+    assert checked_methods(config, ["other_pastes", "g2sf"]) == ("g2sf", "other_pastes")
 
 
 @pytest.mark.parametrize("asked", [["g3sf"], [], "[]", "g2sf", "['g2sf", 3, {"g2sf": 1}, [["rgb"]]])
@@ -238,7 +238,9 @@ def test_every_score_has_a_file_and_a_second_call_computes_nothing(scored, compu
     assert set(part.maps) == {("m3dm", 1), ("w1", 1)} and len(rows) == 2 * len(SILHOUETTES)
 
 
-@pytest.mark.parametrize("key", [("cfm", 1), ("m3dm", 0), ("rgb", 0), ("g2sf", 1), ("both", 0)])
+@pytest.mark.parametrize(
+    "key", [("cfm", 1), ("m3dm", 0), ("rgb", 0), ("g2sf", 1), ("other_pastes", 0)]
+)
 def test_a_missing_score_alone_is_computed_again(scored, computed, monkeypatch, key):
     config, _, table = scored
     files = files_of(config)
@@ -292,14 +294,14 @@ def test_a_peer_is_trained_once_with_a_checkpoint_in_its_folder(ready, monkeypat
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
-ALL_BUT_OURS = set(METHODS) - {"g2sf", "w1", "both"}
+ALL_BUT_OURS = set(METHODS) - {"g2sf", "w1", "other_pastes"}
 
 
 @pytest.mark.parametrize(
     ("settings", "moved"),
     [
-        ({"alpha": 7.0}, {"g2sf", "w1", "both"}),
-        ({"epochs": 4}, {"g2sf", "w1", "both"}),
+        ({"alpha": 7.0}, {"g2sf", "w1", "other_pastes"}),
+        ({"epochs": 4}, {"g2sf", "w1", "other_pastes"}),
         ({"cfm_epochs": 9}, {"cfm"}),
         ({"ast_learning_rate": 0.002}, {"ast"}),
         ({"svm_nu": 0.4}, ALL_BUT_OURS - {"cfm", "ast"}),
@@ -413,7 +415,7 @@ def test_w_one_is_the_metric_with_its_scale_factors_left_out(scored):
 
 def test_the_variant_is_g2sf_trained_on_the_other_pastes_with_the_same_banks(scored):
     config, scores, _ = scored
-    other = with_both_pastes(dataclasses.replace(config, seed=1))
+    other = with_other_pastes(dataclasses.replace(config, seed=1))
     assert other.synthesis.paste_in == "both" and config.synthesis.paste_in == "either"
     detector, banks = G2SF(other), load_banks(config)
     detector.standardiser = banks.standardiser
@@ -421,9 +423,9 @@ def test_the_variant_is_g2sf_trained_on_the_other_pastes_with_the_same_banks(sco
     detector.fit_metric(load_features(other, "train")[0], *load_features(other, "synthetic"))
     for number, patches in enumerate(load_features(config, "test")[0]):
         expected = detector.predict_patches(patches)
-        kept = scores.maps["both", 1][number]
+        kept = scores.maps["other_pastes", 1][number]
         np.testing.assert_allclose(kept, expected.score_map, rtol=1e-3, atol=1e-4)
-    assert not np.allclose(scores.maps["both", 1], scores.maps["g2sf", 1], rtol=1e-2)
+    assert not np.allclose(scores.maps["other_pastes", 1], scores.maps["g2sf", 1], rtol=1e-2)
     assert stage_dir(other, "bank") == stage_dir(config, "bank")  # pastes leave the banks alone
 
 

@@ -136,7 +136,7 @@ def test_every_stage_of_profile_paper(configure, dataset):
     assert set(table["method"]) == set(SIMPLE)
 
     compared = run_benchmark(config, [config.category])
-    assert compared.methods == tuple(method for method in METHODS if method != "both")
+    assert compared.methods == tuple(method for method in METHODS if method != "other_pastes")
     found = compared.scores[config.category]
     for key in found.maps:
         image = found.image[*key, "count"]  # the rule of this profile

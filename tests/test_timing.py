@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore::g2sf_lib.training.CollapseWarning"),
 ]
-TIMED = tuple(method for method in METHODS if method not in ("w1", "both"))
+TIMED = tuple(method for method in METHODS if method not in ("w1", "other_pastes"))
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_warm_up_is_left_out_and_scans_come_again(steps):
 
 def test_methods_take_turns_in_being_first(steps):
     config, seen = steps
-    asked = ["g2sf", "w1", "both", "rgb", "cfm"]
+    asked = ["g2sf", "w1", "other_pastes", "rgb", "cfm"]
     timing.frame_rates(config, asked, seed=0, num_scans=4, num_warm_up=2)
     methods = [method for _, method in seen]
     orders = [tuple(methods[i : i + 3]) for i in range(0, len(methods), 3)]
@@ -206,7 +206,7 @@ def test_the_first_category_and_seed_are_timed(small_config, monkeypatch):
 
 def test_nothing_is_timed_for_no_scan_or_no_method(small_config):
     assert timing.measure_rates(comparison(small_config), 0) is None
-    assert timing.measure_rates(comparison(small_config, ("w1", "both")), 5) is None
+    assert timing.measure_rates(comparison(small_config, ("w1", "other_pastes")), 5) is None
 
 
 @pytest.mark.parametrize("num", [-1, 2.5, "20", None, True])

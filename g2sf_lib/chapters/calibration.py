@@ -25,7 +25,7 @@ from g2sf_lib.benchmark import (
     run_methods,
     runs_of,
     trained_detector,
-    with_both_pastes,
+    with_other_pastes,
 )
 from g2sf_lib.chapters.distributions import counted_pixels
 from g2sf_lib.chapters.wording import p_text, with_spread
@@ -57,13 +57,13 @@ def validation_scores(
     Raises:
         FileNotFoundError: naming the stage that has not run.
     """
-    if method not in ("g2sf", "w1", "both"):
+    if method not in ("g2sf", "w1", "other_pastes"):
         peer = fitted_peer(config, method, train, validation.stored)
         depths = validation.depths(peer) if method == "ast" else None
         nearest = validation.nearest(BANKS[method])
         return peer.score_scans(validation.patches, depths, nearest, SILHOUETTES)
-    is_variant = method == "both"
-    detector = fitted(with_both_pastes(config)) if is_variant else trained_detector(config)
+    is_variant = method == "other_pastes"
+    detector = fitted(with_other_pastes(config)) if is_variant else trained_detector(config)
     scores = detector.score_cells(validation.feat)
     cells = scores.cell_score
     if method == "w1":

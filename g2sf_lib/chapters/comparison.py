@@ -259,7 +259,9 @@ def shift_report(shifts: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def tails(comparison: Comparison, methods: Sequence[str] = ("w1", "g2sf", "both")) -> pd.DataFrame:
+def tails(
+    comparison: Comparison, methods: Sequence[str] = ("w1", "g2sf", "other_pastes")
+) -> pd.DataFrame:
     """Return how far normal pixels reach, and which defects reach farther.
 
     Args:
