@@ -39,20 +39,9 @@ from g2sf_lib.memory import Rows
 from g2sf_lib.storage import read_described, write_described
 
 METHODS = ("g2sf", "w1", "other_pastes", *PEERS)
-OURS = (
-    "g2sf",
-    "w1",
-    "other_pastes",
-)  # the method, its control, and a variant; the others are peers
+OURS = ("g2sf", "w1", "other_pastes")  # the method, its control, a variant; the rest are peers
 SIMPLE = ("g2sf", "w1", "rgb", "pcd", "sum", "max", "concat")  # what chapter 04 compares
-SEEDED = (
-    "g2sf",
-    "w1",
-    "other_pastes",
-    "m3dm",
-    "cfm",
-    "ast",
-)  # the others are the same whatever the seed
+SEEDED = (*OURS, "m3dm", "cfm", "ast")  # the others are the same whatever the seed
 TRAINED = ("cfm", "ast")  # peers with networks of their own
 SILHOUETTES = ("exclude", "count")
 NUM_RESAMPLES = 1000

@@ -511,7 +511,7 @@ PROFILES: dict[str, dict[str, tuple[Any, str]]] = {
 }
 
 
-# data set -> settings in which it differs from the others, in every profile that has none of its own.
+# data set -> settings in which it differs from the others; a profile may have its own instead.
 DATASETS: dict[str, dict[str, tuple[Any, str]]] = {
     "procedural": {
         "paste_in": ("either", "most rendered defects change the image only or the points only"),

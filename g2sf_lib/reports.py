@@ -244,11 +244,11 @@ def paste_report(summary: dict) -> str:
     table = pd.DataFrame(summary["groups"], columns=["group", "method", "i_auroc", "se"])
     for group, rows in table.groupby("group", sort=False):
         of = rows.set_index("method")
-        lines.append(
-            f"- {group}: {of.loc['g2sf', 'i_auroc']:.3f} ± {of.loc['g2sf', 'se']:.3f} with the run's "
-            f"pastes, {of.loc['other_pastes', 'i_auroc']:.3f} ± {of.loc['other_pastes', 'se']:.3f} with "
-            "the others"
+        ours, others = (
+            f"{of.loc[name, 'i_auroc']:.3f} ± {of.loc[name, 'se']:.3f}"
+            for name in ("g2sf", "other_pastes")
         )
+        lines.append(f"- {group}: {ours} with the run's pastes, {others} with the others")
     if not gap["is_real"]:
         lines += ["", "So this experiment does not show the pastes' modality to be the cause."]
     return "\n".join(lines)
