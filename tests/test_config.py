@@ -591,3 +591,14 @@ def test_results_name_where_points_were_pasted_from():
     assert alone.stage_hash("data") == make_config().stage_hash("data")
     assert alone.stage_hash("features") == make_config().stage_hash("features")
     assert alone.stage_hash("pastes") != make_config().stage_hash("pastes")
+
+
+def test_pastes_follow_the_data_set_unless_they_are_set():
+    """Real data sets have those of the paper; rendered parts weaker, one-sided ones."""
+    rendered = make_config().synthesis
+    assert (rendered.paste_in, rendered.max_offset_m) == ("either", 0.001)
+    real = make_config(dataset="mvtec3d", data_root="/x", category="foam").synthesis
+    assert (real.paste_in, real.max_offset_m) == ("both", 0.002)
+    assert make_config("smoke", paste_in="both").synthesis.paste_in == "both"
+    reasons = {row["name"]: row["reason"] for row in module.settings_table(make_config())}
+    assert reasons["paste_in"] == module.DATASETS["procedural"]["paste_in"][1]
