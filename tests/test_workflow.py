@@ -709,13 +709,14 @@ def test_the_plan_reads_settings_by_their_type():
         make_plan({"html": "_build/{x}"})
 
 
-def test_some_categories_are_other_features_than_all():
+def test_some_categories_give_other_pastes_than_all_and_the_same_features():
     plan = load("plan").make_plan
     alone, both = (plan({"profile": "smoke", "categories": x}) for x in ("gland", "gland cookie"))
     assert both.base == plan({"profile": "smoke"}).base
     assert library.listed(alone.base.synthesis.pasted_from) == ["gland"]
     assert alone.base.stage_hash("data") == both.base.stage_hash("data")
-    assert alone.base.stage_hash("features") != both.base.stage_hash("features")
+    assert alone.base.stage_hash("features") == both.base.stage_hash("features")
+    assert alone.base.stage_hash("pastes") != both.base.stage_hash("pastes")
 
 
 def test_every_entry_point_finds_the_home_folder(pristine, data_root, monkeypatch):
