@@ -423,6 +423,9 @@ class MemoryBank:
     ) -> tuple[Tensor, Tensor]:
         """Return what `query` does, where some prototypes are not in the bank.
 
+        Only where the others are fewer than k do they come after all others: in banks so small
+        that there is hardly anything to learn.
+
         Args:
             feat: (N, D).
             k: how many.
@@ -430,19 +433,14 @@ class MemoryBank:
             device: where the search runs; None: where the features are.
 
         Raises:
-            ValueError: when the others are fewer than k.
+            ValueError: when the bank has fewer than k prototypes.
         """
-        num_others = len(self.prototypes) - len(own)
-        if k > num_others:
-            raise ValueError(
-                f"MemoryBank.query_without: k is {k}, but only {num_others} of"
-                f" {len(self.prototypes)} prototypes are of other scans"
-            )
-        num = k
+        num, size = k, len(self.prototypes)
         while True:  # most cells have few of their own scan's prototypes near
-            index, distance = self.query(feat, min(num, len(self.prototypes)), device)
+            index, distance = self.query(feat, max(min(num, size), k), device)
             is_own = torch.isin(index, own.to(index))
-            if int(is_own.sum(1).max() if len(index) else 0) + k <= index.shape[1]:
+            most_own = int(is_own.sum(1).max()) if len(index) else 0
+            if most_own + k <= index.shape[1] or index.shape[1] == size:
                 break
             num *= 2
         order = is_own.int().argsort(dim=1, stable=True)[:, :k]

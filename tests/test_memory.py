@@ -284,10 +284,12 @@ def test_a_query_without_some_prototypes_is_that_of_a_bank_without_them(num_own)
     assert bank.query_without(rows, 7, own)[0].shape == (len(feat), 7)
 
 
-def test_a_query_without_too_many_prototypes_is_refused():
+def test_prototypes_left_out_come_last_where_the_others_are_too_few():
     bank = MemoryBank(gaussian(10, 5), torch.arange(10))
-    with pytest.raises(ValueError, match="k is 4, but only 3 of 10 prototypes are of other scans"):
-        bank.query_without(gaussian(2, 5), 4, torch.arange(7))
+    index, _ = bank.query_without(gaussian(4, 5, seed=1), 5, torch.arange(7))
+    assert (index[:, :3] >= 7).all() and (index[:, 3:] < 7).all()
+    with pytest.raises(ValueError, match="k is 11, but the bank has 10 prototypes"):
+        bank.query_without(gaussian(2, 5), 11, torch.arange(7))
 
 
 def test_a_query_of_nothing_finds_nothing():
