@@ -109,7 +109,7 @@ def test_every_stage_of_profile_paper(configure, dataset):
         patches, labels = load_features(config, split)
         for one, label in zip(patches, labels, strict=True):
             # Of a scan with pastes for training only pasted cells are described.
-            low, high = (1, 300) if split == "synthetic" else (300, 2500)
+            low, high = (1, 1000) if split == "synthetic" else (300, 2500)
             assert one.grid == (56, 56) and low < one.foreground.sum() < high
             assert {mod: rows.shape[1] for mod, rows in one.cells.items()} == {
                 "pcd": 1152, "rgb": 768,
