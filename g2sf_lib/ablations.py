@@ -109,7 +109,7 @@ FORMS = ("sep_form", "mar_form", "cma_form", "direction_form", "jitter_form", "s
 # facts.md, section 5: the authors' forms with all that goes with them, on the run's cells.
 RECIPE = {"form": "official", "alpha": 10.0, "beta": 40.0, "gamma": 3.0, "mu": 20.0}
 RECIPE |= {"l1": 5e-4, "heldout_by": "cell", "criterion": "losses", "normaliser": "mean"}
-RECIPE |= {"label_of": "cell", "sigma_rule": "learned"}
+RECIPE |= {"label_of": "cell", "sigma_learning_rate": 5e-3, "max_batch_share": 0.035}
 
 
 def studies() -> dict[str, tuple[Variant, ...]]:

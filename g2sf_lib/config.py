@@ -345,7 +345,7 @@ class TrainingConfig:
     )
     weight_decay: float = setting(1e-4, "facts.md, section 5", low=0)
     l1: float = setting(0.0, "with 185 inputs the published 5e-4 outweighs every loss", low=0)
-    heldout_fraction: float = setting(0.5, "of the images or cells", low=0.05, high=0.95)
+    heldout_fraction: float = setting(0.5, "of the scans, images or cells", low=0.05, high=0.95)
     heldout_by: Literal["target", "image", "cell"] = setting(
         "target", "two pastes on one scan share its pixels; cell: as in the authors' code"
     )

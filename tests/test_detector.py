@@ -143,14 +143,21 @@ def test_pick_device():
             pick_device("cuda")
 
 
-def test_labelled_cells_say_which_image_and_which_cell(small_config, synthetic, make_patches):
-    """Counted cells of the normal scans, then of the pasted ones, with their own features."""
+@pytest.fixture
+def labelled(small_config, synthetic, make_patches):
+    """A detector with banks; the scans it is trained on, their features, and the cells kept."""
     normal = [make_patches(n)[0] for n in range(6)]
     detector = G2SF(small_config).fit_bank(normal)
     scans = labelled_scans(normal, *synthetic, is_untouched=True)
     feat = [detector.standardiser(scan.patches.cells) for scan in scans]
     found = [scan_neighbours(detector.banks, one, 5, None, detector.device) for one in feat]
     cells = labelled_cells(scans, found, small_config.cells, detector.standardiser)
+    return detector, scans, feat, cells
+
+
+def test_labelled_cells_say_which_image_and_which_cell(small_config, labelled):
+    """Counted cells of the normal scans, then of the pasted ones, with their own features."""
+    detector, scans, feat, cells = labelled
     kept = [kept_cells(scan, small_config.cells, "exclude") for scan in scans]
     sizes = torch.tensor([int(one.sum()) for one in kept])
     assert torch.equal(cells.image, torch.arange(12).repeat_interleave(sizes))
@@ -438,13 +445,8 @@ def test_what_the_network_does_not_see_survives_saving(
     assert (w[0] - w[1]).abs().max() > 1e-3
 
 
-def test_a_training_may_be_watched(small_config, make_patches, synthetic):
-    normal = [make_patches(n)[0] for n in range(6)]
-    detector = G2SF(small_config).fit_bank(normal)
-    scans = labelled_scans(normal, *synthetic, is_untouched=True)
-    feat = [detector.standardiser(scan.patches.cells) for scan in scans]
-    found = [scan_neighbours(detector.banks, one, 5, None, detector.device) for one in feat]
-    cells = labelled_cells(scans, found, small_config.cells, detector.standardiser)
+def test_a_training_may_be_watched(labelled):
+    detector, _, _, cells = labelled
     seen = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)

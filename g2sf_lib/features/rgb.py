@@ -20,7 +20,7 @@ from g2sf_lib.features import WeightsError, half_precision, reading_checkpoint
 
 PACKAGED_MODEL = "tf_efficientnet_lite0"
 STRIDES = (8, 16)
-WINDOW_CELLS = 8  # around wanted cells; features then differ by 0.06 % on average
+WINDOW_CELLS = 8  # around wanted cells; tests/features/test_rgb.py bounds what that changes
 
 
 class RGBFeatures:
