@@ -1,0 +1,121 @@
+"""Results as tables that are read: a value with its spread, the paper's value, a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from g2sf_lib.stats import METRIC_NAMES, means
+
+SMALLEST_P = 0.001  # no smaller p value is written
+
+
+def signed(value: float, form: str = ".3f") -> str:
+    """Return a difference with its sign, a true minus; what is zero as text has none."""
+    text = f"{value:+{form}}".replace("-", "−")
+    return text if text.strip("+−0.%") else text[1:]
+
+
+def with_spread(value: float, spread: float, form: str = ".3f") -> str:
+    """Return a mean ± its spread; without the latter where it is not known (NaN)."""
+    return f"{value:{form}}" + ("" if pd.isna(spread) else f" ± {spread:{form}}")
+
+
+def with_error(difference: float, error: float, form: str = ".3f") -> str:
+    """Return a difference with its sign ± its error; without the latter where it is NaN."""
+    return signed(difference, form) + ("" if pd.isna(error) else f" ± {error:{form}}")
+
+
+def p_cell(p: float) -> str:
+    """Return a p value for a table; a dash where there is none."""
+    if pd.isna(p):
+        return "–"
+    return f"< {SMALLEST_P:g}" if p < SMALLEST_P else f"{p:.2g}"
+
+
+def printed_value(
+    printed: pd.DataFrame, name: str, metric: str, category: str = "mean"
+) -> float | None:
+    """Return a number of one of the paper's tables (`published.read_table`); None: it has none."""
+    found = printed[
+        printed["method"].eq(name) & printed["metric"].eq(metric) & printed["category"].eq(category)
+    ]["value"].dropna()
+    return float(found.iloc[0]) if len(found) else None
+
+
+def published_column(metric: str) -> str:
+    """Return the column that has a metric by the paper's protocol (100 thresholds for AUPRO)."""
+    return f"{metric}_published" if metric.startswith("aupro") else metric
+
+
+def mean_table(
+    rows: pd.DataFrame,
+    key: str,
+    names: Mapping[str, str],
+    printed: pd.DataFrame | None = None,
+    metrics: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """Return a row a variant, as text: mean over categories and seeds ± deviation over seeds.
+
+    Args:
+        rows: a row a variant, category and seed, with a column a metric.
+        key: which column says what differs.
+        names: of the variants, as they are shown; in this order.
+        printed: the paper's table; its row stands above ours where it has one, AUPRO in the
+            columns of its protocol.
+        metrics: columns; None: `METRIC_NAMES`, AUPRO by the paper's protocol and at every threshold.
+    """
+    titles = {published_column(m): title for m, title in METRIC_NAMES.items()}
+    titles |= {m: f"{t}, exact" for m, t in METRIC_NAMES.items() if m.startswith("aupro")}
+    if metrics is not None:
+        titles = {m: titles.get(m, METRIC_NAMES.get(m, m)) for m in metrics}
+    ours, lines = means(rows, key, list(titles)), []
+    for name, shown in names.items():
+        if name not in ours.index:
+            continue
+        if printed is not None:
+            of_paper = {published_column(m): printed_value(printed, name, m) for m in METRIC_NAMES}
+            if any(value is not None for value in of_paper.values()):
+                values = {c: of_paper.get(c) for c in titles}
+                text = {titles[c]: "–" if v is None else f"{v:.3f}" for c, v in values.items()}
+                lines.append({"row": shown, "source": "paper, MVTec 3D-AD"} | text)
+        own = ours.loc[name]
+        text = {t: with_spread(own[c], own[f"{c}_seed_std"]) for c, t in titles.items()}
+        lines.append({"row": shown, "source": "this run"} | text)
+    return pd.DataFrame(lines).set_index("row")
+
+
+def category_table(rows: pd.DataFrame, metric: str, key: str, names: Mapping[str, str]):
+    """Return a row a variant and a column a category of one metric, and their mean, as text."""
+    parts = {category: means(one, key) for category, one in rows.groupby("category", sort=False)}
+    if len(parts) > 1:
+        parts["mean"] = means(rows, key)
+    shown = [name for name in names if name in next(iter(parts.values())).index]
+    table = {
+        category: [with_spread(*found.loc[n, [metric, f"{metric}_seed_std"]]) for n in shown]
+        for category, found in parts.items()
+    }
+    return pd.DataFrame(table, index=pd.Index([names[n] for n in shown], name="row"))
+
+
+def verdict_table(compared: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
+    """Return the rows of `stats.compare` as text: ordering, difference, pairs won, p, verdict.
+
+    Args:
+        compared: of `stats.compare`; where it has ``printed_higher`` and ``printed_lower``, these
+            stand in a column ``paper``. Its column ``metric``, if any, becomes the index.
+        names: of the rows, as they are shown.
+    """
+    lines = []
+    for row in compared.to_dict("records"):
+        line = {"metric": METRIC_NAMES.get(row["metric"], row["metric"])} if "metric" in row else {}
+        line["ordering"] = f"{names[row['higher']]} > {names[row['lower']]}"
+        if "printed_higher" in row:
+            line["paper"] = f"{row['printed_higher']:.3f} > {row['printed_lower']:.3f}"
+        line["difference here"] = with_error(row["difference"], row["se"])
+        line["pairs won"] = f"{row['wins']:.0f} of {row['num']:.0f}"
+        line |= {"p": p_cell(row["p"]), "verdict": row["verdict"]}
+        lines.append(line)
+    table = pd.DataFrame(lines)
+    return table.set_index("metric" if "metric" in table else "ordering")
