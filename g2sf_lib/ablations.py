@@ -20,19 +20,13 @@ from scipy.stats import t as student
 from tqdm.auto import tqdm
 
 from g2sf_lib.benchmark import checked_seeds
-from g2sf_lib.config import (
-    Config,
-    ConfigError,
-    leaf_fields,
-    listed,
-    make_config,
-    results_file,
-)
-from g2sf_lib.detector import flat_settings
+from g2sf_lib.config import Config, ConfigError, flat_settings, leaf_fields, listed, make_config
 from g2sf_lib.experiments import checked_categories
 from g2sf_lib.quantities import TestCells, run_epochs, run_quantities
-from g2sf_lib.results import EXACT, LEVEL, METRIC_NAMES, holm, origin, rounded
-from g2sf_lib.storage import write_json
+from g2sf_lib.results import origin, rounded
+from g2sf_lib.stages import results_file
+from g2sf_lib.stats import EXACT, LEVEL, METRIC_NAMES, holm
+from g2sf_lib.store import write_json
 
 LOSSES = {"sep": None, "cns": "beta", "mar": "alpha", "sc": "gamma", "cma": "mu"}  # -> its weight
 STEPS = tuple(tuple(LOSSES)[:num] for num in range(1, len(LOSSES) + 1))  # Table 4
@@ -226,11 +220,11 @@ def _over(config, variants, categories, seeds, progress: bool, measured, *more) 
     tables = []
     with tqdm(total=len(categories) * len(configs) * len(seeds), disable=not progress) as bar:
         for category in categories:
-            test = TestCells(dataclasses.replace(config, category=category))
+            test = TestCells(config.replace(category=category))
             for variant, changed in configs:
                 for seed in seeds:
                     bar.set_description(f"{category}, {variant.name}, seed {seed}")
-                    of_one = dataclasses.replace(changed, category=category, seed=seed)
+                    of_one = changed.replace(category=category, seed=seed)
                     tables.append(measured(of_one, *more, test).assign(variant=variant.name))
                     bar.update()
     return pd.concat(tables, ignore_index=True)

@@ -1,12 +1,17 @@
-"""Files of tensors and JSON: written atomically, refused by name when changed."""
+"""The one way to keep a result: written whole or not at all, known by the code that made it."""
 
 from __future__ import annotations
 
+import ast
+import functools
 import hashlib
 import json
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -102,3 +107,61 @@ def read_described(description: Path) -> tuple[dict, dict[str, Tensor]]:
             f"{path}: truncated or changed: SHA-256 {found[:12]}..., expected {sha[:12]}..."
         )
     return content, load_file(path)
+
+
+# ---------------------------------------------------------------- what a result depends on
+
+
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    """Return a file's code as it was when this process first asked, for that is what it runs.
+
+    Comments are no part of it, and docstrings are taken out.
+    """
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and body:
+            first = body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                node.body = body[1:] or [ast.Pass()]
+    return tree
+
+
+def code_hash(parts: Sequence[str]) -> str:
+    """Return 12 hex digits of the library's code, which comments and docstrings do not change.
+
+    Args:
+        parts: files of the library (``memory.py``), folders of them (``features``), or single
+            functions and constants of a file (``experiments.py:synthetic_scans``).
+    """
+    here, digest = Path(__file__).parent, hashlib.sha256()
+    for part in parts:
+        name, _, wanted = part.partition(":")
+        files = sorted((here / name).glob("*.py")) if (here / name).is_dir() else [here / name]
+        for path in files:
+            nodes = _tree(path).body
+            if wanted:
+                nodes = [node for node in nodes if wanted in _names(node)]
+                if not nodes:
+                    raise ValueError(f"code_hash: {path} has no {wanted!r}")
+            digest.update("\n".join(map(ast.unparse, nodes)).encode())
+    return digest.hexdigest()[:12]
+
+
+def _names(node: ast.stmt) -> set[str]:
+    """Return the names that a statement of a module defines."""
+    if isinstance(node, ast.Assign):
+        return {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return {getattr(node, "name", "")}
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process computes what belongs into a folder, and keep others out.
+
+    The lock is the operating system's: it ends with the process, however that ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        yield
