@@ -12,19 +12,10 @@ from g2sf_lib import training
 from g2sf_lib.config import MODALITIES, LossConfig, ModelConfig, TrainingConfig
 from g2sf_lib.fusion import LSPN, GlobalScale, encode, joint_direction
 from g2sf_lib.memory import Rows
-from g2sf_lib.storage import StoredFileError
-from g2sf_lib.training import (
-    TERMS,
-    Cells,
-    CollapseWarning,
-    Metric,
-    heldout_auroc,
-    heldout_images,
-    load_parameters,
-    loss_terms,
-    parameters_of,
-    train_metric,
-)
+from g2sf_lib.store import StoredFileError
+from g2sf_lib.training import CollapseWarning, TERMS, heldout_auroc, heldout_images, load_parameters, loss_terms, parameters_of, train_metric
+from g2sf_lib.cells import Cells
+from g2sf_lib.fusion import Metric
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
