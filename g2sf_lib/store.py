@@ -113,19 +113,24 @@ def read_described(description: Path) -> tuple[dict, dict[str, Tensor]]:
 
 
 @functools.cache
-def _tree(path: Path) -> ast.Module:
-    """Return a file's code as it was when this process first asked, for that is what it runs.
+def _code(part: str) -> str:
+    """Return code as it was when this process first asked, for that is what it runs.
 
     Comments are no part of it, and docstrings are taken out.
     """
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and body:
-            first = body[0]
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                node.body = body[1:] or [ast.Pass()]
-    return tree
+    name, _, wanted = part.partition(":")
+    path, nodes = Path(__file__).parent / name, []
+    for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
+        tree = ast.parse(file.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and node.body:
+                first = node.body[0]
+                if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                    node.body = node.body[1:] or [ast.Pass()]
+        nodes += [node for node in tree.body if not wanted or wanted in _names(node)]
+    if not nodes:
+        raise ValueError(f"code_hash: {path} has no {wanted!r}")
+    return "\n".join(map(ast.unparse, nodes))
 
 
 def code_hash(parts: Sequence[str]) -> str:
@@ -135,18 +140,7 @@ def code_hash(parts: Sequence[str]) -> str:
         parts: files of the library (``memory.py``), folders of them (``features``), or single
             functions and constants of a file (``experiments.py:synthetic_scans``).
     """
-    here, digest = Path(__file__).parent, hashlib.sha256()
-    for part in parts:
-        name, _, wanted = part.partition(":")
-        files = sorted((here / name).glob("*.py")) if (here / name).is_dir() else [here / name]
-        for path in files:
-            nodes = _tree(path).body
-            if wanted:
-                nodes = [node for node in nodes if wanted in _names(node)]
-                if not nodes:
-                    raise ValueError(f"code_hash: {path} has no {wanted!r}")
-            digest.update("\n".join(map(ast.unparse, nodes)).encode())
-    return digest.hexdigest()[:12]
+    return hashlib.sha256("\n".join(map(_code, parts)).encode()).hexdigest()[:12]
 
 
 def _names(node: ast.stmt) -> set[str]:

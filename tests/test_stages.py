@@ -118,7 +118,7 @@ def edited(monkeypatch):
     real = Path.read_text
 
     def edit(path, change):
-        store._tree.cache_clear()
+        store._code.cache_clear()
         monkeypatch.setattr(
             Path,
             "read_text",
@@ -126,7 +126,7 @@ def edited(monkeypatch):
         )
 
     yield edit
-    store._tree.cache_clear()
+    store._code.cache_clear()
 
 
 @pytest.mark.parametrize("name", CODE)
