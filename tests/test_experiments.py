@@ -18,7 +18,28 @@ from g2sf_lib.stages import dataset_dir, scans_dir, stage_dir
 from g2sf_lib.datasets.preprocess import list_prepared, load_prepared
 from g2sf_lib.cells import counted_cells
 from g2sf_lib.config import flat_settings
-from g2sf_lib.experiments import at_epoch, best_epoch, built_banks, epoch_file, fitted, kept_epochs, load_banks, load_features, patch_file, point_sources, run_bank, run_data, run_features, run_lspn, synthetic_scans, training_cells, untrained
+from g2sf_lib.experiments import (
+    at_epoch,
+    best_epoch,
+    built_banks,
+    counted_features,
+    epoch_file,
+    fitted,
+    kept_epochs,
+    load_banks,
+    load_features,
+    patch_file,
+    point_sources,
+    run_bank,
+    run_data,
+    run_features,
+    run_lspn,
+    scan_labels,
+    some_scans,
+    synthetic_scans,
+    training_cells,
+    untrained,
+)
 from g2sf_lib.stages import done_file, recorded
 from g2sf_lib.features import foreground_features
 from g2sf_lib.memory import MemoryBank
@@ -93,7 +114,8 @@ def test_training_labels_do_matter(run, synthetic):
 def scans(small_config, make_sample, write_prepared):
     """A config whose prepared scans are there, of two categories, for real features."""
     features = small_config.features.replace(rgb_size=128, fpfh_grid=48)
-    synthesis = small_config.synthesis.replace(num_synthetic=4, num_synthetic_validation=2, sources_per_category=2
+    synthesis = small_config.synthesis.replace(
+        num_synthetic=4, num_synthetic_validation=2, sources_per_category=2
     )
     config = small_config.replace(features=features, synthesis=synthesis)
     for category in ("foam", "rope"):
@@ -297,8 +319,7 @@ def test_the_published_number_of_point_sources_is_the_default(tmp_path, monkeypa
     paths = [tmp_path / f"{n}.safetensors" for n in range(60)]
     monkeypatch.setattr(experiments, "list_prepared", lambda *place: paths)
     assert len(point_sources(config, ["a", "b"])) == 2 * num
-    fewer = config.replace(synthesis=config.synthesis.replace(sources_per_category=3)
-    )
+    fewer = config.replace(synthesis=config.synthesis.replace(sources_per_category=3))
     assert len(point_sources(fewer, ["a"])) == 3
 
 
@@ -439,7 +460,8 @@ def test_best_epoch_by_hand():
 
 def test_data_are_rendered_and_prepared(small_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    data = small_config.data.replace(num_train=2, num_validation=2, num_good=2, num_defective=5, scan_size=96
+    data = small_config.data.replace(
+        num_train=2, num_validation=2, num_good=2, num_defective=5, scan_size=96
     )
     config = small_config.replace(data=data)
     assert run_data(config, ["cookie"]) == {"cookie": 11}
@@ -659,3 +681,21 @@ def test_a_variant_with_another_bank_leaves_the_runs_record_alone(run):
     num = {mod: len(detector.banks[mod].prototypes) for mod in MODALITIES}
     assert num == {m: len(load_banks(variant).banks[m].prototypes) for m in MODALITIES}
     assert all(n < len(load_banks(run).banks[mod].prototypes) for mod, n in num.items())
+
+
+def test_scans_are_found_by_number(run):
+    assert scan_labels(run, "test") == ["good"] * 4 + ["dent"] * 2 + ["stain"] * 2
+    names = [scan.name for scan in some_scans(run, "test", [4, 0])]
+    assert names == ["test/dent/000", "test/good/000"]
+
+
+@pytest.mark.parametrize("split", ["test", "synthetic"])
+def test_counted_features_are_those_of_a_loop(run, split):
+    feat, is_anomalous = counted_features(run, split)
+    pairs = zip(*load_features(run, split), strict=True)
+    counted = [(p, counted_cells(p, "exclude"), lab) for p, lab in pairs]
+    for mod in MODALITIES:
+        assert torch.equal(feat[mod][:], torch.cat([p.feat[mod][c] for p, c, _ in counted]))
+    expected = [lab if lab.ndim == 1 else lab.any(1) for _, _, lab in counted]
+    expected = torch.cat([lab[c] for lab, (_, c, _) in zip(expected, counted, strict=True)])
+    assert torch.equal(is_anomalous, expected) and is_anomalous.any()
