@@ -63,7 +63,7 @@ VARIANTS = (
 CHOICES = "Profile `paper` takes the settings that profile `demo` or the authors chose."
 DAY = 1440
 CHAPTERS = (
-    Chapter("00_data", ("data",), record="data", is_alone=True, needs=(4000, 120), on_gpu=False),
+    Chapter("00_data", ("data",), record="data", is_alone=True, needs=(32000, 120), on_gpu=False),
     Chapter(
         "01_feature_extraction", ("pastes",), ("00_data",), "category", record="features",
         needs=(12000, 240),
