@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from g2sf_lib.config import CATEGORIES, ConfigError, listed, make_config
-from g2sf_lib.stages import STAGES, results_file, run_name, stage_dir
+from g2sf_lib.stages import STAGES, results_file, stage_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "workflow"))
