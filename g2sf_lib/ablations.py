@@ -254,11 +254,7 @@ def _over(config, variants, categories, seeds, progress: bool, measured, *more) 
 def counted_neighbourhoods(
     config: Config, categories: Sequence[str] | str | None, seeds: Sequence[int] | str
 ) -> Iterator[tuple[dict[str, Any], Neighbourhoods, np.ndarray]]:
-    """Yield what the detector of each category and seed computes of the test cells that count.
-
-    Yields:
-        ``category`` and ``seed``; the values of (n,) cells; and (n,) bool, which are anomalous.
-    """
+    """Yield category and seed, the values of (n,) counted test cells, and which are anomalous."""
     for category in checked_categories(config, categories):
         test = TestCells(dataclasses.replace(config, category=category))
         counts = [counted_cells(scan, config.scoring.silhouette) for scan in test.patches]
@@ -279,19 +275,14 @@ def summary(
     key: str = "variant",
     metrics: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Return what is kept of an ablation, as plain values.
+    """Return what is kept of an ablation, as plain values, and where they come from.
 
     Args:
         config: of the run.
         rows: of `run_variants`.
-        reference: the row that the others are compared with.
+        reference: the row that ``effects`` are differences from.
         key: which column says what differs.
-        metrics: what was measured; None: all metrics of scores, of which `METRIC_NAMES` are
-            compared.
-
-    Returns:
-        ``rows`` (`means`, and the smallest ``w_std`` of trainings), ``per_category`` (means over
-        seeds), ``effects``; where they come from.
+        metrics: None: all metrics of scores, of which `METRIC_NAMES` are compared.
     """
     compared = list(METRIC_NAMES) if metrics is None else list(metrics)
     metrics = metric_columns(rows) if metrics is None else list(metrics)

@@ -138,11 +138,7 @@ def effects(
     key: str = "variant",
     metrics: Sequence[str] = tuple(METRIC_NAMES),
 ) -> pd.DataFrame:
-    """Return what each variant differs by from a reference, a row a metric and variant.
-
-    Returns:
-        `key`, ``metric``, and the columns of `paired`; p is not corrected.
-    """
+    """Return `paired` differences from a reference, p uncorrected, a row a metric and variant."""
     others = [name for name in rows[key].unique() if name != reference]
     return pd.DataFrame(
         [
@@ -159,13 +155,9 @@ def gaps(
     key: str = "variant",
     metrics: Sequence[str] = tuple(METRIC_NAMES),
 ) -> pd.DataFrame:
-    """Return the single differences behind `effects`, a row a metric, variant, category and seed.
-
-    Returns:
-        `key`, ``metric``, ``category``, ``seed``, ``difference``.
-    """
+    """Return each ``difference`` behind `effects`, a row a metric, variant, category and seed."""
     place = ["metric", "category", "seed"]
-    long = rows.melt([key, *place[1:]], list(metrics), "metric", "difference")
+    long = rows.melt([key, "category", "seed"], list(metrics), "metric", "difference")
     is_reference = long[key] == reference
     base = long[is_reference].set_index(place)["difference"]
     others = long[~is_reference].set_index(place)

@@ -106,16 +106,14 @@ def claims(
     """Return what becomes here of every ordering that a table of the paper prints.
 
     Args:
-        rows: a row a variant, category and seed, with a column a metric.
+        rows: as in `mean_table`.
         printed: the paper's table.
-        pairs: of variants whose order is looked at, in any order; those that were not run, or
-            not printed, are left out.
+        pairs: of variants, in any order; those not run, or not printed, are left out.
         key: which column says what differs.
 
     Returns:
-        For `verdict_table`: a row a metric and pair, AUPRO by the paper's protocol, with
-        ``exact`` the verdict by every threshold. What the paper prints alike is no claim: its
-        verdict is "tie", and nothing is tested.
+        For `verdict_table`: a row a metric and pair, AUPRO by the paper's protocol, ``exact`` the
+        verdict by every threshold. What is printed alike has the verdict "tie", without a test.
     """
     found = []
     for metric in METRIC_NAMES:
@@ -170,24 +168,22 @@ def verdict_table(compared: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFr
 
 
 def gains(rows: pd.DataFrame, pairs: Mapping[str, tuple[str, str]], key: str) -> pd.DataFrame:
-    """Return how far the first of each pair is above the second in every metric.
+    """Return how far the first of each pair is above the second, a row a metric and pair.
 
     Args:
         rows: as in `mean_table`.
-        pairs: what is asked, in words -> (first, second).
+        pairs: ``what`` is asked, in words -> (first, second).
         key: which column says what differs.
 
     Returns:
-        A row a metric and pair: ``metric``, ``what``, and the columns of `stats.compare` with
-        ``verdict`` "better", "worse" or "open"; p is corrected for the pairs, metric by metric.
+        The columns of `stats.compare`, with ``verdict`` "better", "worse" or "open".
     """
     tables = [
         compare(rows, list(pairs.values()), metric, key).assign(metric=metric, what=list(pairs))
         for metric in METRIC_NAMES
     ]
-    return pd.concat(tables, ignore_index=True).replace(
-        {"verdict": {"holds": "better", "reversed": "worse"}}
-    )
+    words = {"verdict": {"holds": "better", "reversed": "worse"}}
+    return pd.concat(tables, ignore_index=True).replace(words)
 
 
 def gain_table(found: pd.DataFrame) -> pd.DataFrame:

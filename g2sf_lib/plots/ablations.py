@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from g2sf_lib.plots.style import (
     MARKERS,
@@ -85,8 +85,7 @@ def curve_with_bands(
         label: what `over` is, in words.
         marked: a number that a dotted line stands at; None: no line.
         is_log: whether the number is drawn on a logarithmic axis.
-        is_relative: whether each value is shown minus that at `marked`, in the same category and
-            for the same seed. Categories differ by more than the number changes, as a rule.
+        is_relative: whether values are shown minus that at `marked`, of their category and seed.
         is_shared: whether all panels have one scale.
         unit: what the values are, where the panels' names do not say it.
     """
@@ -143,10 +142,9 @@ def _number_axis(ax, numbers: list[float], is_log: bool) -> None:
     """Put ticks where the numbers are, or a few of them where there are many."""
     if is_log:
         ax.set_xscale("log")
-        ax.xaxis.set_minor_locator(NullLocator())
     if len(numbers) <= 11:
-        ax.set_xticks(numbers)
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
+        ax.set_xticks(numbers, [f"{number:g}" for number in numbers])
+        ax.xaxis.set_minor_locator(NullLocator())
     elif not is_log:
         ax.xaxis.set_major_locator(MaxNLocator(8, integer=all(x.is_integer() for x in numbers)))
 
