@@ -64,6 +64,10 @@ class CellScores:
     cell_score: Tensor
     w1_score: Tensor
 
+    def take(self, rows: Tensor) -> CellScores:
+        """Return what is known of some cells: their numbers, or a bool per cell."""
+        return CellScores(**{name: value[rows] for name, value in vars(self).items()})
+
 
 def pick_device(name: str) -> torch.device:
     """Return the device that "auto", "cpu" or "cuda" means here.
