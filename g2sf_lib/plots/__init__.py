@@ -12,7 +12,7 @@ there is no point, and `mask` (H, W) bool: `g2sf_lib.datasets.Sample` is one.
 One module a subject: `scans` and `clouds`, `features` (with the bank), `training`, `maps`
 (of scores and other quantities on scans), `results` (a metric of every method), `comparison`
 (methods against each other), `ablations` (rows of one table against each other, metrics over a
-number), `distributions` (of scores, and rates of alarms), `costs` (time and
+number), `distributions` (rates of alarms), `costs` (time and
 memory), `playground` (a toy of two planes, with controls); `style` is what they share, `page` how
 a figure reaches the reader.
 """
@@ -21,11 +21,10 @@ from g2sf_lib.plots.ablations import curve_with_bands, effect_dots
 from g2sf_lib.plots.clouds import MAX_CLOUD_POINTS, cloud
 from g2sf_lib.plots.comparison import difference_forest, difference_matrix, protocol_differences
 from g2sf_lib.plots.costs import coreset_quality, frame_rate_bars, scale_curves
-from g2sf_lib.plots.distributions import alarm_rates, score_densities, spread_changes
+from g2sf_lib.plots.distributions import alarm_rates
 from g2sf_lib.plots.features import axis_shares, coverage_curve, feature_maps, score_histograms
 from g2sf_lib.plots.maps import (
     cell_classes,
-    isotropic_failure,
     method_panels,
     quantity_maps,
     score_maps,
@@ -77,7 +76,6 @@ __all__ = [
     "feature_maps",
     "frame_rate_bars",
     "height_mm",
-    "isotropic_failure",
     "loss_curves",
     "loss_switches",
     "method_dots",
@@ -90,13 +88,11 @@ __all__ = [
     "scale_curves",
     "scale_factors",
     "scan_gallery",
-    "score_densities",
     "score_histograms",
     "score_maps",
     "sensor_noise",
     "show",
     "sigma_curve",
-    "spread_changes",
     "subset_dots",
     "toy_panels",
 ]
