@@ -1,1 +1,1 @@
-"""Emptied: what a chapter alone needs stands in its notebook."""
+"""Emptied."""

@@ -27,10 +27,10 @@ from g2sf_lib.benchmark import (
     trained_detector,
     with_other_pastes,
 )
-from g2sf_lib.chapters.distributions import counted_pixels
 from g2sf_lib.chapters.wording import p_text, with_spread
 from g2sf_lib.config import Config
 from g2sf_lib.detector import to_prediction
+from g2sf_lib.distributions import counted_pixels
 from g2sf_lib.experiments import checked_categories, fitted
 from g2sf_lib.fusion import aggregate
 from g2sf_lib.results import EXACT, LEVEL, METHOD_NAMES, holm
