@@ -16,7 +16,7 @@ class Chapter(NamedTuple):
     Attributes:
         notebook: its name.
         stages: stages of the library whose settings and code its results depend on; "peers" stands
-            for those of all compared methods.
+            for those of all compared peers.
         after: chapters whose results it reads.
         per: "run": once; "seed": for each category and seed; "category"; "showcase": for the
             category that the book shows; "both": for each category, so that these run side by side,
@@ -78,7 +78,7 @@ CHAPTERS = (
     ),
     Chapter("04_anomaly_scoring", ("scores",), ("03_lspn_training",), "showcase", record="scores"),
     Chapter(
-        "05_benchmark", ("peers",), ("03_lspn_training",), "both", record="benchmark", summary="",
+        "05_benchmark", ("scores", "peers"), ("03_lspn_training",), "both", record="benchmark", summary="",
         is_alone=True, needs=(12000, DAY),
     ),
     Chapter("06_table3_score_metrics", ("quantities",), ("03_lspn_training",), summary="table3"),
