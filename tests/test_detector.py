@@ -12,7 +12,13 @@ from scipy.ndimage import gaussian_filter
 from g2sf_lib.config import MODALITIES, ConfigError, ScoringConfig, make_config
 from g2sf_lib.datasets import ScanError
 from g2sf_lib.detector import G2SF, bank_tensors, banks_from, pick_device, to_prediction
-from g2sf_lib.cells import counted_cells, kept_cells, labelled_cells, labelled_scans, scan_neighbours
+from g2sf_lib.cells import (
+    counted_cells,
+    kept_cells,
+    labelled_cells,
+    labelled_scans,
+    scan_neighbours,
+)
 from g2sf_lib.config import flat_settings
 from g2sf_lib.features import Patches, foreground_features
 from g2sf_lib.memory import MemoryBank
