@@ -10,11 +10,12 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+
+if TYPE_CHECKING:  # torch takes seconds to import, and the workflow asks for names of files only
+    from torch import Tensor
 
 FORMAT_VERSION = 1
 
@@ -33,6 +34,8 @@ def write_json(path: Path, content: dict) -> None:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write tensors as a safetensors file, atomically; its folder exists."""
+    from safetensors.torch import save_file
+
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, temporary)
     os.replace(temporary, path)
@@ -44,6 +47,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         StoredFileError: naming the file, where it is missing or damaged.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -106,7 +112,7 @@ def read_described(description: Path) -> tuple[dict, dict[str, Tensor]]:
         raise StoredFileError(
             f"{path}: truncated or changed: SHA-256 {found[:12]}..., expected {sha[:12]}..."
         )
-    return content, load_file(path)
+    return content, read_tensors(path)
 
 
 # ---------------------------------------------------------------- what a result depends on
