@@ -48,7 +48,7 @@ from g2sf_lib.plots.results import (
 )
 from g2sf_lib.plots.scans import defect_gallery, height_mm, scan_gallery, sensor_noise
 from g2sf_lib.plots.style import COLOUR_MAP, LOSS_NAMES, METRIC_NAMES, MM, MODALITY_NAMES
-from g2sf_lib.plots.training import loss_curves, scale_curve, scale_factors, sigma_curve
+from g2sf_lib.plots.training import loss_curves, scale_curve, sigma_curve
 
 __all__ = [
     "COLOUR_MAP",
@@ -88,7 +88,6 @@ __all__ = [
     "quantity_maps",
     "scale_curve",
     "scale_curves",
-    "scale_factors",
     "scan_gallery",
     "score_densities",
     "score_histograms",
