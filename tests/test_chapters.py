@@ -1,22 +1,17 @@
 """What the chapters show is what it says: by hand on small numbers, and on a made-up run."""
 
 import dataclasses
-import math
 
 import numpy as np
 import pandas as pd
 import pytest
-import tifffile
 import torch
-from PIL import Image
 
 from g2sf_lib import chapters
 from g2sf_lib.benchmark import Comparison, Scores
-from g2sf_lib.config import MODALITIES, make_config, scans_dir
-from g2sf_lib.datasets.preprocess import list_prepared
+from g2sf_lib.config import MODALITIES
 from g2sf_lib.detector import counted_cells
-from g2sf_lib.experiments import load_features, run_bank, run_lspn
-from g2sf_lib.features import Patches
+from g2sf_lib.experiments import load_features, run_bank, run_lspn, scan_labels
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -35,193 +30,7 @@ def banked(run):
     return run, run_bank(run)
 
 
-# ---------------------------------------------------------------- scans
-
-
-def test_scans_are_counted_and_found(run):
-    counts = chapters.scan_counts(run, ["foam"]).loc["foam"]
-    assert dict(counts) == {
-        "train/good": 6, "validation/good": 3, "test/good": 4, "test/dent": 2, "test/stain": 2,
-    }  # fmt: skip
-    assert chapters.defect_labels(run, "foam") == ["dent", "stain"]
-    assert chapters.prepared_scan(run, "test", "stain", 1).name == "test/stain/001"
-    assert [s.name for s in chapters.some_scans(run, "test", [4, 0])] == [
-        "test/dent/000", "test/good/000",
-    ]  # fmt: skip
-
-
-def test_a_raw_scan_by_label_and_number(tmp_path):
-    config = make_config(dataset="mvtec3d", data_root=str(tmp_path), category="bagel")
-    for number in range(2):
-        for kind, suffix in (("rgb", "png"), ("xyz", "tiff")):
-            path = tmp_path / "bagel/train/good" / kind / f"{number:03d}.{suffix}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if kind == "rgb":
-                Image.fromarray(np.full((4, 5, 3), 7 + number, np.uint8)).save(path)
-            else:
-                rows, columns = np.indices((4, 5)) * 1e-3
-                xyz = np.stack([columns, rows, rows * 0 + 0.5], axis=-1).astype(np.float32)
-                tifffile.imwrite(path, xyz, photometric="rgb")
-    scan = chapters.raw_scan(config, "bagel", number=1)
-    assert scan.name == "train/good/001" and (scan.rgb == 8).all()
-    with pytest.raises(ValueError, match="bagel/train/good: 2 scans.*number 2"):
-        chapters.raw_scan(config, "bagel", number=2)
-
-
-def test_a_stain_changes_no_depth_and_a_dent_hardly_any_albedo():
-    scans, changes = chapters.defect_changes("gland", 3, ["dent", "stain"], size=96)
-    moved, tinted = changes["depth changed (mm)"], changes["albedo changed"]
-    assert all(scan.rgb.shape[:2] == scan.mask.shape == (24, 24) for scan in scans)
-    assert moved[0][scans[0].mask].mean() > 0.25
-    assert (moved[1] == 0).all()
-    assert (tinted[1][scans[1].mask] > 0.03).mean() > 0.9
-    assert (tinted[0] > 0.03).mean() < 0.1
-
-
-# ---------------------------------------------------------------- features
-
-
-def test_cells_are_counted_by_kind(run):
-    counts = chapters.cell_counts(run)
-    patches, labels = load_features(run, "synthetic")
-    assert counts.loc["synthetic", "scans"] == 6
-    assert counts.loc["synthetic", "cells on the object"] == sum(
-        int(p.foreground.sum()) for p in patches
-    )
-    assert counts.loc["synthetic", "anomalous cells"] == sum(int(lab.sum()) for lab in labels)
-    assert counts.loc["train", "anomalous cells"] == 0
-    assert (counts["cells that count"] < counts["cells on the object"]).all()
-
-
-def test_what_is_planted_touches_one_modality_at_one_place(make_sample):
-    scan = make_sample(0)
-    blot, bump = chapters.planted(scan)
-    assert (blot.mask == bump.mask).all() and 0 < blot.mask.sum() < 0.05 * blot.mask.size
-    assert (blot.xyz == scan.xyz).all() and (bump.rgb == scan.rgb).all()
-    assert (np.any(blot.rgb != scan.rgb, axis=-1) == blot.mask).all()
-    raised = scan.xyz[..., 2] - bump.xyz[..., 2]
-    assert raised.max() == pytest.approx(0.0015, rel=0.05) and (raised[~bump.mask] == 0).all()
-    rows, columns = np.argwhere(blot.mask).mean(axis=0) - np.array(scan.mask.shape) / 2
-    assert abs(rows) > 4 and abs(columns) > 4 and abs(abs(rows) - abs(columns)) > 1
-
-
-def test_changed_features_are_mapped_where_they_are(run, make_sample, monkeypatch):
-    class Means:  # a cell is the mean of its pixels
-        def __init__(self, config, device):
-            pass
-
-        def __call__(self, sample):
-            feat = {}
-            for mod, values in (("pcd", sample.xyz), ("rgb", sample.rgb)):
-                blocks = values.astype(np.float32).reshape(8, 12, 8, 12, 3).mean(axis=(1, 3))
-                feat[mod] = torch.from_numpy(blocks.reshape(64, 3))
-            return Patches(feat, (8, 8), (feat["pcd"] != 0).any(dim=1))
-
-    monkeypatch.setattr(chapters.features, "FeatureExtractor", Means)
-    scan = make_sample(0)
-    copies = chapters.planted(scan)
-    moved = chapters.feature_changes(run, scan, copies)
-    cell = tuple((np.argwhere(copies[0].mask).mean(axis=0) // 12).astype(int))
-    for mod, own, other in (("rgb", 0, 1), ("pcd", 1, 0)):
-        assert np.unravel_index(moved[mod][own].argmax(), (8, 8)) == cell
-        assert (moved[mod][other] == 0).all()
-
-
-def test_repeated_scans_are_noticed(run, make_sample, write_prepared):
-    assert chapters.repeated_scans(run) == 6 + 3  # the made-up run has one good scan many times
-    for number in range(4):
-        write_prepared(run, "test", make_sample(70 + number), number)
-    assert chapters.repeated_scans(run) == 0
-
-
-def test_scans_from_outside_training_are_named(run):
-    train = list_prepared(scans_dir(run), "foam", "train")
-    test = list_prepared(scans_dir(run), "foam", "test")
-    assert chapters.scans_outside_training(train) == []
-    assert chapters.scans_outside_training([train[0], test[2]]) == [test[2]]
-
-
-# ---------------------------------------------------------------- bank
-
-
-def test_radius_curve_is_that_of_a_loop():
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(50, 3, generator=generator)
-    prototypes = rows[torch.randperm(50, generator=generator)[:7]]
-    expected = [
-        max(min(math.dist(row, p) for p in prototypes[:n]) for row in rows) for n in range(1, 8)
-    ]
-    assert chapters.radius_curve(rows, prototypes) == pytest.approx(expected, abs=1e-5)
-
-
-def test_coverage_ends_where_the_bank_ends(banked):
-    config, banks = banked
-    curves = chapters.coverage(config, banks)
-    assert list(curves) == [
-        "points, greedy bank", "points, random rows", "RGB, greedy bank", "RGB, random rows",
-    ]  # fmt: skip
-    for mod, name in (("pcd", "points"), ("rgb", "RGB")):
-        own = curves[f"{name}, greedy bank"]
-        assert own == pytest.approx(banks.banks[mod].radius.numpy(), abs=1e-4)
-        assert len(curves[f"{name}, random rows"]) == len(own)
-
-
-def test_isotropic_distances_are_one_on_normal_cells(banked):
-    config, banks = banked
-    every = dataclasses.replace(
-        config, scoring=dataclasses.replace(config.scoring, silhouette="count")
-    )
-    s, is_anomalous = chapters.isotropic(every, banks, "validation")
-    assert s.mean(axis=0) == pytest.approx([1, 1], rel=1e-5) and not is_anomalous.any()
-    counted, _ = chapters.isotropic(config, banks, "validation")
-    assert len(counted) < len(s)
-
-
-def test_isotropic_image_score_is_the_largest_counted_cell(banked):
-    config, banks = banked
-    maps, image = chapters.isotropic_scores(config, banks)
-    assert maps["rgb"].shape == (8, 32, 32) and image["pcd"].shape == (8,)
-    patches = load_features(config, "test")[0][5]
-    counts = counted_cells(patches, "exclude")
-    feat = banks.standardiser({mod: patches.feat[mod][counts] for mod in MODALITIES})
-    for m, mod in enumerate(MODALITIES):
-        nearest = banks.banks[mod].query(feat[mod], 1)[1].max() / banks.calibration.mean[m]
-        assert image[mod][5] == pytest.approx(float(nearest), rel=1e-5)
-
-
 LABELS = ["good", "good", "good", "good", "dent", "stain", "stain"]
-
-
-def test_share_of_good_below_counts_ties_half():
-    scores = np.array([1.0, 2, 2, 4, 3, 2, 0])
-    share = chapters.share_of_good_below(scores, LABELS)
-    assert share[4:] == pytest.approx([0.75, 0.5, 0.0])
-
-
-def test_blind_spots_are_defective_scans_with_the_largest_gap():
-    image = {
-        "rgb": np.array([1.0, 2, 3, 4, 0.0, 9.0, 2.5]),
-        "pcd": np.array([9.0, 2, 3, 4, 8.0, 1.0, 2.5]),  # the first good scan has the largest gap
-    }
-    assert [number for _, number in chapters.blind_spots(LABELS, image)] == [5, 4]
-    same = dict.fromkeys(MODALITIES, image["rgb"])
-    assert all(number >= 4 for _, number in chapters.blind_spots(LABELS, same))
-
-
-def test_maps_against_good_scans_by_hand():
-    maps = np.zeros((3, 1, 4))
-    maps[0, 0] = [0, 1, 2, 3]  # good: median 2, highest 3
-    maps[2, 0] = [0, 2.5, 1, 7]
-    (shown,) = chapters.against_good(maps, ["good", "good", "dent"], [2])
-    assert shown.ravel() == pytest.approx([0, 0.5, 0, 1])
-
-
-def test_direction_shares_know_that_normal_cells_move_along_half_of_the_axes(banked):
-    shares = chapters.direction_shares(*banked)
-    for name, dim in (("points", 6), ("RGB", 8)):
-        assert len(shares[name]) == dim and shares[name].sum() == pytest.approx(1, abs=1e-4)
-        assert (np.diff(shares[name]) <= 0).all()
-        assert shares[name][: dim // 2].sum() > 0.9
 
 
 # ---------------------------------------------------------------- benchmark
@@ -393,7 +202,7 @@ def test_cell_shifts_are_aurocs_of_cells_by_group(banked):
     found = shifts.set_index(["group", "quantity"])
     assert len(found) == 3 * 4 and set(shifts["seed"]) == {0}
     patches, labels = load_features(config, "test")
-    names = chapters.scan_labels(config, "test")
+    names = scan_labels(config, "test")
     kept = {"bad": [], "normal": []}
     for name, one, is_anomalous in zip(names, patches, labels, strict=True):
         counts = counted_cells(one, "exclude")
