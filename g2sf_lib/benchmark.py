@@ -40,6 +40,7 @@ from g2sf_lib.features import PackedPatches
 from g2sf_lib.storage import read_described, write_described
 
 SEEDED = tuple(name for name, row in METHODS.items() if row.is_seeded)
+OURS = tuple(name for name, row in METHODS.items() if row.is_ours)
 SIMPLE = ("g2sf", "w1", "rgb", "pcd", "sum", "max", "concat")  # what chapter 04 compares
 NUM_RESAMPLES = 1000
 RESAMPLED = ("i_auroc", "aupro_30", "aupro_1")  # metrics whose error over images is known
@@ -216,6 +217,7 @@ def fitted_method(config: Config, method: str, train: Split, progress: bool = Fa
     config = row.settings(config)
     scorer = row.scorer(config, row.banks)
     if row.is_ours:
+        _ = train.stored  # says which notebook has not run
         scorer.detector = fitted(config, progress)
         return scorer
     if row.stage is None:

@@ -10,15 +10,14 @@ import numpy as np
 import pandas as pd
 
 from g2sf_lib.benchmark import SEEDED, Comparison
-from g2sf_lib.chapters.bank import share_of_good_below
-from g2sf_lib.chapters.data import scan_labels, some_scans
 from g2sf_lib.chapters.metric import cell_quantities, judged_cells, stored_detector
 from g2sf_lib.config import MODALITIES, Config
 from g2sf_lib.datasets import Sample
 from g2sf_lib.detector import counted_cells
 from g2sf_lib.evaluation import image_auroc
-from g2sf_lib.experiments import load_features
+from g2sf_lib.experiments import load_features, scan_labels, some_scans
 from g2sf_lib.results import GROUPS, METHOD_NAMES
+from g2sf_lib.stats import share_of_good_below
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from g2sf_lib.chapters.bank import counted_features
 from g2sf_lib.config import MODALITIES, Config
 from g2sf_lib.detector import G2SF, query_banks
 from g2sf_lib.evaluation import image_auroc
-from g2sf_lib.experiments import best_epoch, fitted, load_banks
+from g2sf_lib.experiments import best_epoch, counted_features, fitted, load_banks
 from g2sf_lib.fusion import LSPN, encode, local_metric
 from g2sf_lib.training import COLLAPSED
 

@@ -16,13 +16,12 @@ from tqdm.auto import tqdm
 from g2sf_lib.ablations import orderings, paired
 from g2sf_lib.benchmark import CellMaps, Comparison, Scores, Split, checked_seeds
 from g2sf_lib.chapters.comparison import Case, _groups, case_maps, gallery_cases
-from g2sf_lib.chapters.data import some_scans
 from g2sf_lib.chapters.distributions import RECALL, counted_pixels, recall_threshold
 from g2sf_lib.chapters.wording import p_text, with_error, with_spread
 from g2sf_lib.config import Config
 from g2sf_lib.datasets import Sample
 from g2sf_lib.detector import G2SF, counted_cells
-from g2sf_lib.experiments import checked_categories, fitted
+from g2sf_lib.experiments import checked_categories, fitted, some_scans
 from g2sf_lib.fusion import local_metric
 from g2sf_lib.quantities import Neighbourhoods, TestCells, cell_quantity, neighbourhoods
 from g2sf_lib.results import LEVEL

@@ -9,7 +9,7 @@ that a figure survives a grey print.
 "Scans" below are objects with `rgb` (H, W, 3) uint8, `xyz` (H, W, 3) in metres, zero where
 there is no point, and `mask` (H, W) bool: `g2sf_lib.datasets.Sample` is one.
 
-One module a subject: `scans` and `clouds`, `features` (with the bank), `training`, `maps`
+One module a subject: `scans` and `clouds`, `features` (scores of cells), `training`, `maps`
 (of scores and other quantities on scans), `results` (a metric of every method), `comparison`
 (methods against each other), `ablations` (rows of one table against each other, metrics over a
 number), `distributions` (of scores, and rates of alarms), `costs` (time and
@@ -22,7 +22,7 @@ from g2sf_lib.plots.clouds import MAX_CLOUD_POINTS, cloud
 from g2sf_lib.plots.comparison import difference_forest, difference_matrix, protocol_differences
 from g2sf_lib.plots.costs import coreset_quality, frame_rate_bars, scale_curves
 from g2sf_lib.plots.distributions import alarm_rates, score_densities, spread_changes
-from g2sf_lib.plots.features import axis_shares, coverage_curve, feature_maps, score_histograms
+from g2sf_lib.plots.features import score_histograms
 from g2sf_lib.plots.maps import (
     cell_classes,
     isotropic_failure,
@@ -46,7 +46,7 @@ from g2sf_lib.plots.results import (
     method_dots,
     pro_curves,
 )
-from g2sf_lib.plots.scans import defect_gallery, height_mm, scan_gallery, sensor_noise
+from g2sf_lib.plots.scans import defect_gallery, height_mm
 from g2sf_lib.plots.style import COLOUR_MAP, LOSS_NAMES, METRIC_NAMES, MM, MODALITY_NAMES
 from g2sf_lib.plots.training import loss_curves, scale_curve, sigma_curve
 
@@ -59,7 +59,6 @@ __all__ = [
     "MODALITY_NAMES",
     "aggregation_maps",
     "alarm_rates",
-    "axis_shares",
     "ball_slider",
     "bundle",
     "candidate_dots",
@@ -67,14 +66,12 @@ __all__ = [
     "cell_shift",
     "cloud",
     "coreset_quality",
-    "coverage_curve",
     "curve_with_bands",
     "defect_dots",
     "defect_gallery",
     "difference_forest",
     "difference_matrix",
     "effect_dots",
-    "feature_maps",
     "frame_rate_bars",
     "height_mm",
     "isotropic_failure",
@@ -88,11 +85,9 @@ __all__ = [
     "quantity_maps",
     "scale_curve",
     "scale_curves",
-    "scan_gallery",
     "score_densities",
     "score_histograms",
     "score_maps",
-    "sensor_noise",
     "show",
     "sigma_curve",
     "spread_changes",
