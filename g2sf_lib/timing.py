@@ -26,17 +26,7 @@ STEPS = ("features", "neighbours", "fusion", "post-processing")
 
 
 class TimedScan(Scans):
-    """One scan that keeps account of how long what a method asks of it takes.
-
-    Args:
-        config: of the run.
-        patches: of the scan.
-        stored: banks of the category.
-        sample: the scan.
-
-    Attributes:
-        spent: step -> seconds.
-    """
+    """One scan that counts in ``spent``, step -> seconds, how long what a method asks takes."""
 
     def __init__(self, config: Config, patches: Patches, stored: Banks, sample: Sample):
         super().__init__(config, [patches], stored, [sample])
@@ -97,7 +87,6 @@ def frame_rates(
 
     Returns:
         A row a method, scan and step: ``method``, ``scan``, ``step`` of `STEPS`, ``seconds``.
-        A step that a method does not have takes no time.
 
     Source: Section 4.3, Table 6, which states neither the batch nor what is counted.
     """
