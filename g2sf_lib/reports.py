@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from g2sf_lib.benchmark import METHODS, NUM_RESAMPLES, OURS, RESAMPLED, SEEDED, Scores
+from g2sf_lib.baselines import METHODS
+from g2sf_lib.benchmark import NUM_RESAMPLES, RESAMPLED, SEEDED, Scores
 from g2sf_lib.config import CATEGORIES, make_config
 from g2sf_lib.evaluation import bootstrap_auroc, image_auroc
 from g2sf_lib.published.beside import METHODS_RERUN
@@ -118,7 +119,7 @@ def verdict(summary: dict) -> str:
     """Return, from the summary alone, how G2SF compares with the best of the others."""
     if not summary["differences"]:
         return _nothing_to_compare(summary)
-    others = [row for row in summary["methods"] if row["method"] not in OURS]
+    others = [row for row in summary["methods"] if not METHODS[row["method"]].is_ours]
     best = [max(others, key=lambda row: row["i_auroc"])["method"]] if others else []
     known = [row["method"] for row in summary["methods"]]
     sentences = []
@@ -278,7 +279,7 @@ def by_kind(summary: dict) -> str:
     )
     lines = []
     for kind, row in table.iterrows():
-        simple = row.drop(list(OURS), errors="ignore")
+        simple = row.drop([m for m in METHODS if METHODS[m].is_ours], errors="ignore")
         best = simple.idxmax()
         lines.append(
             f"- {kind}: {row['g2sf']:.3f}; {row['g2sf'] - row['sum']:+.3f} to the normalised sum, "

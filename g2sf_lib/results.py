@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
+from g2sf_lib.baselines import METHODS
 from g2sf_lib.benchmark import NUM_RESAMPLES, RESAMPLED, SEEDED, Comparison
 from g2sf_lib.config import Config, make_config, results_file
 from g2sf_lib.detector import flat_settings
@@ -23,20 +24,7 @@ from g2sf_lib.experiments import git_commit, package_versions
 from g2sf_lib.storage import write_json
 from g2sf_lib.timing import machine
 
-METHOD_NAMES = {
-    "g2sf": "G²SF",
-    "w1": "G²SF with w = 1",
-    "other_pastes": "G²SF, other pastes",
-    "rgb": "RGB alone",
-    "pcd": "points alone",
-    "sum": "normalised sum",
-    "product": "normalised product",
-    "max": "calibrated maximum",
-    "concat": "concatenated bank",
-    "m3dm": "M3DM (SVMs)",
-    "cfm": "CFM",
-    "ast": "AST",
-}
+METHOD_NAMES = {name: row.title for name, row in METHODS.items()}
 METRIC_NAMES = {
     "i_auroc": "I-AUROC",
     "p_auroc": "P-AUROC",

@@ -1,7 +1,6 @@
 """What the chapters show is what it says: by hand on small numbers, and on a made-up run."""
 
 import dataclasses
-import math
 
 import numpy as np
 import pandas as pd
@@ -10,7 +9,7 @@ import torch
 
 from g2sf_lib import chapters
 from g2sf_lib.benchmark import Comparison, Scores
-from g2sf_lib.config import MODALITIES, LossConfig, make_config, stage_dir
+from g2sf_lib.config import MODALITIES
 from g2sf_lib.detector import counted_cells
 from g2sf_lib.experiments import load_features, run_bank, run_lspn, scan_labels
 
@@ -32,131 +31,6 @@ def banked(run):
 
 
 LABELS = ["good", "good", "good", "good", "dent", "stain", "stain"]
-
-
-# ---------------------------------------------------------------- metric
-
-
-def test_the_untouched_network_keeps_its_three_promises(banked):
-    lspn, statements = chapters.untouched_network(banked[0], num_cells=40)
-    errors = statements["largest error"].astype(float)
-    assert errors["w of the untrained network = 1"] == 0
-    assert 0 < errors.max() < 1e-4
-    assert (lspn.head.weight == 0).all()
-
-
-def test_judged_cells_before_and_after(banked):
-    config = banked[0]
-    detector = run_lspn(config)
-    cells = chapters.judged_cells(config, detector)
-    assert cells.plain == pytest.approx(cells.s.mean(axis=1), rel=1e-5)
-    sigma = detector.metric.sigma().detach().numpy()
-    assert cells.learned == pytest.approx((cells.w * cells.s) @ sigma, rel=1e-4)
-    assert 0 < cells.is_anomalous.sum() < len(cells.is_anomalous)
-    report = chapters.separation_report(cells)
-    assert report.count(",") == 4 and "after training 0." in report
-
-
-def test_the_training_report_tells_a_collapse(banked):
-    detector = run_lspn(banked[0])
-    for row in detector.history:
-        row["w_std_pcd"], row["w_std_rgb"] = 0.3, 0.2
-    assert "Not collapsed" in chapters.training_report(detector)
-    for row in detector.history:
-        row["w_std_rgb"] = 0.001
-    assert "**Collapsed**: w of RGB is a constant" in chapters.training_report(detector)
-
-
-def test_a_stored_detector_is_found_by_its_seed(banked):
-    config = dataclasses.replace(banked[0], seed=3)
-    trained = run_lspn(config)
-    found = chapters.stored_detector(banked[0], 3)
-    assert found.history == trained.history
-    assert not stage_dir(dataclasses.replace(config, seed=0), "lspn").exists()
-
-
-# ---------------------------------------------------------------- scores
-
-
-@pytest.fixture
-def scores():
-    image = np.array([1.0, 5, 2, 3, 4, 9, 0.5])
-    names = [f"test/{label}/{n:03d}" for n, label in enumerate(LABELS)]
-    key = ("g2sf", 0, "exclude")
-    return Scores(names, LABELS, np.zeros((7, 2, 2), bool), {}, {key: image})
-
-
-def test_cases_are_picked_by_score(scores):
-    cases = chapters.pick_cases(scores, "g2sf", 0, "exclude")
-    assert [number for _, number in cases] == [5, 4, 6, 1]
-    report = chapters.case_report(scores, cases, "g2sf", 0, "exclude").splitlines()
-    assert "`test/stain/005`; 0 of 4 good scans score higher" in report[0]
-    assert "`test/dent/004`; 1 of 4 good scans score higher" in report[1]
-    assert "`test/stain/006`; 4 of 4 good scans score higher" in report[2]
-    assert "`test/good/001`; 2 of 3 defective scans score lower" in report[3]
-
-
-def test_metric_maps_take_the_score_apart(banked):
-    config = banked[0]
-    detector = run_lspn(config)
-    patches = load_features(config, "test")[0][4:6]
-    maps = chapters.metric_maps(detector, patches, cut=1.5)
-    assert len(maps) == 5 and all(len(column) == 2 for column in maps.values())
-    background = ~patches[0].foreground.reshape(8, 8).numpy()
-    for name, column in maps.items():
-        assert (column[0][background] == (1 if name.startswith("$w") else 0)).all(), name
-        assert column[0].max() <= (math.e if name.startswith("$w") else 1.5)
-    feat = {mod: patches[0].feat[mod][patches[0].foreground] for mod in MODALITIES}
-    expected = detector.score_cells(feat).cell_score.clamp_max(1.5).numpy()
-    assert maps["$s_i$ (fused)"][0][~background] == pytest.approx(expected)
-
-
-def test_scores_go_back_to_their_points(make_sample):
-    score_map = np.zeros((32, 32))
-    score_map[4, 20] = 1.0
-    shown = chapters.on_points(score_map, make_sample(0))
-    assert np.argwhere(shown).min(axis=0).tolist() == [12, 60]
-    assert np.argwhere(shown).max(axis=0).tolist() == [14, 62]
-
-
-# ---------------------------------------------------------------- loss weights
-
-
-@pytest.fixture
-def judged():
-    rows = []
-    for mu, precision in ((0.0, (0.5, 0.7)), (0.3, (0.6, 0.9)), (20.0, (0.1, 0.2))):
-        for category, value in zip(("foam", "rope"), precision, strict=True):
-            spread = 0.001 if (mu, category) == (20.0, "rope") else 0.4
-            weights = {"alpha": 1.0, "beta": 1.0, "gamma": 1.0, "mu": mu}
-            judge = {"cell_ap": value, "cell_auroc": 0.9, "image_auroc": 0.8,
-                     "w_std": spread, "w_ends": 0.1, "best_epoch": 2}  # fmt: skip
-            rows.append({"category": category} | weights | judge)
-    return pd.DataFrame(rows)
-
-
-def test_the_weight_table_is_sorted_and_counts_collapses(judged):
-    table = chapters.weight_table(judged)
-    assert table["mu"].tolist() == [0.3, 0.0, 20.0]
-    assert table["average precision"].tolist() == pytest.approx([0.75, 0.6, 0.15])
-    assert table["standard error"][0] == pytest.approx(0.15)
-    assert table["collapsed"].tolist() == [0, 0, 1]
-    assert chapters.weight_names(judged)["method"][0] == "α 1, β 1, γ 1, μ 0"
-
-
-def test_the_weight_verdict_by_hand(judged):
-    best = chapters.weight_verdict(judged, LossConfig(alpha=1.0, gamma=1.0, mu=0.3))
-    assert "are the best" in best and "0.750, 0.150 more" in best
-    worse = chapters.weight_verdict(judged, LossConfig(alpha=1.0, gamma=1.0, mu=0.0))
-    # 0.1 and 0.2 less: mean 0.15, standard error 0.05
-    assert "number 2 of 3" in worse and "0.600, 0.150 less" in worse and "0.050" in worse
-    assert "not among" in chapters.weight_verdict(judged, LossConfig(alpha=7.0))
-
-
-def test_collapsed_candidates_are_named(judged):
-    report = chapters.collapse_report(judged)
-    assert report.splitlines()[-1] == "- α 1, β 1, γ 1, μ 20: rope"
-    assert "None" in chapters.collapse_report(judged[judged["mu"] < 1])
 
 
 # ---------------------------------------------------------------- benchmark
@@ -397,88 +271,3 @@ def test_the_shift_report_by_hand(shifts):
     ]
     one = chapters.shift_report(shifts[shifts["category"] == "foam"]).splitlines()[0]
     assert "0.700 after training (+0.100); w is" in one
-
-
-# ---------------------------------------------------------------- settings of peers
-
-
-def judged_peers(values):
-    """Rows of `tuning.select_peer_settings`: (method, rate, epochs) -> a value a category."""
-    return pd.DataFrame(
-        [
-            {"category": category, "method": method, "cell_ap": value, "cell_auroc": 0.9,
-             "settings": {f"{method}_learning_rate": rate, f"{method}_epochs": epochs}}
-            for (method, rate, epochs), of_category in values.items()
-            for category, value in zip(("foam", "rope"), of_category, strict=True)
-        ]
-    )  # fmt: skip
-
-
-@pytest.fixture
-def peers():
-    return judged_peers(
-        {
-            ("cfm", 0.001, 25): (0.5, 0.6),
-            ("cfm", 0.003, 50): (0.6, 0.8),
-            ("ast", 0.001, 6): (0.4, 0.4),
-        }
-    )
-
-
-def test_candidates_in_words_and_which_is_the_run_s(peers):
-    config = make_config("smoke", category="foam", cfm_learning_rate=0.003, cfm_epochs=50)
-    rows = chapters.candidate_rows(peers, config)
-    assert rows.iloc[0].to_dict() == {
-        "method": "CFM", "candidate": "learning rate 0.001, epochs 25", "category": "foam",
-        "value": 0.5, "is_chosen": False,
-    }  # fmt: skip
-    assert rows["is_chosen"].tolist() == [False, False, True, True, False, False]
-    half = make_config("smoke", category="foam", cfm_learning_rate=0.003, cfm_epochs=25)
-    assert not chapters.candidate_rows(peers, half)["is_chosen"].any()
-    table = chapters.candidate_table(rows).set_index("candidate")
-    chosen = table.loc["learning rate 0.003, epochs 50"]
-    assert chosen.tolist() == ["CFM", "0.700", "0.100", "yes"]
-    assert table["setting of this run"].tolist() == ["", "yes", ""]
-    alone = chapters.candidate_table(rows[rows["category"] == "foam"])
-    assert (alone["standard error"] == "0.000").all()
-
-
-@pytest.mark.parametrize(
-    ("rate", "epochs", "words"),
-    [
-        (0.003, 50, "- CFM: learning rate 0.003, epochs 50, the best of 2 candidates"),
-        (0.001, 25, "- CFM: learning rate 0.001, epochs 25; the best of 2 candidates is learning "
-                    "rate 0.003, epochs 50, by 0.150 ± 0.050 (standard error over categories)"),
-        (0.001, 50, "- CFM: the settings of this run are not among the candidates"),
-    ],
-)  # fmt: skip
-def test_the_candidate_verdict_in_all_its_branches(peers, rate, epochs, words):
-    settings = {"cfm_learning_rate": rate, "cfm_epochs": epochs}
-    settings |= {"ast_learning_rate": 0.001, "ast_epochs": 6}
-    config = make_config("smoke", category="foam", **settings)
-    lines = chapters.candidate_verdict(chapters.candidate_rows(peers, config)).splitlines()
-    assert lines == [words, "- AST: learning rate 0.001, epochs 6, the best of 1 candidates"]
-
-
-def test_ends_of_ranges_are_told_with_what_the_last_step_brought():
-    tried = [(1e-3, 10, 0.6), (1e-3, 20, 0.7), (1e-3, 40, 0.65), (3e-3, 20, 0.58)]
-    rows = pd.DataFrame(
-        {"method": "cfm", "cell_ap": ap,
-         "settings": {"cfm_learning_rate": rate, "cfm_epochs": epochs}, "category": category}
-        for rate, epochs, ap in tried for category in ("foam", "rope")
-    )  # fmt: skip
-    assert chapters.edge_report(rows) == (
-        "- CFM: learning rate 0.001 is the smallest tried (+0.120 over 0.003)"
-    )
-    inside = rows[[s["cfm_learning_rate"] == 1e-3 for s in rows["settings"]]]
-    assert chapters.edge_report(inside) == (
-        "- CFM: no setting of the best candidate is at an end of its range"
-    )
-    rising = inside[[s["cfm_epochs"] < 40 for s in inside["settings"]]]
-    assert chapters.edge_report(rising) == "- CFM: epochs 20 is the largest tried (+0.100 over 10)"
-
-
-def test_candidates_of_one_category_have_no_error(peers):
-    config = make_config("smoke", category="foam", cfm_learning_rate=0.001, cfm_epochs=25)
-    rows = chapters.candidate_rows(peers[peers["category"] == "foam"], config)
-    assert chapters.candidate_verdict(rows).splitlines()[0].endswith("epochs 50, by 0.100")

@@ -6,7 +6,6 @@ import inspect
 import io
 import itertools
 import json
-import math
 import re
 from types import SimpleNamespace
 
@@ -81,7 +80,6 @@ def all_figures(history):
     scans, titles = [scan(), scan()], ["one", "two"]
     maps = [rng.random((30, 30)) for _ in scans]
     curve = (np.linspace(0, 1, 500), np.linspace(0, 1, 500) ** 0.5)
-    w = rng.uniform(1 / math.e, math.e, (200, 2))
     return {
         "defect_gallery": (plots.defect_gallery(scans, titles, margin=8), 6),
         "score_histograms": (
@@ -89,7 +87,6 @@ def all_figures(history):
             3,
         ),
         "loss_curves": (plots.loss_curves(history), 6),
-        "scale_factors": (plots.scale_factors(w, w[:50]), 2),
         "scale_curve": (plots.scale_curve(history), 2),
         "sigma_curve": (plots.sigma_curve(history), 1),
         "score_maps": (plots.score_maps(scans, {"RGB": maps}, titles, is_shared=True), 6),
@@ -293,15 +290,6 @@ def test_loss_curves_mark_the_epoch_that_was_kept(history):
     fig = plots.loss_curves(history)
     assert "epoch 3 is kept" in panels(fig)[5].get_title()
     assert list(panels(fig)[0].lines[1].get_ydata()) == list(history["heldout_sep"])
-
-
-def test_scale_factors_lie_between_the_limits_of_their_activation():
-    w = np.full((40, 2), 1 / math.e)
-    fig = plots.scale_factors(w, np.full((10, 2), math.e))
-    for ax in panels(fig):
-        assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1/e", "1", "2", "e"]
-        assert ax.get_xticks() == pytest.approx([1 / math.e, 1, 2, math.e])
-        assert ax.lines[0].get_xdata()[0] == 1  # the Euclidean metric
 
 
 def test_score_maps_share_a_scale_over_rows_and_only_then_over_methods():
