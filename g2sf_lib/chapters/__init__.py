@@ -85,10 +85,7 @@ from g2sf_lib.chapters.metric import (
     JudgedCells,
     cell_quantities,
     judged_cells,
-    separation_report,
     stored_detector,
-    training_report,
-    untouched_network,
 )
 from g2sf_lib.chapters.neighbourhoods import (
     FALL_NAMES,
@@ -132,10 +129,7 @@ from g2sf_lib.chapters.parts import (
     parts_scope,
 )
 from g2sf_lib.chapters.scores import (
-    case_report,
-    metric_maps,
     on_points,
-    pick_cases,
 )
 
 __all__ = [
@@ -158,7 +152,6 @@ __all__ = [
     "axis_report",
     "by_category_table",
     "case_maps",
-    "case_report",
     "category_table",
     "cell_quantities",
     "cell_shifts",
@@ -194,7 +187,6 @@ __all__ = [
     "loss_rows",
     "mean_table",
     "measure_table",
-    "metric_maps",
     "neighbourhood_report",
     "neighbourhood_rows",
     "neighbourhood_table",
@@ -212,7 +204,6 @@ __all__ = [
     "part_rows",
     "part_scores",
     "parts_scope",
-    "pick_cases",
     "pixel_distributions",
     "pixel_report",
     "place_report",
@@ -227,7 +218,6 @@ __all__ = [
     "run_studies",
     "scale_curve_rows",
     "scope_report",
-    "separation_report",
     "shift_report",
     "shift_rows",
     "stage_effects",
@@ -244,8 +234,6 @@ __all__ = [
     "tails",
     "training_collapse_report",
     "training_pairs",
-    "training_report",
     "training_table",
-    "untouched_network",
     "value_table",
 ]
