@@ -64,7 +64,7 @@ def mean_table(
         names: of the variants, as they are shown; in this order.
         printed: the paper's table; its row stands above ours where it has one, AUPRO in the
             columns of its protocol.
-        metrics: columns; None: `METRIC_NAMES`, AUPRO by both protocols.
+        metrics: columns; None: `METRIC_NAMES`, AUPRO by the published protocol and exact.
     """
     titles = {published_column(m): title for m, title in METRIC_NAMES.items()}
     titles |= {m: f"{t}, exact" for m, t in METRIC_NAMES.items() if m.startswith("aupro")}
