@@ -85,8 +85,8 @@ def check_judged(row, scores, patches, labels):
 
 def test_weights_are_judged_on_pasted_validation_scans(run):
     table = select_loss_weights(run, [run.category])
-    patches, labels = load_features(run, "synthetic_validation")
-    untouched = load_features(run, "validation")[0]
+    pasted, untouched = Split(run, "synthetic_validation"), load_features(run, "validation")[0]
+    patches, labels = pasted.patches, pasted.cell_labels
     truth = [False] * len(untouched) + [True] * len(patches)
     for (_, row), weights in zip(table.iterrows(), tuning.WEIGHT_CANDIDATES, strict=True):
         assert row["category"] == "foam" and {name: row[name] for name in weights} == weights
@@ -108,7 +108,8 @@ def test_peers_are_judged_on_pasted_validation_scans(run):
     pairs = [(m, c) for m, candidates in tuning.PEER_CANDIDATES.items() for c in candidates]
     assert list(zip(table["method"], table["settings"], strict=True)) == pairs
     assert len(set(table["cell_ap"])) == len(table)  # the candidates did train apart
-    patches, labels = load_features(run, "synthetic_validation")
+    split = Split(run, "synthetic_validation")
+    patches, labels = split.patches, split.cell_labels
     scans = list(synthetic_scans(run, "validation", [run.category]))
     for (_, row), (method, candidate) in zip(table.iterrows(), pairs, strict=True):
         peer = fitted_peer(changed(run, candidate), method, Split(run, "train"), load_banks(run))
