@@ -33,7 +33,8 @@ from g2sf_lib.config import Config
 from g2sf_lib.detector import to_prediction
 from g2sf_lib.experiments import checked_categories, fitted
 from g2sf_lib.fusion import aggregate
-from g2sf_lib.results import EXACT, LEVEL, METHOD_NAMES, holm
+from g2sf_lib.results import METHOD_NAMES
+from g2sf_lib.stats import EXACT, LEVEL, holm
 
 CALIBRATED = ("g2sf", "w1", "max", "cfm")
 PIXEL_RATES = (0.001, 0.003, 0.01, 0.03, 0.1)

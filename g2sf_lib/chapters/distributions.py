@@ -23,7 +23,8 @@ from g2sf_lib.detector import counted_cells
 from g2sf_lib.evaluation import resize_mask
 from g2sf_lib.experiments import checked_categories
 from g2sf_lib.features import PackedPatches
-from g2sf_lib.results import LEVEL, METHOD_NAMES
+from g2sf_lib.results import METHOD_NAMES
+from g2sf_lib.stats import LEVEL
 
 FIGURE_METHODS = ("cfm", "w1", "g2sf")  # the rows of the figure, from above; w1 is our control
 SCALES = {  # what scores are divided by, and where the axis of its figure ends

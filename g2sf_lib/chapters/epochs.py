@@ -11,7 +11,7 @@ from g2sf_lib.ablations import LONGER, Variant, means, orderings, run_variant_ep
 from g2sf_lib.chapters.analyses import MAIN
 from g2sf_lib.chapters.wording import p_cell, p_text, with_error, with_spread
 from g2sf_lib.config import Config
-from g2sf_lib.results import METRIC_NAMES
+from g2sf_lib.stats import METRIC_NAMES
 from g2sf_lib.training import CollapseWarning
 
 NEAR_BEST = 0.01  # a held-out criterion this much above its lowest, relatively, is as good

@@ -15,7 +15,6 @@ from tqdm.auto import tqdm
 
 from g2sf_lib.ablations import orderings, paired
 from g2sf_lib.benchmark import CellMaps, Comparison, Scores, Split, checked_seeds
-from g2sf_lib.chapters.comparison import Case, _groups, case_maps, gallery_cases
 from g2sf_lib.chapters.data import some_scans
 from g2sf_lib.chapters.distributions import RECALL, counted_pixels, recall_threshold
 from g2sf_lib.chapters.wording import p_text, with_error, with_spread
@@ -24,8 +23,10 @@ from g2sf_lib.datasets import Sample
 from g2sf_lib.detector import G2SF, counted_cells
 from g2sf_lib.experiments import checked_categories, fitted
 from g2sf_lib.fusion import local_metric
+from g2sf_lib.gallery import Case, case_maps, gallery_cases
 from g2sf_lib.quantities import Neighbourhoods, TestCells, cell_quantity, neighbourhoods
-from g2sf_lib.results import LEVEL
+from g2sf_lib.results import defect_groups
+from g2sf_lib.stats import LEVEL
 
 PART_NAMES = {  # in the order of Figure 7; then the control, which the paper does not have
     "s_rgb": "$s^R$",
@@ -236,7 +237,7 @@ def group_alarms(parts: Parts, recall: float = RECALL) -> pd.DataFrame:
         one = dataclasses.replace(parts, categories=(category,))
         is_bad = parts.truth[category].is_anomalous
         labels = np.array(parts.scores[category].labels)[parts.truth[category].scan]
-        for group, kinds in _groups(parts.config, labels).items():
+        for group, kinds in defect_groups(parts.config, labels).items():
             if np.isin(labels[is_bad], kinds).any():
                 rows.append(part_alarms(one, recall, kinds).assign(group=group))
     return pd.concat(rows, ignore_index=True)
