@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.stats import norm
 from scipy.stats import t as student
 
+from g2sf_lib import results
 from g2sf_lib.benchmark import (
     METHODS,
     NUM_RESAMPLES,
@@ -26,18 +25,10 @@ from g2sf_lib.benchmark import (
     measure,
     runs_of,
 )
-from g2sf_lib.config import make_config
+from g2sf_lib.config import make_config, results_file
 from g2sf_lib.evaluation import image_auroc
-from g2sf_lib.results import (
-    GROUPS,
-    LEVEL,
-    METHOD_NAMES,
-    holm,
-    origin,
-    summarise,
-    summary_file,
-    write_summary,
-)
+from g2sf_lib.results import GROUPS, METHOD_NAMES, headline, origin, summarise, write_summary
+from g2sf_lib.stats import LEVEL
 from g2sf_lib.timing import rate_table
 
 CATEGORIES = ("foam", "rope")
@@ -286,35 +277,6 @@ def test_the_corrections_are_for_methods_and_for_pairs(draws):
     assert found["rgb", "sum"] == pytest.approx(2 * raw["rgb", "sum"], abs=6e-5)
 
 
-# ---------------------------------------------------------------- Holm
-
-
-def test_holm_by_hand():
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.6, 0.5]) == pytest.approx([1.0, 1.0])
-    assert holm([0.2]) == pytest.approx([0.2]) and len(holm([])) == 0
-
-
-def rejected_step_by_step(p, level):
-    """Holm's procedure as he states it: from the smallest on, until one is not small enough."""
-    left = sorted(range(len(p)), key=lambda i: p[i])
-    found = set()
-    for step, i in enumerate(left):
-        if p[i] * (len(p) - step) >= level:
-            break
-        found.add(i)
-    return found
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.sampled_from([0.01, 0.05, 0.5]))
-def test_holm_decides_as_the_procedure_does_and_keeps_the_order(p, level):
-    corrected = holm(p)
-    assert {i for i, x in enumerate(corrected) if x < level} == rejected_step_by_step(p, level)
-    assert (corrected >= np.array(p)).all() and (corrected <= 1).all()
-    assert (np.diff(corrected[np.argsort(p, kind="stable")]) >= 0).all()
-    assert holm(p[::-1]) == pytest.approx(corrected[::-1])
-
-
 # ---------------------------------------------------------------- defects and groups
 
 
@@ -421,7 +383,7 @@ def test_the_file_is_json_without_nan_and_gives_the_summary_back(tmp_path, monke
     )
     summary = summarise(comparison, rates)
     written = write_summary(summary, comparison.config)
-    assert written == summary_file(comparison.config) == Path("data/results/smoke.json")
+    assert written == results_file(comparison.config) == Path("data/results/smoke.json")
     text = written.read_text()
     assert json.loads(text, parse_constant=pytest.fail) == summary
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
@@ -429,8 +391,6 @@ def test_the_file_is_json_without_nan_and_gives_the_summary_back(tmp_path, monke
     assert total["ms"] == pytest.approx(260) and total["fps"] == pytest.approx(1 / 0.26, abs=1e-4)
     assert [r["fps"] for r in summary["frame_rates"] if r["step"] != "total"] == [None] * 4
     assert summary["machine"]["threads"] >= 1 and summary["packages"]["torch"]
-    real = make_config("paper", dataset="mvtec3d", data_root="/data")
-    assert summary_file(real) == Path("data/results/mvtec3d_paper.json")
 
 
 def test_without_frame_rates_nothing_is_said_of_the_machine(summary):
@@ -472,12 +432,62 @@ def test_every_method_has_a_name():
     assert len(set(METHOD_NAMES.values())) == len(METHODS)
 
 
+ROOT = Path(__file__).parent.parent
+
+
+def committed(name):
+    return json.loads((ROOT / f"data/results/{name}.json").read_text(encoding="utf-8"))
+
+
 def test_committed_results_name_where_they_come_from():
-    summary = json.loads(
-        (Path(__file__).parent.parent / "data/results/mvtec3d_demo.json").read_text(
-            encoding="utf-8"
-        )
-    )
+    summary = committed("mvtec3d_demo")
     assert summary["data"]["categories"] == ["cable_gland"] and len(summary["seeds"]) == 3
     assert summary["command"].startswith("make book PROFILE=demo DATASET=mvtec3d DATA_ROOT=")
     assert summary["git_commit"] and summary["settings"]["epochs"]
+
+
+# ---------------------------------------------------------------- the README
+
+
+def test_a_headline_has_errors_of_images_and_of_seeds(comparison, summary):
+    table = headline(summary)
+    assert list(table.index) == [METHOD_NAMES[method] for method in LIFT]
+    row = next(row for row in summary["methods"] if row["method"] == "w1")
+    line = table.loc["G²SF with w = 1"]
+    assert line["I-AUROC"] == f"{row['i_auroc']:.3f} ± {row['i_auroc_se']:.3f}"
+    assert line["over seeds"] == f"{row['i_auroc_seed_std']:.3f}"
+    assert line["AUPRO@1 %"] == f"{row['aupro_1']:.3f}"
+    assert table.loc["RGB alone", "over seeds"] == "–"
+    assert (headline(summarise(compared(seeds=(0,))))["over seeds"] == "–").all()
+
+
+def test_on_real_data_the_papers_numbers_stand_beside_ours():
+    """Of the same categories, here one; our AUPRO@30 % is by the paper's protocol."""
+    summary = committed("mvtec3d_demo")
+    table = headline(summary)
+    row = next(row for row in summary["methods"] if row["method"] == "g2sf")
+    assert table.loc["G²SF", "AUPRO@30 %"] == f"{row['aupro_30_published']:.3f}"
+    assert table.loc["G²SF", "paper: I-AUROC"] == "0.923"
+    assert table.loc["concatenated bank", "paper: AUPRO@30 %"] == "0.969"  # BTF
+    assert table.loc["RGB alone", "paper: I-AUROC"] == "–"
+
+
+@pytest.mark.parametrize("name", ["demo", "mvtec3d_demo"])
+def test_the_readme_has_the_committed_results(name):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert results.fill_readme(readme, committed(name)) == readme
+
+
+def test_a_finished_run_is_printed_and_written_into_the_readme(tmp_path, monkeypatch, capsys):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "paper").symlink_to(ROOT / "data" / "paper")
+    monkeypatch.chdir(tmp_path)
+    summary = summarise(compared())
+    write_summary(summary, configured())
+    results.main(["headline", "--profile", "smoke"])
+    assert "points alone" in capsys.readouterr().out
+    begin, end = results.MARKS["procedural"], results.END
+    Path("README.md").write_text(f"before\n{begin}\nold\n{end}\nafter\n", encoding="utf-8")
+    results.main(["readme", "--profile", "smoke"])
+    text = Path("README.md").read_text(encoding="utf-8")
+    assert text == f"before\n{begin}\n{results.readme_block(summary)}\n{end}\nafter\n"

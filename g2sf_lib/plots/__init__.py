@@ -37,7 +37,6 @@ from g2sf_lib.plots.playground import (
     toy_panels,
 )
 from g2sf_lib.plots.results import (
-    candidate_dots,
     defect_dots,
     method_dots,
     pro_curves,
@@ -58,7 +57,6 @@ __all__ = [
     "axis_shares",
     "ball_slider",
     "bundle",
-    "candidate_dots",
     "cell_classes",
     "cloud",
     "coverage_curve",

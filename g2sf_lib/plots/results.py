@@ -1,4 +1,4 @@
-"""Metrics of every method, and of the settings that it could have had."""
+"""Metrics of every method."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from g2sf_lib.plots.style import (
     VERMILLION,
     WIDTH_INCHES,
     line_styles,
-    require_columns,
     styled,
 )
 
@@ -90,55 +89,4 @@ def pro_curves(
         ax.set_title(f"AUPRO at {limit:.0%}")
     axes[0].set_ylabel("per-region overlap")
     axes[0].legend(loc="lower right")
-    return fig
-
-
-@styled
-def candidate_dots(table: pd.DataFrame, label: str = "value on validation scans") -> Figure:
-    """Return what was tried for each method, and what was chosen, a panel a method.
-
-    Args:
-        table: columns ``method``, ``candidate`` (its settings, as text), ``category``, ``value``
-            (what the choice is made by; higher is better) and ``is_chosen`` (bool, the same for
-            all categories of a candidate). One row a candidate and category.
-        label: what ``value`` is.
-
-    Returns:
-        A panel a method, one below the other: the mean over categories of each candidate, its
-        categories as small points, a diamond for the one that was chosen,
-        if it is among them.
-
-    Raises:
-        ValueError: a column is missing, or a method has more than one chosen candidate.
-    """
-    columns = ["method", "candidate", "category", "value", "is_chosen"]
-    require_columns("candidate_dots", table, columns)
-    methods = list(dict.fromkeys(table["method"]))
-    for method in methods:
-        of_method = table[table["method"] == method]
-        chosen = sorted(of_method.loc[of_method["is_chosen"], "candidate"].unique())
-        if len(chosen) > 1:
-            raise ValueError(
-                f"candidate_dots: {method} has the chosen candidates {chosen}; expected at most one"
-            )
-    counts = [table.loc[table["method"] == method, "candidate"].nunique() for method in methods]
-    height = 0.5 + sum(0.4 + 0.22 * count for count in counts)
-    fig = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
-    axes = fig.subplots(len(methods), 1, sharex=True, squeeze=False, height_ratios=counts)[:, 0]
-    for ax, method in zip(axes, methods, strict=True):
-        candidates = table[table["method"] == method].groupby("candidate", sort=False)
-        for place, (_, rows) in enumerate(candidates):
-            is_chosen = rows["is_chosen"].any()
-            ax.plot(rows["value"], [place] * len(rows), ".", color="0.6", markersize=4)
-            ax.plot(
-                rows["value"].mean(),
-                place,
-                marker="D" if is_chosen else "o",
-                markersize=6,
-                color=VERMILLION if is_chosen else BLUE,
-            )
-        ax.set_yticks(range(len(candidates)), list(candidates.groups))
-        ax.set_ylim(len(candidates) - 0.5, -0.5)
-        ax.set_title(method)
-    axes[-1].set_xlabel(f"{label}: mean (grey: each category; diamond: chosen)")
     return fig
