@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from filelock import FileLock
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -41,6 +42,7 @@ from g2sf_lib.detector import (
     G2SF,
     bank_tensors,
     banks_from,
+    counted_cells,
     flat_settings,
     labelled_cells,
     labelled_scans,
@@ -58,7 +60,7 @@ from g2sf_lib.features import (
     load_patches,
     save_patches,
 )
-from g2sf_lib.memory import MemoryBank, Standardiser
+from g2sf_lib.memory import MemoryBank, Rows, Standardiser
 from g2sf_lib.storage import (
     read_described,
     read_tensors,
@@ -554,3 +556,26 @@ def at_epoch(config: Config, detector: G2SF, epoch: int) -> G2SF:
 def best_epoch(detector: G2SF) -> int:
     """Return the epoch that was kept; 0: the metric as it was before training."""
     return best_row(detector.history)["epoch"]
+
+
+def scan_labels(config: Config, split: str) -> list[str]:
+    """Return the label of every scan of a split, "good" or a kind of defect."""
+    paths = list_prepared(scans_dir(config), config.category, split)
+    return [path.parent.name for path in paths]
+
+
+def some_scans(config: Config, split: str, numbers: Sequence[int]) -> list[Sample]:
+    """Return the preprocessed scans of these numbers."""
+    paths = list_prepared(scans_dir(config), config.category, split)
+    return [load_prepared(paths[number]) for number in numbers]
+
+
+def counted_features(config: Config, split: str) -> tuple[dict[str, Rows], Tensor]:
+    """Return mod -> (N, D_mod) of all cells of a split that count, and (N,) which are anomalous."""
+    patches, labels = load_features(config, split)
+    counts = [counted_cells(p, config.scoring.silhouette) for p in patches]
+    among = torch.cat([c[p.foreground] for p, c in zip(patches, counts, strict=True)])
+    feat = {mod: rows.at(among) for mod, rows in foreground_features(patches).items()}
+    # Of pastes, labels are (cells, M): in which modality.
+    anomalous = [lab.reshape(len(lab), -1).any(1)[c] for lab, c in zip(labels, counts, strict=True)]
+    return feat, torch.cat(anomalous)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from g2sf_lib.benchmark import NUM_RESAMPLES, OURS, RESAMPLED, SEEDED, Comparison
+from g2sf_lib.baselines import METHODS
+from g2sf_lib.benchmark import NUM_RESAMPLES, RESAMPLED, SEEDED, Comparison
 from g2sf_lib.config import CATEGORIES, Config, make_config, results_file
 from g2sf_lib.detector import flat_settings
 from g2sf_lib.evaluation import bootstrap_auroc, image_auroc
@@ -26,20 +27,7 @@ from g2sf_lib.storage import write_json
 from g2sf_lib.tables import p_cell, with_spread
 from g2sf_lib.timing import machine
 
-METHOD_NAMES = {
-    "g2sf": "G²SF",
-    "w1": "G²SF with w = 1",
-    "other_pastes": "G²SF, other pastes",
-    "rgb": "RGB alone",
-    "pcd": "points alone",
-    "sum": "normalised sum",
-    "product": "normalised product",
-    "max": "calibrated maximum",
-    "concat": "concatenated bank",
-    "m3dm": "M3DM (SVMs)",
-    "cfm": "CFM",
-    "ast": "AST",
-}
+METHOD_NAMES = {name: row.title for name, row in METHODS.items()}
 GROUPS = {  # what the kinds of defect of the embedded data set change
     "geometry only": ("cut", "dent"),
     "appearance only": ("colour", "stain"),
@@ -276,7 +264,7 @@ def readme_block(summary: dict[str, Any]) -> str:
         f"({', '.join(summary['categories'])}), {num_seeds} training "
         f"{'seed' if num_seeds == 1 else 'seeds'}, silhouette cells: {summary['silhouette']}."
     )
-    peers = [row for row in summary["methods"] if row["method"] not in OURS]
+    peers = [row for row in summary["methods"] if not METHODS[row["method"]].is_ours]
     best = max(peers, key=lambda row: row["i_auroc"])["method"]
     gaps = {
         row["method"]: row for row in summary["differences"]

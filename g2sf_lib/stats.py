@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import percentileofscore
 from scipy.stats import t as student
 from statsmodels.stats.multitest import multipletests
 
@@ -22,6 +23,30 @@ METRIC_NAMES = {
     "aupro_1": "AUPRO@1 %",
 }
 Resamples = Mapping[str, Mapping[str, np.ndarray]]  # category -> name -> (R,) a metric
+
+
+def share_of_good_below(scores: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+    """Return, for each scan, the share of good scans with a lower score; ties count half."""
+    good = np.asarray(scores)[np.asarray(labels) == "good"]
+    return percentileofscore(good, scores, kind="mean") / 100
+
+
+def against_good(
+    maps: Sequence[np.ndarray], labels: Sequence[str], numbers: Sequence[int]
+) -> list[np.ndarray]:
+    """Return some score maps in units in which every method can be compared by eye.
+
+    0 is the median of the scored pixels of all good scans, 1 the highest value that any of them
+    has; what lies outside is cut. So a pixel at 1 is beyond every good scan.
+
+    Args:
+        maps: a map (h, w) a scan, 0 where nothing is scored.
+        labels: of the scans; at least one is "good".
+        numbers: of the scans to return.
+    """
+    good = np.stack([m for m, label in zip(maps, labels, strict=True) if label == "good"])
+    low, high = np.median(good[good > 0]), good.max()
+    return [np.clip((maps[n] - low) / (high - low), 0, 1) for n in numbers]
 
 
 def holm(p: Sequence[float]) -> np.ndarray:

@@ -119,3 +119,24 @@ def verdict_table(compared: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFr
         lines.append(line)
     table = pd.DataFrame(lines)
     return table.set_index("metric" if "metric" in table else "ordering")
+
+
+def candidate_table(rows: pd.DataFrame, value: str, chosen: str) -> pd.DataFrame:
+    """Return a row a candidate, the best first, as text: mean over categories ± standard error.
+
+    The error of "minus the best" is that of differences paired by category.
+
+    Args:
+        rows: columns ``category``, ``candidate`` and `value`; one row a combination.
+        value: what the candidates are judged by.
+        chosen: the candidate that this run takes; it may be none of them.
+    """
+    wide = rows.pivot(index="category", columns="candidate", values=value)
+    wide = wide[wide.mean().sort_values(ascending=False, kind="stable").index]
+    behind = wide.sub(wide.iloc[:, 0], axis=0)
+    table = {
+        "mean": [with_spread(wide[name].mean(), wide[name].sem()) for name in wide],
+        "minus the best": [with_error(behind[name].mean(), behind[name].sem()) for name in wide],
+        "of this run": ["yes" if name == chosen else "" for name in wide],
+    }
+    return pd.DataFrame(table, index=wide.columns)

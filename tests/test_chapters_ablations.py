@@ -10,12 +10,11 @@ import pytest
 
 from g2sf_lib import ablations, chapters, published
 from g2sf_lib.chapters.ablations import UNTRAINED, row_name, short_name
-from g2sf_lib.chapters.bank import counted_features
 from g2sf_lib.chapters.neighbourhoods import fall, proximity
 from g2sf_lib.chapters.orderings import COMPARED, claimed_pairs, counted_by
 from g2sf_lib.config import ConfigError, make_config
 from g2sf_lib.detector import query_banks
-from g2sf_lib.experiments import fitted
+from g2sf_lib.experiments import counted_features, fitted
 from g2sf_lib.fusion import local_metric
 from g2sf_lib.quantities import PARTS, RULES
 from g2sf_lib.stats import METRIC_NAMES

@@ -312,7 +312,6 @@ CODE = {
     "datasets/check.py": (),
     "results.py": (),
     "ablations.py": (),
-    "chapters/parts.py": (),
 }
 
 

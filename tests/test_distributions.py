@@ -421,25 +421,6 @@ def test_each_scan_is_judged_by_the_others():
     assert np.isnan(calibration.held_out_rate([np.array([1.0]), np.array([2.0])], 0.3))
 
 
-@pytest.mark.parametrize("method", ["g2sf", "w1", "max", "cfm", "m3dm"])
-def test_validation_scans_are_scored_as_by_the_benchmark(ready, method):
-    """Its median and highest pixel are known from the benchmark."""
-    scores, _ = run_methods(ready, (method,), (1,), progress=False)
-    seed = 1 if method in benchmark.SEEDED else 0
-    config = dataclasses.replace(ready, seed=seed)
-    train, validation = Split(config, "train"), Split(config, "validation")
-    scans = calibration.validation_scores(config, method, train, validation)
-    maps = [to_prediction(scan.cells, p, config.scoring).score_map
-            for scan, p in zip(scans, validation.patches, strict=True)]  # fmt: skip
-    where = counted_pixels(validation.patches, config.scoring)
-    inside = np.concatenate([one[w] for one, w in zip(maps, where, strict=True)])
-    expected = scores.normal[method, seed]
-    assert (np.median(inside), np.max(maps)) == pytest.approx(expected, rel=1e-5)
-    if method in ("g2sf", "w1"):
-        own = benchmark._g2sf_scans(benchmark.trained_detector(config), validation)[method]
-        assert [s.image["exclude"] for s in scans] == [s.image["exclude"] for s in own]
-
-
 def test_alarms_of_a_run(ready, one_category):
     rows = chapters.alarm_rows(ready, None, ["w1", "max"], SEEDS, (0.05, 0.2), (0.1, 0.3, 0.5))
     assert len(rows) == 3 * 5  # two seeds of w1, one of the maximum
@@ -450,10 +431,11 @@ def test_alarms_of_a_run(ready, one_category):
     row = rows.set_index(place).loc[("w1", 1, "pixel", 0.2)]
     config = dataclasses.replace(ready, seed=1)
     validation = Split(config, "validation")
-    scans = calibration.validation_scores(config, "w1", validation, validation)
+    cells, image = benchmark.fitted_method(config, "w1", validation).score(validation)
+    parts = cells.split(validation.sizes)
     inside = counted_pixels(validation.patches, ready.scoring)
-    known = [to_prediction(s.cells, p, ready.scoring).score_map[w]
-             for s, p, w in zip(scans, validation.patches, inside, strict=True)]  # fmt: skip
+    known = [to_prediction(s, p, ready.scoring).score_map[w]
+             for s, p, w in zip(parts, validation.patches, inside, strict=True)]  # fmt: skip
     level, promised = calibration.threshold(np.concatenate(known), 0.2)
     good = [label == "good" for label in scores.labels]
     assert row["promised"] == promised and row["unit"] == 1 / where.sum()
@@ -461,7 +443,7 @@ def test_alarms_of_a_run(ready, one_category):
     assert row["observed"] == pytest.approx((scores.maps["w1", 1][good][counted] > level).mean())
     images = rows[rows["level"] == "image"].set_index(["method", "seed", "nominal"])
     assert images.loc[("max", 0, 0.1), ["promised", "observed"]].isna().all()  # 1 in 4 at least
-    top = max(s.image["exclude"] for s in scans)
+    top = image["exclude"].max()
     of_good = scores.image["w1", 1, "exclude"][good]
     assert images.loc[("w1", 1, 0.3), "observed"] == (of_good > top).mean()
     assert images.loc[("w1", 1, 0.3), "promised"] == 0.25

@@ -20,6 +20,7 @@ from g2sf_lib.experiments import (
     at_epoch,
     best_epoch,
     built_banks,
+    counted_features,
     done_file,
     epoch_file,
     fitted,
@@ -33,6 +34,8 @@ from g2sf_lib.experiments import (
     run_data,
     run_features,
     run_lspn,
+    scan_labels,
+    some_scans,
     synthetic_cells,
     synthetic_scans,
     untrained,
@@ -679,3 +682,21 @@ def test_a_variant_with_another_bank_leaves_the_runs_record_alone(run):
     num = {mod: len(detector.banks[mod].prototypes) for mod in MODALITIES}
     assert num == {m: len(load_banks(variant).banks[m].prototypes) for m in MODALITIES}
     assert all(n < len(load_banks(run).banks[mod].prototypes) for mod, n in num.items())
+
+
+def test_scans_are_found_by_number(run):
+    assert scan_labels(run, "test") == ["good"] * 4 + ["dent"] * 2 + ["stain"] * 2
+    names = [scan.name for scan in some_scans(run, "test", [4, 0])]
+    assert names == ["test/dent/000", "test/good/000"]
+
+
+@pytest.mark.parametrize("split", ["test", "synthetic"])
+def test_counted_features_are_those_of_a_loop(run, split):
+    feat, is_anomalous = counted_features(run, split)
+    pairs = zip(*load_features(run, split), strict=True)
+    counted = [(p, counted_cells(p, "exclude"), lab) for p, lab in pairs]
+    for mod in MODALITIES:
+        assert torch.equal(feat[mod][:], torch.cat([p.feat[mod][c] for p, c, _ in counted]))
+    expected = [lab if lab.ndim == 1 else lab.any(1) for _, _, lab in counted]
+    expected = torch.cat([lab[c] for lab, (_, c, _) in zip(expected, counted, strict=True)])
+    assert torch.equal(is_anomalous, expected) and is_anomalous.any()

@@ -5,7 +5,6 @@ import html
 import inspect
 import io
 import json
-import math
 import re
 from types import SimpleNamespace
 
@@ -18,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from g2sf_lib import plots
-from g2sf_lib.plots.scans import _window
+from g2sf_lib.plots.scans import square_around
 
 
 def scan(side=64, with_defect=True):
@@ -77,22 +76,15 @@ def all_figures(history):
     rng = np.random.default_rng(0)
     scans, titles = [scan(), scan()], ["one", "two"]
     maps = [rng.random((30, 30)) for _ in scans]
-    feat = {"pcd": rng.random((16, 33)), "rgb": rng.random((16, 9))}
     curve = (np.linspace(0, 1, 500), np.linspace(0, 1, 500) ** 0.5)
-    w = rng.uniform(1 / math.e, math.e, (200, 2))
     return {
-        "scan_gallery": (plots.scan_gallery(scans, titles), 4),
         "defect_gallery": (plots.defect_gallery(scans, titles, margin=8), 6),
-        "sensor_noise": (plots.sensor_noise(*_depths()), 3),
-        "feature_maps": (plots.feature_maps(scans[0].rgb, feat, (4, 4), np.arange(16) > 2), 3),
-        "coverage_curve": (plots.coverage_curve({"pcd": 1 / np.arange(1, 50)}, chosen=40), 1),
         "score_histograms": (
             plots.score_histograms([rng.random(99)] * 3, [rng.random(9)] * 3, ["a", "b", "c"]),
             3,
         ),
         "isotropic_failure": (plots.isotropic_failure(scans, maps, maps, titles), 8),
         "loss_curves": (plots.loss_curves(history), 6),
-        "scale_factors": (plots.scale_factors(w, w[:50]), 2),
         "scale_curve": (plots.scale_curve(history), 2),
         "sigma_curve": (plots.sigma_curve(history), 1),
         "score_maps": (plots.score_maps(scans, {"RGB": maps}, titles, is_shared=True), 6),
@@ -101,7 +93,6 @@ def all_figures(history):
             plots.cell_classes(scans, [{"a": np.eye(4).ravel() > 0}] * 2, (4, 4), titles),
             2,
         ),
-        "axis_shares": (plots.axis_shares({"normal": np.array([0.7, 0.2, 0.1])}), 1),
         "method_dots": (plots.method_dots(results()), 4),
         "defect_dots": (plots.defect_dots(results("defect")), 4),
         "pro_curves": (plots.pro_curves({"every threshold": curve}), 2),
@@ -142,13 +133,6 @@ def by_number():
     return pd.DataFrame(rows, columns=["J", "category", "seed", "i_auroc"])
 
 
-def _depths():
-    clean = np.full((40, 40), 0.45)
-    measured = clean + np.random.default_rng(1).normal(0, 0.00015, clean.shape)
-    measured[:4] = 0
-    return clean, measured
-
-
 def test_every_figure_has_its_panels_and_says_what_they_show(all_figures):
     for name, (fig, num_panels) in all_figures.items():
         assert isinstance(fig, Figure), name
@@ -169,7 +153,7 @@ def test_every_public_figure_is_tested_and_documented(all_figures):
             functions = inspect.getmembers(module, inspect.isfunction)
             of_module = {name for name, value in functions if value.__module__ == module.__name__}
             public |= {name for name in of_module if not name.startswith("_")}
-    assert public - set(plots.__all__) == {"shaded"}  # two modules share it
+    assert public - set(plots.__all__) == {"shaded", "square_around"}
     public &= set(plots.__all__)
     assert public - set(all_figures) == {"show", "bundle", "cloud", "height_mm"}
     assert all(getattr(plots, name).__doc__ for name in public)
@@ -192,18 +176,6 @@ def test_style_does_not_leak(history):
     assert dict(plt.rcParams) == before
 
 
-def test_a_mask_is_outlined_on_image_and_height():
-    plain, marked = scan(with_defect=False), scan()
-    without = plots.scan_gallery([plain], ["good"])
-    with_mask = plots.scan_gallery([marked], ["dent"])
-    assert [len(ax.collections) for ax in panels(without)] == [0, 0]
-    assert [len(ax.collections) for ax in panels(with_mask)] == [2, 2]
-    # The line runs around the mask, never over it.
-    line = panels(with_mask)[0].collections[0].get_paths()[0].vertices
-    inside = (line[:, 0] > 39) & (line[:, 0] < 50) & (line[:, 1] > 29) & (line[:, 1] < 38)
-    assert not inside.any()
-
-
 def test_height_counts_from_the_farthest_point_in_mm():
     xyz = np.zeros((10, 10, 3), dtype=np.float32)
     xyz[2:] = [0.01, 0.01, 0.450]
@@ -219,7 +191,7 @@ def test_height_counts_from_the_farthest_point_in_mm():
 def test_relief_shows_a_bump_that_the_shape_hides():
     fig = plots.defect_gallery([scan()], ["bulge"], margin=10)
     relief = panels(fig)[2].images[0].get_array()
-    window = _window(scan().mask, 10)
+    window = square_around(scan().mask, 10)
     mask = scan().mask[window]
     assert relief.shape == mask.shape
     assert relief[mask].mean() - relief[~mask].mean() == pytest.approx(1.0, abs=0.2)  # mm, raised
@@ -228,45 +200,17 @@ def test_relief_shows_a_bump_that_the_shape_hides():
 def test_a_window_stays_inside_the_image():
     mask = np.zeros((50, 40), dtype=bool)
     mask[0:4, 36:40] = True
-    window = _window(mask, 24)
+    window = square_around(mask, 24)
     assert mask[window].sum() == 16
     assert 0 <= window[0].start and window[1].stop <= 40
     with pytest.raises(ValueError, match="mask is empty"):
-        _window(np.zeros((5, 5), dtype=bool), 2)
-
-
-def test_sensor_noise_tells_spread_and_share_of_missing_points():
-    fig = plots.sensor_noise(*_depths())
-    assert panels(fig)[2].get_title() == "standard deviation 0.15 mm"
-    assert panels(fig)[1].get_xlabel().startswith("10.0% missing")
-
-
-def test_feature_maps_give_like_cells_like_colours_and_leave_background_white():
-    groups = np.array([0, 1, 2, 3] * 4)
-    feat = {"rgb": np.eye(8)[groups] * [1, 2, 3, 4, 5, 6, 7, 8]}
-    foreground = np.arange(16) >= 4
-    picture = panels(plots.feature_maps(scan().rgb, feat, (4, 4), foreground))[1].images[0]
-    cells = np.asarray(picture.get_array()).reshape(16, 3)
-    assert (cells[:4] == 1).all()
-    for group in range(4):
-        same = cells[4:][groups[4:] == group]
-        assert np.allclose(same, same[0])
-    assert len(np.unique(cells[4:].round(6), axis=0)) == 4
+        square_around(np.zeros((5, 5), dtype=bool), 2)
 
 
 def test_loss_curves_mark_the_epoch_that_was_kept(history):
     fig = plots.loss_curves(history)
     assert "epoch 3 is kept" in panels(fig)[5].get_title()
     assert list(panels(fig)[0].lines[1].get_ydata()) == list(history["heldout_sep"])
-
-
-def test_scale_factors_lie_between_the_limits_of_their_activation():
-    w = np.full((40, 2), 1 / math.e)
-    fig = plots.scale_factors(w, np.full((10, 2), math.e))
-    for ax in panels(fig):
-        assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1/e", "1", "2", "e"]
-        assert ax.get_xticks() == pytest.approx([1 / math.e, 1, 2, math.e])
-        assert ax.lines[0].get_xdata()[0] == 1  # the Euclidean metric
 
 
 def test_score_maps_share_a_scale_over_rows_and_only_then_over_methods():
@@ -304,13 +248,6 @@ def test_cell_classes_put_each_cell_where_it_is_and_once():
     assert near == [[7.5, 7.5]]
     assert far == [[23.5, 23.5]]
     assert [text.get_text() for text in fig.legends[0].get_texts()] == ["near", "far"]
-
-
-def test_axis_shares_add_up_to_one():
-    fig = plots.axis_shares({"normal": np.array([0.7, 0.2, 0.1])})
-    line = panels(fig)[0].lines[0]
-    assert list(line.get_ydata()) == pytest.approx([0, 0.7, 0.9, 1.0])
-    assert list(line.get_xdata()) == pytest.approx([0, 1 / 3, 2 / 3, 1])
 
 
 def test_method_dots_draw_each_value_and_the_best_apart():
@@ -420,8 +357,6 @@ def test_a_millimetre_is_as_long_on_every_axis_of_a_cloud():
 def test_cloud_refuses_nothing_to_draw():
     with pytest.raises(ValueError, match="no point"):
         plots.cloud(np.zeros((4, 4, 3)), "empty", values=np.zeros((4, 4)))
-    with pytest.raises(ValueError, match="either colour or values"):
-        plots.cloud(np.ones((4, 4, 3)), "neither")
 
 
 def test_clouds_of_one_method_share_a_scale_that_begins_at_zero():
@@ -431,9 +366,6 @@ def test_clouds_of_one_method_share_a_scale_that_begins_at_zero():
     for factor in (0.1, 30.0):
         marker = plots.cloud(xyz, "a", values=factor * xyz[..., 2], top=2.0).data[0].marker
         assert (marker.cmin, marker.cmax) == (0.0, 2.0)
-    for wrong in ({"values": xyz[..., 2], "top": 0.0}, {"colour": scan().rgb, "top": 2.0}):
-        with pytest.raises(ValueError, match="expected a positive number, and values"):
-            plots.cloud(xyz, "a", **wrong)
 
 
 def test_method_panels_paint_all_methods_on_one_scale_that_ends_where_it_is_told():

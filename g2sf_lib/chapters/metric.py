@@ -9,12 +9,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from g2sf_lib.benchmark import trained_detector
-from g2sf_lib.chapters.bank import counted_features
 from g2sf_lib.config import MODALITIES, Config
 from g2sf_lib.detector import G2SF, query_banks
 from g2sf_lib.evaluation import image_auroc
-from g2sf_lib.experiments import best_epoch, load_banks
+from g2sf_lib.experiments import best_epoch, counted_features, fitted, load_banks
 from g2sf_lib.fusion import LSPN, encode, local_metric
 from g2sf_lib.training import COLLAPSED
 
@@ -55,7 +53,7 @@ def untouched_network(config: Config, num_cells: int = 500) -> tuple[LSPN, pd.Da
 
 def stored_detector(config: Config, seed: int) -> G2SF:
     """Return the detector that chapter 03 stored for a training seed."""
-    return trained_detector(dataclasses.replace(config, seed=seed))
+    return fitted(dataclasses.replace(config, seed=seed))
 
 
 @dataclass(frozen=True)

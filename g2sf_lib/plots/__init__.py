@@ -9,7 +9,7 @@ that a figure survives a grey print.
 "Scans" below are objects with `rgb` (H, W, 3) uint8, `xyz` (H, W, 3) in metres, zero where
 there is no point, and `mask` (H, W) bool: `g2sf_lib.datasets.Sample` is one.
 
-One module a subject: `scans` and `clouds`, `features` (with the bank), `training`, `maps`
+One module a subject: `scans` and `clouds`, `features` (scores of cells), `training`, `maps`
 (of scores and other quantities on scans), `results` (a metric of every method), `ablations`
 (rows of one table against each other, metrics over a number), `distributions` (of scores, and rates
 of alarms), `playground` (a toy of two planes, with controls); `style` is what they share, `page`
@@ -19,7 +19,7 @@ how a figure reaches the reader.
 from g2sf_lib.plots.ablations import curve_with_bands, effect_dots
 from g2sf_lib.plots.clouds import MAX_CLOUD_POINTS, cloud
 from g2sf_lib.plots.distributions import alarm_rates, score_densities, spread_changes
-from g2sf_lib.plots.features import axis_shares, coverage_curve, feature_maps, score_histograms
+from g2sf_lib.plots.features import score_histograms
 from g2sf_lib.plots.maps import (
     cell_classes,
     isotropic_failure,
@@ -41,9 +41,9 @@ from g2sf_lib.plots.results import (
     method_dots,
     pro_curves,
 )
-from g2sf_lib.plots.scans import defect_gallery, height_mm, scan_gallery, sensor_noise
+from g2sf_lib.plots.scans import defect_gallery, height_mm
 from g2sf_lib.plots.style import COLOUR_MAP, LOSS_NAMES, METRIC_NAMES, MM, MODALITY_NAMES
-from g2sf_lib.plots.training import loss_curves, scale_curve, scale_factors, sigma_curve
+from g2sf_lib.plots.training import loss_curves, scale_curve, sigma_curve
 
 __all__ = [
     "COLOUR_MAP",
@@ -54,17 +54,14 @@ __all__ = [
     "MODALITY_NAMES",
     "aggregation_maps",
     "alarm_rates",
-    "axis_shares",
     "ball_slider",
     "bundle",
     "cell_classes",
     "cloud",
-    "coverage_curve",
     "curve_with_bands",
     "defect_dots",
     "defect_gallery",
     "effect_dots",
-    "feature_maps",
     "height_mm",
     "isotropic_failure",
     "loss_curves",
@@ -75,12 +72,9 @@ __all__ = [
     "pro_curves",
     "quantity_maps",
     "scale_curve",
-    "scale_factors",
-    "scan_gallery",
     "score_densities",
     "score_histograms",
     "score_maps",
-    "sensor_noise",
     "show",
     "sigma_curve",
     "spread_changes",

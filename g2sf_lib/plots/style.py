@@ -36,21 +36,12 @@ OF_MODALITY = {"pcd": (GREEN, "-", "o"), "rgb": (PURPLE, "--", "s")}
 OF_CLASS = {"normal": (BLUE, "-"), "anomalous": (VERMILLION, "--")}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", ">", "h")
 _STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.labelsize": 9,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.alpha": 0.3,
-    "lines.linewidth": 1.5,
-    "image.cmap": COLOUR_MAP,
-    "image.interpolation": "nearest",
-}
+    "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8,
+    "xtick.labelsize": 8, "ytick.labelsize": 8, "lines.linewidth": 1.5,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+    "axes.grid": True, "grid.alpha": 0.3,
+    "image.cmap": COLOUR_MAP, "image.interpolation": "nearest",
+}  # fmt: skip
 styled = matplotlib.rc_context(_STYLE)  # a decorator: the style holds inside, and nowhere else
 
 
@@ -89,13 +80,7 @@ def label_rows(axes: np.ndarray, labels: Sequence[str]) -> None:
 
 
 def outline(ax, mask: np.ndarray, width: float = 1.0) -> None:
-    """Draw a line around a mask: dark below light, so that it shows on any ground.
-
-    Args:
-        ax: where the mask's image is.
-        mask: (H, W) bool.
-        width: 1 for a panel of 180 px and more, less for a smaller one.
-    """
+    """Draw a line around a mask (H, W): dark below light, so that it shows on any ground."""
     around = ndimage.binary_dilation(mask, iterations=3)  # outside, or it would hide a thin cut
     if around.any() and not around.all():
         ax.contour(around, levels=[0.5], colors="black", linewidths=1.6 * width)
@@ -122,16 +107,7 @@ def rgba(colour: str) -> np.ndarray:
 
 
 def require_columns(figure: str, table: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Refuse a table from which a figure cannot be drawn.
-
-    Args:
-        figure: the function's name, for the message.
-        table: what it was given.
-        columns: what it needs.
-
-    Raises:
-        ValueError: a column is missing, or there is no row.
-    """
+    """Refuse a table without a row, or without a column that the named figure needs."""
     missing = sorted(set(columns) - set(table.columns))
     if missing:
         raise ValueError(
