@@ -15,7 +15,6 @@ from scipy.stats import t as student
 
 from g2sf_lib import results
 from g2sf_lib.benchmark import (
-    METHODS,
     NUM_RESAMPLES,
     RESAMPLED,
     SEEDED,
@@ -202,22 +201,6 @@ def test_images_and_seeds_are_added_as_squares_by_hand(draws, metric):
     assert p > 2 * norm.sf(0.15 / error)  # few seeds make less certain
 
 
-def test_the_sign_turns_with_the_order_of_methods(draws):
-    """A method without seeds comes first here: seeds of the second are an error all the same."""
-    summary = paired({"rgb": (0.70,), "g2sf": (0.90, 0.80, 0.85)}, draws)
-    (pair,) = summary["pairs"]
-    assert (pair["first"], pair["second"], pair["difference"]) == ("rgb", "g2sf", -0.15)
-    assert pair["se"] == difference(summary, "rgb")["se"]
-
-
-def test_methods_with_seeds_are_compared_seed_by_seed(draws):
-    """Both move alike from seed to seed: the difference does not, and has no error from them."""
-    summary = paired({"g2sf": (0.9, 0.7, 0.8), "cfm": (0.8, 0.6, 0.7)}, draws)
-    row, images = difference(summary, "cfm"), (draws["g2sf"] - draws["cfm"]).std()
-    assert row["difference"] == pytest.approx(0.1) and row["se"] == round(images, 4)
-    assert row["p"] == pytest.approx(2 * norm.sf(0.1 / images), abs=6e-5)
-
-
 def test_one_seed_whatever_its_number_leaves_the_error_of_images(draws):
     """A method without randomness is kept under seed 0, and compared with seed 3 all the same."""
     summary = paired({"g2sf": (0.9,), "rgb": (0.7,), "sum": (0.7,)}, draws, seeds=(3,))
@@ -227,23 +210,6 @@ def test_one_seed_whatever_its_number_leaves_the_error_of_images(draws):
     (pair,) = [p for p in summary["pairs"] if (p["first"], p["second"]) == ("rgb", "sum")]
     assert pair["difference"] == 0 and pair["se"] == round((draws["rgb"] - draws["sum"]).std(), 4)
     assert pair["p"] == 1
-
-
-def test_what_is_the_same_does_not_differ_and_what_never_varies_does(draws):
-    same = draws | {"cfm": draws["g2sf"].copy(), "rgb": draws["g2sf"] - 0.1}
-    values = {"g2sf": (0.9, 0.8, 0.7), "cfm": (0.9, 0.8, 0.7), "rgb": (0.7,)}
-    row = difference(paired(values, same), "cfm")
-    assert (row["difference"], row["se"], row["p"], row["is_real"]) == (0, 0, 1, False)
-    certain = difference(paired({"g2sf": (0.8,) * 3, "rgb": (0.7,)}, same), "rgb")
-    assert (certain["se"], certain["p"], certain["is_real"]) == (0, 0, True)
-
-
-def test_a_last_bit_is_no_difference(draws):
-    """The mean of three equal numbers may leave their last bit; it must not count as certain."""
-    third = np.full(NUM_RESAMPLES, 0.1)
-    row = difference(paired({"g2sf": (0.1 + 1e-16, 0.1, 0.1), "rgb": (0.1,)},
-                            {"g2sf": third, "rgb": third + 1e-17}), "rgb")  # fmt: skip
-    assert row["p"] == 1 and not row["is_real"]
 
 
 def test_differences_of_categories_and_of_the_mean(comparison, summary):
@@ -425,11 +391,6 @@ def test_a_summary_says_where_it_comes_from(comparison, summary, tmp_path):
     # A checkout has a commit; a copy without git has none to name.
     assert found["git_commit"] is None or re.match("[0-9a-f]{40}", found["git_commit"])
     assert origin(comparison.config, comparison.categories).items() <= summary.items()
-
-
-def test_every_method_has_a_name():
-    assert METHOD_NAMES.keys() == set(METHODS)
-    assert len(set(METHOD_NAMES.values())) == len(METHODS)
 
 
 ROOT = Path(__file__).parent.parent
