@@ -64,7 +64,7 @@ def mean_table(
         names: of the variants, as they are shown; in this order.
         printed: the paper's table; its row stands above ours where it has one, AUPRO in the
             columns of its protocol.
-        metrics: columns; None: `METRIC_NAMES`, AUPRO by the paper's protocol and at every threshold.
+        metrics: columns; None: `METRIC_NAMES`, AUPRO by both protocols.
     """
     titles = {published_column(m): title for m, title in METRIC_NAMES.items()}
     titles |= {m: f"{t}, exact" for m, t in METRIC_NAMES.items() if m.startswith("aupro")}
@@ -88,9 +88,10 @@ def mean_table(
 
 def category_table(rows: pd.DataFrame, metric: str, key: str, names: Mapping[str, str]):
     """Return a row a variant and a column a category of one metric, and their mean, as text."""
-    parts = {category: means(one, key) for category, one in rows.groupby("category", sort=False)}
+    groups = rows.groupby("category", sort=False)
+    parts = {category: means(one, key, [metric]) for category, one in groups}
     if len(parts) > 1:
-        parts["mean"] = means(rows, key)
+        parts["mean"] = means(rows, key, [metric])
     shown = [name for name in names if name in next(iter(parts.values())).index]
     table = {
         category: [with_spread(*found.loc[n, [metric, f"{metric}_seed_std"]]) for n in shown]

@@ -312,6 +312,7 @@ CODE = {
     "datasets/check.py": (),
     "results.py": (),
     "ablations.py": (),
+    "distributions.py": (),
 }
 
 

@@ -5,6 +5,7 @@ import html
 import inspect
 import io
 import json
+import math
 import re
 from types import SimpleNamespace
 
@@ -83,7 +84,6 @@ def all_figures(history):
             plots.score_histograms([rng.random(99)] * 3, [rng.random(9)] * 3, ["a", "b", "c"]),
             3,
         ),
-        "isotropic_failure": (plots.isotropic_failure(scans, maps, maps, titles), 8),
         "loss_curves": (plots.loss_curves(history), 6),
         "scale_curve": (plots.scale_curve(history), 2),
         "sigma_curve": (plots.sigma_curve(history), 1),
@@ -97,22 +97,10 @@ def all_figures(history):
         "defect_dots": (plots.defect_dots(results("defect")), 4),
         "pro_curves": (plots.pro_curves({"every threshold": curve}), 2),
         "method_panels": (plots.method_panels(scans, {"RGB": maps, "G2SF": maps}, titles), 10),
-        "score_densities": (plots.score_densities(np.linspace(0, 1, 5), densities()), 4),
-        "spread_changes": (plots.spread_changes(changes()), 2),
         "alarm_rates": (plots.alarm_rates(alarms()), 2),
         "effect_dots": (plots.effect_dots(*effects(), "the run"), 2),
         "curve_with_bands": (plots.curve_with_bands(by_number(), "J", ["i_auroc"], "J"), 1),
     }
-
-
-def densities():
-    each = {"normal": np.ones((2, 4)), "anomalous": np.ones((1, 4))}
-    return {method: {"cookie": each, "foam": each} for method in ("CFM", "G2SF")}
-
-
-def changes():
-    rows = [("width", "ratio", "CFM", "cookie", 0.5), ("rate", "difference", "CFM", "cookie", -0.1)]
-    return pd.DataFrame(rows, columns=["measure", "kind", "against", "category", "value"])
 
 
 def alarms():
@@ -411,8 +399,13 @@ def test_eleven_methods_go_on_in_a_second_block_with_the_same_row_labels():
     assert len(panels(plots.method_panels([scan(), scan()], ten, ["x", "y"]))) == 26
 
 
-def test_method_panels_refuse_a_scale_without_room_and_a_map_too_few():
-    with pytest.raises(ValueError, match=r"top is 1\.0; expected more than 1"):
-        plots.method_panels([scan()], {"a": [np.eye(3)]}, ["x"], top=1.0)
-    with pytest.raises(ValueError, match="a has 1 maps; expected 2"):
-        plots.method_panels([scan(), scan()], {"a": [np.eye(3)]}, ["x", "y"])
+def test_scale_factors_have_their_own_colours_around_one():
+    maps = {"s": [np.full((9, 9), 0.5)], "w": [np.full((9, 9), 1.0)]}
+    fig = plots.method_panels([scan()], maps, ["x"], factors=("w",))
+    s, w = (ax.images[0] for ax in panels(fig)[3:])
+    assert s.get_clim() == (0, 2) and w.get_clim() == pytest.approx((1 / math.e, math.e))
+    assert w.norm(1.0) == pytest.approx(0.5)  # as far from either end, in equal ratios
+    assert w.norm(2.0) - 0.5 == pytest.approx(0.5 - w.norm(0.5))
+    middle, low, high = (w.cmap(x)[:3] for x in (0.5, 0.0, 1.0))
+    assert min(middle) > 0.9 and low[2] > low[0] and high[0] > high[2]  # white, purple, orange
+    assert sum(ax.get_label() == "<colorbar>" for ax in fig.axes) == 2

@@ -23,10 +23,10 @@ from g2sf_lib.benchmark import (
     run_methods,
     runs_of,
 )
-from g2sf_lib.chapters.distributions import counted_pixels
 from g2sf_lib.chapters.wording import p_text, with_spread
 from g2sf_lib.config import Config
 from g2sf_lib.detector import to_prediction
+from g2sf_lib.distributions import counted_pixels
 from g2sf_lib.experiments import checked_categories
 from g2sf_lib.results import METHOD_NAMES
 from g2sf_lib.stats import EXACT, LEVEL, holm

@@ -11,18 +11,17 @@ there is no point, and `mask` (H, W) bool: `g2sf_lib.datasets.Sample` is one.
 
 One module a subject: `scans` and `clouds`, `features` (scores of cells), `training`, `maps`
 (of scores and other quantities on scans), `results` (a metric of every method), `ablations`
-(rows of one table against each other, metrics over a number), `distributions` (of scores, and rates
-of alarms), `playground` (a toy of two planes, with controls); `style` is what they share, `page`
-how a figure reaches the reader.
+(rows of one table against each other, metrics over a number), `distributions` (rates of alarms),
+`playground` (a toy of two planes, with controls); `style` is what they share, `page` how a figure
+reaches the reader.
 """
 
 from g2sf_lib.plots.ablations import curve_with_bands, effect_dots
 from g2sf_lib.plots.clouds import MAX_CLOUD_POINTS, cloud
-from g2sf_lib.plots.distributions import alarm_rates, score_densities, spread_changes
+from g2sf_lib.plots.distributions import alarm_rates
 from g2sf_lib.plots.features import score_histograms
 from g2sf_lib.plots.maps import (
     cell_classes,
-    isotropic_failure,
     method_panels,
     quantity_maps,
     score_maps,
@@ -63,7 +62,6 @@ __all__ = [
     "defect_gallery",
     "effect_dots",
     "height_mm",
-    "isotropic_failure",
     "loss_curves",
     "loss_switches",
     "method_dots",
@@ -72,12 +70,10 @@ __all__ = [
     "pro_curves",
     "quantity_maps",
     "scale_curve",
-    "score_densities",
     "score_histograms",
     "score_maps",
     "show",
     "sigma_curve",
-    "spread_changes",
     "subset_dots",
     "toy_panels",
 ]
