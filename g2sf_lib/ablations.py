@@ -31,7 +31,8 @@ from g2sf_lib.config import (
 from g2sf_lib.detector import flat_settings
 from g2sf_lib.experiments import checked_categories
 from g2sf_lib.quantities import TestCells, run_epochs, run_quantities
-from g2sf_lib.results import EXACT, LEVEL, METRIC_NAMES, holm, origin, rounded
+from g2sf_lib.results import origin, rounded
+from g2sf_lib.stats import EXACT, LEVEL, METRIC_NAMES, holm
 from g2sf_lib.storage import write_json
 
 LOSSES = {"sep": None, "cns": "beta", "mar": "alpha", "sc": "gamma", "cma": "mu"}  # -> its weight

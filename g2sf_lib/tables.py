@@ -88,9 +88,10 @@ def mean_table(
 
 def category_table(rows: pd.DataFrame, metric: str, key: str, names: Mapping[str, str]):
     """Return a row a variant and a column a category of one metric, and their mean, as text."""
-    parts = {category: means(one, key) for category, one in rows.groupby("category", sort=False)}
+    groups = rows.groupby("category", sort=False)
+    parts = {category: means(one, key, [metric]) for category, one in groups}
     if len(parts) > 1:
-        parts["mean"] = means(rows, key)
+        parts["mean"] = means(rows, key, [metric])
     shown = [name for name in names if name in next(iter(parts.values())).index]
     table = {
         category: [with_spread(*found.loc[n, [metric, f"{metric}_seed_std"]]) for n in shown]

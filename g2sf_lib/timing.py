@@ -3,28 +3,76 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 import platform
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from g2sf_lib.baselines import BANKS, find_nearest
-from g2sf_lib.benchmark import METHODS, Comparison, Split, fitted_peer, trained_detector
+from g2sf_lib.baselines import METHODS, Scans, Scorer
+from g2sf_lib.benchmark import Comparison, Split, fitted_method
 from g2sf_lib.config import Config, ConfigError, scans_dir
 from g2sf_lib.datasets import Sample
 from g2sf_lib.datasets.preprocess import list_prepared, load_prepared
 from g2sf_lib.detector import pick_device, to_prediction
-from g2sf_lib.features import FeatureExtractor, foreground_features
+from g2sf_lib.experiments import Banks
+from g2sf_lib.features import FeatureExtractor, Patches
 
 STEPS = ("features", "neighbours", "fusion", "post-processing")
-NEEDS = {"rgb": ("rgb",), "pcd": ("pcd",), "ast": ("rgb",)}  # the others look at both modalities
+
+
+class TimedScan(Scans):
+    """One scan that keeps account of how long what a method asks of it takes.
+
+    Args:
+        config: of the run.
+        patches: of the scan.
+        stored: banks of the category.
+        sample: the scan.
+
+    Attributes:
+        spent: step -> seconds.
+    """
+
+    def __init__(self, config: Config, patches: Patches, stored: Banks, sample: Sample):
+        super().__init__(config, [patches], stored, [sample])
+        self.spent = dict.fromkeys(STEPS, 0.0)
+        _ = self.standard  # not counted
+
+    def timed(self, step: str, work: Callable, *arguments) -> Any:
+        """Return what some work gives; count its time, but for what it asks of the scan."""
+        before, start = sum(self.spent.values()), self._clock()
+        result = work(*arguments)
+        self.spent[step] += self._clock() - start - (sum(self.spent.values()) - before)
+        return result
+
+    def _clock(self) -> float:
+        """Return the time when all that was asked of the device is done."""
+        if pick_device(self.config.device).type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def nearest(self, names: Sequence[str]) -> dict:
+        """Return what `Scans` does, and count it."""
+        return self.timed("neighbours", super().nearest, names)
+
+    def neighbours(self, num: int) -> tuple:
+        """Return what `Scans` does, and count it."""
+        return self.timed("neighbours", super().neighbours, num)
+
+    def depths(self, px: int) -> list:
+        """Return what `Scans` does, and count it."""
+        return self.timed("features", super().depths, px)
+
+    def score(self, scorer: Scorer) -> None:
+        """Have a method score the scan, from its features to its map."""
+        scoring = self.config.scoring
+        cells, _ = self.timed("fusion", scorer.score, self, [scoring.silhouette])
+        self.timed("post-processing", to_prediction, cells, self.patches[0], scoring)
 
 
 def frame_rates(
@@ -42,8 +90,7 @@ def frame_rates(
 
     Args:
         config: of the run; its category's test scans are used.
-        methods: some of `benchmark.METHODS`; "w1" and "other_pastes" take what "g2sf" takes and are
-            left out.
+        methods: some of `METHODS`; those that are a variant of another one are left out.
         seed: of the trained methods.
         num_scans: scans timed; where there are fewer, they come again.
         num_warm_up: scans before them that are not counted.
@@ -55,99 +102,60 @@ def frame_rates(
     Source: Section 4.3, Table 6, which states neither the batch nor what is counted.
     """
     config = dataclasses.replace(config, seed=seed)
-    device = pick_device(config.device)
-    timed = [method for method in methods if method not in ("w1", "other_pastes")]
-    train, test = Split(config, "train"), Split(config, "test")
-    steps = {method: _steps(config, method, train, test) for method in timed}
-    extract = FeatureExtractor(config.features, device)
+    timed = [method for method in methods if METHODS[method].variant_of is None]
+    train = Split(config, "train")
+    scorers = {method: fitted_method(config, method, train) for method in timed}
+    extract = FeatureExtractor(config.features, pick_device(config.device))
     paths = list_prepared(scans_dir(config), config.category, "test")
-    chosen = [paths[i % len(paths)] for i in range(num_warm_up + num_scans)]
     rows = []
-    for number, path in enumerate(tqdm(chosen, desc="frame rates")):
-        sample = load_prepared(path)
-        mods, patches = _features(extract, sample, device)
-        for method in timed[number % len(timed) :] + timed[: number % len(timed)]:
-            spent = {"features": sum(mods[mod] for mod in NEEDS.get(method, ("pcd", "rgb")))}
-            for step, seconds in steps[method](sample, patches, device):
-                spent[step] = spent.get(step, 0.0) + seconds
-            if number >= num_warm_up:
-                scan = number - num_warm_up
-                rows += [
-                    {"method": method, "scan": scan, "step": s, "seconds": spent.get(s, 0.0)}
-                    for s in STEPS
-                ]
-    return pd.DataFrame(rows)
+    for number in tqdm(range(num_warm_up + num_scans), desc="frame rates"):
+        sample = load_prepared(paths[number % len(paths)])
+        patches = extract(sample)
+        spent = {}
+        for mod, read in (("rgb", extract.colour), ("pcd", extract.points)):
+            scan = TimedScan(config, patches, train.stored, sample)
+            scan.timed("features", read, sample)
+            spent[mod] = scan.spent["features"]
+        first = number % len(timed)
+        for method in timed[first:] + timed[:first]:
+            scan = TimedScan(config, patches, train.stored, sample)
+            scan.score(scorers[method])
+            scan.spent["features"] += sum(spent[mod] for mod in METHODS[method].modalities)
+            known = {"method": method, "scan": number - num_warm_up}
+            rows += [known | {"step": step, "seconds": scan.spent[step]} for step in STEPS]
+    rates = pd.DataFrame(rows)
+    return rates[rates["scan"] >= 0].reset_index(drop=True)
 
 
-def _clock(device: torch.device) -> float:
-    """Return the time when all that was asked of the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+def rate_table(rates: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a method and step of `frame_rates`, and one for the whole (``total``).
 
-
-def _timed(device: torch.device, work: Callable, *arguments) -> tuple[float, Any]:
-    """Return how long some work took, and what came out."""
-    start = _clock(device)
-    result = work(*arguments)
-    return _clock(device) - start, result
-
-
-def _features(extract: FeatureExtractor, sample: Sample, device: torch.device):
-    """Return mod -> seconds, and the patches of a scan."""
-    mods = {
-        "rgb": _timed(device, extract.colour, sample)[0],
-        "pcd": _timed(device, extract.points, sample)[0],
-    }
-    return mods, extract(sample)
-
-
-def _steps(config: Config, method: str, train: Split, test: Split) -> Callable:
-    """Return what scores one scan by a method and yields (step, seconds)."""
-    if method == "g2sf":
-        detector = trained_detector(config)
-
-        def score_g2sf(sample, patches, device):
-            feat = detector.standardiser(foreground_features([patches]))
-            spent, found = _timed(device, detector.neighbours, feat)
-            yield "neighbours", spent
-            spent, scores = _timed(device, detector.fuse_cells, feat, *found)
-            yield "fusion", spent
-            args = (scores.cell_score, patches, config.scoring)
-            yield "post-processing", _timed(device, to_prediction, *args)[0]
-
-        return score_g2sf
-    peer = fitted_peer(config, method, train, test.stored)
-
-    def score_peer(sample, patches, device):
-        depths, nearest = None, None
-        if method == "ast":
-            spent, depth = _timed(device, peer.depth, sample)
-            depths = [depth]
-            yield "features", spent
-        if BANKS[method]:
-            feat = peer.standardiser(foreground_features([patches]))
-            spent, nearest = _timed(device, find_nearest, peer.banks, feat, device)
-            yield "neighbours", spent
-        spent, (scan,) = _timed(device, peer.score_scans, [patches], depths, nearest)
-        yield "fusion", spent
-        args = (scan.cells, patches, config.scoring)
-        yield "post-processing", _timed(device, to_prediction, *args)[0]
-
-    return score_peer
+    Returns:
+        Columns ``method``, ``step``, ``ms`` (median over scans), ``low``, ``high`` (quartiles),
+        in ms a scan; for ``total`` also ``fps``, scans a second at the median, else NaN.
+    """
+    totals = rates.groupby(["method", "scan"])["seconds"].sum().reset_index()
+    every = pd.concat([rates, totals.assign(step="total")])
+    found = (
+        1000 * every.groupby(["method", "step"])["seconds"].quantile([0.5, 0.25, 0.75]).unstack()
+    )
+    found.columns = ["ms", "low", "high"]
+    order = pd.MultiIndex.from_product([METHODS, (*STEPS, "total")], names=["method", "step"])
+    table = found.reindex(order).dropna().reset_index()
+    return table.assign(fps=(1000 / table["ms"]).where(table["step"] == "total"))
 
 
 def measure_rates(comparison: Comparison, num_scans: int) -> pd.DataFrame | None:
     """Return `rate_table` of a comparison's methods on its first category.
 
-    None for no scan, or where nothing but "w1" and "other_pastes" was compared.
+    None for no scan, or where nothing but variants was compared.
 
     Raises:
         ConfigError: `num_scans` is no whole number, or negative.
     """
     if type(num_scans) is not int or num_scans < 0:
         raise ConfigError(f"frame_scans is {num_scans!r}; expected a whole number >= 0")
-    if num_scans == 0 or set(comparison.methods) <= {"w1", "other_pastes"}:
+    if num_scans == 0 or all(METHODS[method].variant_of for method in comparison.methods):
         return None
     config = dataclasses.replace(comparison.config, category=comparison.categories[0])
     return rate_table(frame_rates(config, comparison.methods, comparison.seeds[0], num_scans))
@@ -157,29 +165,6 @@ def median_rates(rates: pd.DataFrame) -> pd.DataFrame:
     """Return columns ``method`` and ``median_fps``, for `published.frame_rate_table`."""
     totals = rates[rates["step"] == "total"]
     return totals[["method", "fps"]].rename(columns={"fps": "median_fps"}).reset_index(drop=True)
-
-
-def rate_table(rates: pd.DataFrame) -> pd.DataFrame:
-    """Return a row a method and step, and one for the whole (``total``), over scans.
-
-    Args:
-        rates: of `frame_rates`.
-
-    Returns:
-        Columns ``method``, ``step``, ``ms`` (median), ``low``, ``high`` (quartiles), in ms a
-        scan; for ``total`` also ``fps``, scans a second at the median, else NaN.
-    """
-    totals = rates.groupby(["method", "scan"], sort=False)["seconds"].sum().reset_index()
-    every = pd.concat([rates, totals.assign(step="total")], ignore_index=True)
-    rows = []
-    # Methods come in another order for every scan; the table has one.
-    order = [m for m in METHODS if m in set(every["method"])]
-    for method, step in itertools.product(order, (*STEPS, "total")):
-        of_step = every[(every["method"] == method) & (every["step"] == step)]
-        low, middle, high = np.percentile(1000 * of_step["seconds"], (25, 50, 75))
-        row = {"method": method, "step": step, "ms": middle, "low": low, "high": high}
-        rows.append(row | {"fps": 1000 / middle if step == "total" else float("nan")})
-    return pd.DataFrame(rows)
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from g2sf_lib.benchmark import TRAINED, Split, fitted_peer
+from g2sf_lib.benchmark import Split, fitted_method
 from g2sf_lib.config import MODALITIES, Config, make_config
 from g2sf_lib.detector import G2SF, flat_settings, kept_cells, labelled_scans, to_prediction
-from g2sf_lib.experiments import best_epoch, fitted, recorded, synthetic_scans
+from g2sf_lib.experiments import best_epoch, fitted, recorded
 
 WEIGHT_CANDIDATES = (
     {"alpha": 0.0, "beta": 0.0, "gamma": 0.0, "mu": 0.0},
@@ -77,14 +77,12 @@ def select_peer_settings(config: Config, categories: Sequence[str]) -> pd.DataFr
     with recorded(config, "peer_settings", hash_of="bank") as result:
         for category in categories:
             of_category = dataclasses.replace(config, category=category)
-            train, pasted = Split(of_category, "train"), Split(of_category, "synthetic_validation")
-            scans = list(synthetic_scans(of_category, "validation", categories))
-            pairs = [(m, c) for m in TRAINED for c in PEER_CANDIDATES[m]]
+            train = Split(of_category, "train")
+            pasted = Split(of_category, "synthetic_validation", categories)
+            pairs = [(m, c) for m, candidates in PEER_CANDIDATES.items() for c in candidates]
             for method, candidate in tqdm(pairs, desc=f"{category}: peers"):
                 trial = make_config(**flat_settings(of_category) | candidate)
-                peer = fitted_peer(trial, method, train, train.stored)
-                depths = [peer.depth(scan) for scan in scans] if method == "ast" else None
-                cells = torch.cat([s.cells for s in peer.score_scans(pasted.patches, depths)])
+                cells = fitted_method(trial, method, train).score_cells(pasted)
                 row = {"category": category, "method": method, "settings": candidate}
                 rows.append(row | _cells_told_apart(cells, pasted))
         result["rows"] = rows

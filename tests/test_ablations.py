@@ -41,7 +41,8 @@ from g2sf_lib.config import ConfigError, dataset_dir, leaf_fields, make_config, 
 from g2sf_lib.detector import flat_settings
 from g2sf_lib.experiments import kept_epochs, run_bank
 from g2sf_lib.quantities import TestCells, run_epochs, run_quantities
-from g2sf_lib.results import METRIC_NAMES, origin
+from g2sf_lib.results import origin
+from g2sf_lib.stats import METRIC_NAMES
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

@@ -31,7 +31,7 @@ from g2sf_lib.chapters.analyses import (
 from g2sf_lib.chapters.leak import leak_report, leak_rows, leak_table
 from g2sf_lib.config import MODALITIES, ConfigError, make_config
 from g2sf_lib.experiments import built_banks, fitted, foreground_features, load_features
-from g2sf_lib.results import METRIC_NAMES
+from g2sf_lib.stats import METRIC_NAMES
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

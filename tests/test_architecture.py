@@ -10,7 +10,9 @@ LIBRARY = Path(__file__).parents[1] / "g2sf_lib"
 FILES = sorted(LIBRARY.rglob("*.py"))
 # From the ground up; a module imports from lower floors, and from its own package.
 FLOORS = (
-    ("config", "storage"),
+    ("config", "storage", "stats"),
+    ("tables",),
+    ("published",),
     ("datasets", "memory", "fusion", "evaluation"),
     ("synthesis", "features", "losses"),
     ("training",),
@@ -19,10 +21,9 @@ FLOORS = (
     ("experiments",),
     ("benchmark",),
     ("timing", "tuning", "quantities"),
-    ("results", "costs"),
+    ("results",),
     ("ablations",),
-    ("published",),
-    ("reports", "chapters", "playground"),
+    ("chapters", "playground"),
 )
 BESIDE = ("plots",)  # arrays in, Figure out
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

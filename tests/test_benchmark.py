@@ -10,33 +10,29 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from g2sf_lib import baselines, benchmark, evaluation
-from g2sf_lib.baselines import METHODS as PEERS
-from g2sf_lib.baselines import Baseline
+from g2sf_lib import benchmark, evaluation
+from g2sf_lib.baselines import METHODS
+from g2sf_lib.baselines.ours import with_other_pastes
+from g2sf_lib.baselines.scans import SILHOUETTES
 from g2sf_lib.benchmark import (
-    METHODS,
     NUM_RESAMPLES,
     RESAMPLED,
     SEEDED,
-    SILHOUETTES,
     SIMPLE,
-    TRAINED,
     CellMaps,
     Split,
     checked_categories,
     checked_methods,
     checked_seeds,
-    fitted_peer,
+    fitted_method,
     measure,
     run_benchmark,
     run_methods,
     run_scores,
     runs_of,
     score_file,
-    with_other_pastes,
 )
 from g2sf_lib.config import ConfigError, make_config, scans_dir, stage_dir
-from g2sf_lib.datasets.preprocess import list_prepared, load_prepared
 from g2sf_lib.detector import G2SF, counted_cells, flat_settings
 from g2sf_lib.experiments import (
     done_file,
@@ -54,7 +50,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::g2sf_lib.training.CollapseWarning"),
 ]
 SEEDS = (0, 1)
-each_method = pytest.mark.parametrize("method", METHODS)
+OURS = {name for name, row in METHODS.items() if row.is_ours}
+PEERS = [name for name in METHODS if name not in OURS]
 
 
 @pytest.fixture(scope="module")
@@ -135,13 +132,13 @@ def changed(config, **settings):
 @pytest.fixture
 def computed(monkeypatch):
     """A list of (method, seed) that grows by whatever is computed, not read."""
-    calls, real = [], benchmark._scans_of
+    calls, real = [], benchmark._score
 
-    def count(config, method, *rest):
+    def count(path, config, method, *rest):
         calls.append((method, config.seed))
-        return real(config, method, *rest)
+        real(path, config, method, *rest)
 
-    monkeypatch.setattr(benchmark, "_scans_of", count)
+    monkeypatch.setattr(benchmark, "_score", count)
     return calls
 
 
@@ -154,7 +151,7 @@ def computed(monkeypatch):
         (["cfm", "g2sf"], ("g2sf", "cfm")),  # in the order of the tables
         (("rgb", "rgb"), ("rgb",)),
         ("['g2sf','cfm']", ("g2sf", "cfm")),
-        (None, METHODS),
+        (None, tuple(METHODS)),
     ],
 )
 def test_methods_that_are_asked_for(small_config, asked, expected):
@@ -246,66 +243,46 @@ def test_a_missing_score_alone_is_computed_again(scored, computed, monkeypatch, 
     files = files_of(config)
     before = read(files.values())
     files[key].unlink()
-    # What was trained is there still.
-    for place in (benchmark, G2SF):
-        monkeypatch.setattr(place, "train_peer" if place is benchmark else "fit_cells", None)
+    monkeypatch.setattr(G2SF, "fit_cells", None)  # what was trained is there still
+    if METHODS[key[0]].stage:
+        monkeypatch.setattr(METHODS[key[0]].scorer, "fit", None)
     _, again = run_methods(config, METHODS, SEEDS, progress=False)
     assert computed == [key] and read(files.values()) == before
     pd.testing.assert_frame_equal(again, table)
 
 
 def test_what_was_done_before_an_interruption_is_kept(ready, computed, monkeypatch):
-    real, kept = benchmark._keep, []
-
-    def interrupted(config, method, *rest):
-        if method == "cfm":
-            raise KeyboardInterrupt
-        kept.append(method)
-        real(config, method, *rest)
-
     methods = ("g2sf", "rgb", "m3dm", "cfm", "ast")
     with monkeypatch.context() as patch:
-        patch.setattr(benchmark, "_keep", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr(METHODS["cfm"].scorer, "fit", None)
+        with pytest.raises(TypeError):
             run_methods(ready, methods, (0,), progress=False)
-    assert kept == ["g2sf", "w1", "rgb", "m3dm"]  # the control comes with the method
-    there = {method: score_file(ready, method, 0).exists() for method in METHODS}
-    assert {method for method, exists in there.items() if exists} == set(kept)
+    there = {method for method in METHODS if score_file(ready, method, 0).exists()}
+    assert there == {"g2sf", "rgb", "m3dm"}
     computed.clear()
     run_methods(ready, methods, (0,), progress=False)
     assert computed == [("cfm", 0), ("ast", 0)]
 
 
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize("method", ["cfm", "ast"])
 def test_a_peer_is_trained_once_with_a_checkpoint_in_its_folder(ready, monkeypatch, method):
-    train, places, real = Split(ready, "train"), [], getattr(baselines, f"train_{method}")
-
-    def watched(*given):
-        places.append(given[-2])
-        return real(*given)
-
-    monkeypatch.setattr(baselines, f"train_{method}", watched)
-    first = fitted_peer(ready, method, train, train.stored)
-    again = fitted_peer(ready, method, train, train.stored)
-    (checkpoint,) = places
-    folder = stage_dir(ready, method)
-    assert checkpoint.exists() and folder in (checkpoint, checkpoint.parent)
-    ours, theirs = (getattr(peer, method).tensors() for peer in (first, again))
-    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
-
-
-ALL_BUT_OURS = set(METHODS) - {"g2sf", "w1", "other_pastes"}
+    train = Split(ready, "train")
+    first = fitted_method(ready, method, train)
+    assert len(list(stage_dir(ready, method).glob("*.safetensors"))) > 1  # one is its checkpoint
+    monkeypatch.setattr(METHODS[method].scorer, "fit", None)
+    again = fitted_method(ready, method, train)
+    assert torch.equal(first.score(train)[0], again.score(train)[0])
 
 
 @pytest.mark.parametrize(
     ("settings", "moved"),
     [
-        ({"alpha": 7.0}, {"g2sf", "w1", "other_pastes"}),
-        ({"epochs": 4}, {"g2sf", "w1", "other_pastes"}),
+        ({"alpha": 7.0}, OURS),
+        ({"epochs": 4}, OURS),
         ({"cfm_epochs": 9}, {"cfm"}),
         ({"ast_learning_rate": 0.002}, {"ast"}),
-        ({"svm_nu": 0.4}, ALL_BUT_OURS - {"cfm", "ast"}),
-        ({"reweight_neighbours": 9}, ALL_BUT_OURS - {"cfm", "ast"}),
+        ({"svm_nu": 0.4}, set(PEERS) - {"cfm", "ast"}),
+        ({"reweight_neighbours": 9}, set(PEERS) - {"cfm", "ast"}),
         ({"blur_sigma_px": 2.0}, set(METHODS)),
         ({"bank_fraction": 0.2}, set(METHODS)),
         ({"seed": 5, "device": "auto"}, set()),  # the seed of a file is that asked for
@@ -360,34 +337,16 @@ def test_seeds_differ_where_there_is_chance(scored):
         assert not np.array_equal(scores.maps[method, 0], scores.maps[method, 1]), method
 
 
-@each_method
-def test_leaving_cells_out_never_raises_an_image_score(scored, method):
-    _, scores, _ = scored
-    for seed in {seed for name, seed in scores.maps if name == method}:
-        left_out = scores.image[method, seed, "exclude"]
-        assert (left_out <= scores.image[method, seed, "count"]).all()
-
-
 @pytest.mark.parametrize("method", PEERS)
-def test_scores_of_a_peer_are_those_of_the_detector_fitted_alone(scored, method):
+def test_scores_of_a_peer_are_those_of_it_fitted_alone(scored, method):
     config, scores, _ = scored
-    seed = 1 if method in SEEDED else 0
-    peer = Baseline(method, dataclasses.replace(config, seed=seed))
-    place = scans_dir(config)
-    found = {
-        split: [load_prepared(path) for path in list_prepared(place, config.category, split)]
-        for split in ("train", "test")
-    }
-    depths = {split: [peer.depth(scan) for scan in scans] for split, scans in found.items()}
-    train, held_out, test = (load_features(config, s)[0] for s in ("train", "validation", "test"))
-    peer.fit_patches(train, held_out, depths["train"])
-    for number, patches in enumerate(test):
-        depth = depths["test"][number] if method == "ast" else None
-        expected = peer.predict_patches(patches, depth)
-        kept = scores.maps[method, seed][number]
-        np.testing.assert_allclose(kept, expected.score_map, rtol=1e-3, atol=1e-4)
-        image = scores.image[method, seed, config.scoring.silhouette][number]
-        assert image == pytest.approx(expected.image_score, rel=1e-3)
+    seed, row = int(METHODS[method].is_seeded), METHODS[method]
+    peer = row.scorer(dataclasses.replace(config, seed=seed), row.banks)
+    cells, image = peer.fit(Split(config, "train")).score(Split(config, "test"))
+    np.testing.assert_allclose(scores.maps.cells[method, seed], cells, rtol=1e-3, atol=1e-4)
+    for rule in SILHOUETTES:
+        np.testing.assert_allclose(scores.image[method, seed, rule], image[rule], rtol=1e-3)
+        assert (image["exclude"] <= image["count"]).all()
 
 
 def test_scores_of_g2sf_are_those_of_the_stored_detector(scored):
@@ -453,19 +412,17 @@ def test_maps_are_made_when_they_are_asked_for(scored, monkeypatch):
         scores.maps["sum", 7]
 
 
-def test_nothing_of_the_test_split_reaches_a_peer(ready, monkeypatch):
+def test_nothing_of_the_test_split_reaches_a_peer(ready):
     """Fitted and trained without a test scan on the disk: the same cell scores."""
-    made_of = {m: fitted_peer(ready, m, Split(ready, "train"), load_banks(ready)) for m in PEERS}
-    for method in TRAINED:
+    normal = Split(ready, "validation")
+    first = {m: fitted_method(ready, m, Split(ready, "train")).score(normal)[0] for m in PEERS}
+    for method in ("cfm", "ast"):
         shutil.rmtree(stage_dir(ready, method))
     shutil.rmtree(scans_dir(ready) / ready.category / "test")
     shutil.rmtree(stage_dir(ready, "features") / "test")
-    normal = Split(ready, "validation")
-    for method, peer in made_of.items():
-        other = fitted_peer(ready, method, Split(ready, "train"), load_banks(ready))
-        depths = normal.depths(peer) if method == "ast" else None
-        pairs = zip(*(p.score_scans(normal.patches, depths) for p in (peer, other)), strict=True)
-        assert all(torch.equal(one.cells, two.cells) for one, two in pairs), method
+    for method in PEERS:
+        again = fitted_method(ready, method, Split(ready, "train")).score(normal)[0]
+        assert torch.equal(again, first[method]), method
 
 
 # ------------------------------------------------------------------ metrics
@@ -571,14 +528,11 @@ def test_the_benchmark_takes_all_categories_and_leaves_a_record_in_each(ready):
     assert one.categories == ("gland",) and one.seeds == (0,) and set(one.scores) == {"gland"}
 
 
-def test_a_detector_that_was_not_trained_is_told_with_its_stage_and_seed(ready):
-    expected = "no trained detector; expected it from 03_lspn_training with category gland, seed 1"
-    with pytest.raises(FileNotFoundError, match=expected):
-        run_benchmark(ready, methods=["g2sf", "rgb"], seeds=[1])
-    cookie, gland = (dataclasses.replace(ready, category=c) for c in ("cookie", "gland"))
-    assert done_file(cookie, "benchmark").exists() and not done_file(gland, "benchmark").exists()
-    with pytest.raises(FileNotFoundError, match="category cookie, seed 2 and the settings of this"):
-        run_benchmark(ready, ["cookie"], ["w1"], [0, 2])
+def test_a_detector_that_was_not_trained_is_trained(ready):
+    config = dataclasses.replace(ready, category="gland", seed=1)
+    assert not stage_dir(config, "lspn").exists()
+    run_benchmark(ready, ["gland"], ["g2sf"], [1])
+    assert (stage_dir(config, "lspn") / "detector.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from g2sf_lib.detector import query_banks
 from g2sf_lib.experiments import counted_features, fitted
 from g2sf_lib.fusion import local_metric
 from g2sf_lib.quantities import PARTS, RULES
-from g2sf_lib.results import METRIC_NAMES
+from g2sf_lib.stats import METRIC_NAMES
 from g2sf_lib.training import CollapseWarning
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -312,7 +312,7 @@ CODE = {
     "datasets/check.py": (),
     "results.py": (),
     "ablations.py": (),
-    "chapters/parts.py": (),
+    "distributions.py": (),
 }
 
 

@@ -9,16 +9,14 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from g2sf_lib import tuning
-from g2sf_lib.benchmark import Split, fitted_peer
+from g2sf_lib.benchmark import Split, fitted_method
 from g2sf_lib.config import leaf_fields, make_config, scans_dir, stage_dir
 from g2sf_lib.detector import counted_cells, flat_settings
 from g2sf_lib.experiments import (
     done_file,
     fitted,
-    load_banks,
     load_features,
     run_bank,
-    synthetic_scans,
 )
 from g2sf_lib.features import foreground_features
 from g2sf_lib.tables import candidate_table
@@ -108,14 +106,10 @@ def test_peers_are_judged_on_pasted_validation_scans(run):
     pairs = [(m, c) for m, candidates in tuning.PEER_CANDIDATES.items() for c in candidates]
     assert list(zip(table["method"], table["settings"], strict=True)) == pairs
     assert len(set(table["cell_ap"])) == len(table)  # the candidates did train apart
-    split = Split(run, "synthetic_validation")
-    patches, labels = split.patches, split.cell_labels
-    scans = list(synthetic_scans(run, "validation", [run.category]))
     for (_, row), (method, candidate) in zip(table.iterrows(), pairs, strict=True):
-        peer = fitted_peer(changed(run, candidate), method, Split(run, "train"), load_banks(run))
-        pasted = [peer.depth(scan) for scan in scans]  # the depth of the paste, not of the target
-        scores = torch.cat([scan.cells for scan in peer.score_scans(patches, pasted)])
-        check_judged(row, scores, patches, labels)
+        pasted = Split(run, "synthetic_validation", [run.category])
+        scorer = fitted_method(changed(run, candidate), method, Split(run, "train"))
+        check_judged(row, scorer.score(pasted)[0], pasted.patches, pasted.cell_labels)
     record = json.loads(done_file(run, "peer_settings").read_text())
     assert record["result"]["rows"] == table.to_dict("records")
 

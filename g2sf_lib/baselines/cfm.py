@@ -7,19 +7,20 @@ together, the predictions miss.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
-from g2sf_lib.baselines.loop import build_seeded, fingerprint, train_epochs
+from g2sf_lib.baselines.loop import build_seeded, train_epochs
+from g2sf_lib.baselines.scans import Scans, Scorer
 from g2sf_lib.config import MODALITIES, CFMConfig
 from g2sf_lib.memory import Rows, as_rows
 
 _CELLS_AT_ONCE = 8192
-_CELLS_LOOKED_AT = 4096  # which a checkpoint knows its data by
 
 
 def _network(num_in: int, num_out: int) -> nn.Sequential:
@@ -34,7 +35,7 @@ def _network(num_in: int, num_out: int) -> nn.Sequential:
     )
 
 
-class CFM(nn.Module):
+class Crossmodal(nn.Module):
     """Two networks, each predicts the features of one modality from those of the other.
 
     Args:
@@ -46,9 +47,8 @@ class CFM(nn.Module):
 
     def __init__(self, dims: Mapping[str, int]):
         super().__init__()
-        self.dims = {mod: int(dims[mod]) for mod in MODALITIES}
-        self.to_pcd = _network(self.dims["rgb"], self.dims["pcd"])
-        self.to_rgb = _network(self.dims["pcd"], self.dims["rgb"])
+        self.to_pcd = _network(dims["rgb"], dims["pcd"])
+        self.to_rgb = _network(dims["pcd"], dims["rgb"])
 
     def forward(self, feat: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return mod -> (n, D_mod), the features that the other modality lets one expect."""
@@ -64,53 +64,16 @@ class CFM(nn.Module):
         Returns:
             (n, M) on the CPU, M in the order ("pcd", "rgb"): Euclidean distance between the
             predicted and the true feature, both of unit norm; in [0, 2].
-
-        Raises:
-            ValueError: the features are not pairs of the lengths that this was trained on.
         """
-        _check(feat, "CFM.errors")
-        found = {mod: feat[mod].shape[1] for mod in MODALITIES}
-        if found != self.dims:
-            raise ValueError(f"CFM.errors: features of lengths {found}; expected {self.dims}")
-        device = self.to_pcd[0].weight.device
-        parts = [torch.empty(0, len(MODALITIES))]
-        for block in _blocks(feat, device):
+        cells = {mod: as_rows(feat[mod]) for mod in MODALITIES}
+        device, found = self.to_pcd[0].weight.device, []
+        for start in range(0, len(cells["rgb"]), _CELLS_AT_ONCE):
+            part = slice(start, start + _CELLS_AT_ONCE)
+            block = {mod: rows[part].to(device) for mod, rows in cells.items()}
             expected = self(block)
-            parts.append(
-                torch.stack(
-                    [
-                        torch.linalg.vector_norm(
-                            normalize(expected[mod], dim=1) - normalize(block[mod], dim=1), dim=1
-                        )
-                        for mod in MODALITIES
-                    ],
-                    dim=1,
-                ).cpu()
-            )
-        return torch.cat(parts)
-
-    def score(self, feat: Mapping[str, Tensor | Rows]) -> Tensor:
-        """Return (n,) products of both errors, on the CPU, in [0, 4]; see `errors`."""
-        return self.errors(feat).prod(dim=1)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return what `from_tensors` needs to make the same networks, name -> tensor."""
-        return {name: value.detach() for name, value in self.state_dict().items()}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> CFM:
-        """Return the networks that `tensors` came from, on the CPU.
-
-        Raises:
-            ValueError: a tensor is missing, of another shape, or one too many.
-        """
-        try:
-            dims = {mod: len(tensors[f"to_{mod}.4.bias"]) for mod in MODALITIES}
-            cfm = cls(dims)
-            cfm.load_state_dict(dict(tensors))
-        except (KeyError, RuntimeError) as error:
-            raise ValueError(f"CFM.from_tensors: not the tensors of a CFM: {error}") from error
-        return cfm
+            gap = [normalize(expected[mod]) - normalize(block[mod]) for mod in MODALITIES]
+            found.append(torch.stack([torch.linalg.vector_norm(g, dim=1) for g in gap], 1).cpu())
+        return torch.cat(found)
 
 
 def train_cfm(
@@ -120,7 +83,7 @@ def train_cfm(
     device: torch.device,
     checkpoint: Path | None = None,
     progress: bool = False,
-) -> CFM:
+) -> Crossmodal:
     """Return both networks, trained on the cells of normal scans.
 
     The loss is the cosine distance between prediction and truth, summed over the two
@@ -133,73 +96,54 @@ def train_cfm(
         settings: epochs, batch size, learning rate.
         seed: of the initial weights and of the orders.
         device: where the networks are trained and stay.
-        checkpoint: see `train_epochs`; None: nothing is written.
+        checkpoint: see `train_epochs`.
         progress: whether a progress bar is shown.
 
-    Raises:
-        ValueError: there are no cells, or the modalities differ in their number.
-        FloatingPointError: the loss is no longer finite.
-        StoredFileError: the checkpoint is damaged.
-
-    Source: as of `CFM`. Ours: one pair of networks is trained on all cells of all scans, not
-    scan by scan.
+    Source: as of `Crossmodal`. Ours: one pair of networks is trained on all cells of all scans,
+    not scan by scan.
     """
-    _check(feat, "train_cfm")
-    num = len(feat["rgb"])
-    if not num:
-        raise ValueError("train_cfm: no cells; expected those of normal scans")
     cells = {mod: as_rows(feat[mod]) for mod in MODALITIES}
-    dims = {mod: cells[mod].shape[1] for mod in MODALITIES}
-    cfm = build_seeded(lambda: CFM(dims), seed).to(device)
-    optimiser = torch.optim.Adam(cfm.parameters(), lr=settings.cfm_learning_rate)
+    num, dims = len(cells["rgb"]), {mod: rows.shape[1] for mod, rows in cells.items()}
+    network = build_seeded(lambda: Crossmodal(dims), seed).to(device)
+    optimiser = torch.optim.Adam(network.parameters(), lr=settings.cfm_learning_rate)
 
     def run_epoch(generator: torch.Generator) -> float:
         total = torch.zeros((), device=device)
         for rows in torch.randperm(num, generator=generator).split(settings.cfm_batch_size):
             batch = {mod: cells[mod][rows].to(device) for mod in MODALITIES}
-            expected = cfm(batch)
-            loss = sum(
-                (1 - cosine_similarity(expected[mod], batch[mod], dim=1)).mean()
-                for mod in MODALITIES
-            )
+            expected = network(batch)
+            loss = sum((1 - cosine_similarity(expected[m], batch[m])).mean() for m in MODALITIES)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             total += loss.detach() * (len(rows) / num)
         return float(total)
 
-    looked_at = torch.arange(0, num, max(num // _CELLS_LOOKED_AT, 1))
-    data = (cells[mod][looked_at] for mod in MODALITIES)
-    train_epochs(
-        cfm,
-        optimiser,
-        run_epoch,
-        settings.cfm_epochs,
-        seed,
-        checkpoint=checkpoint,
-        fingerprint=fingerprint(settings, data),
-        name="CFM",
-        lower="cfm_learning_rate",
-        progress=progress,
-    )
-    return cfm
+    epochs = settings.cfm_epochs
+    train_epochs(network, optimiser, run_epoch, epochs, seed, checkpoint, "CFM", progress)
+    return network
 
 
-def _check(feat: Mapping[str, Tensor | Rows], function: str) -> None:
-    """Refuse features that are not one pair a cell."""
-    shapes = {mod: tuple(feat[mod].shape) for mod in MODALITIES}
-    if (
-        any(len(shape) != 2 for shape in shapes.values())
-        or len({s[0] for s in shapes.values()}) > 1
-    ):
-        raise ValueError(
-            f"{function}: features of shapes {shapes}; expected (n, D_mod), the same n"
-        )
+class CFM(Scorer):
+    """The product of both errors of prediction."""
 
+    def fit(self, train: Scans, folder: Path | None = None, progress: bool = False) -> Self:
+        """Train on the cells of normal scans."""
+        place = folder and folder / "checkpoint.safetensors"
+        settings, seed = self.config.cfm, self.config.seed
+        self.network = train_cfm(train.standard, settings, seed, self.device, place, progress)
+        return self
 
-def _blocks(feat: Mapping[str, Tensor | Rows], device: torch.device) -> Iterator[dict[str, Tensor]]:
-    """Yield the features of a few thousand cells at a time on a device, in order."""
-    cells = {mod: as_rows(feat[mod]) for mod in MODALITIES}
-    for start in range(0, len(cells["rgb"]), _CELLS_AT_ONCE):
-        part = slice(start, start + _CELLS_AT_ONCE)
-        yield {mod: cells[mod][part].to(device) for mod in MODALITIES}
+    def score_cells(self, scans: Scans) -> Tensor:
+        """Return (n,) products, in [0, 4]."""
+        return self.network.errors(scans.standard).prod(dim=1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the weights of both networks."""
+        return self.network.state_dict()
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take the weights of both networks."""
+        self.network = Crossmodal({m: len(tensors[f"to_{m}.4.bias"]) for m in MODALITIES})
+        self.network.load_state_dict(tensors)
+        self.network.to(self.device)

@@ -8,7 +8,8 @@ grow, and a larger value is *more* anomalous. The SVM so supplies weights, and n
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -16,53 +17,66 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import SGDOneClassSVM
 from torch import Tensor
 
+from g2sf_lib.baselines.scans import Scans, Scorer
+from g2sf_lib.baselines.simple import distances
 
-@dataclass(frozen=True)
-class DecisionFusion:
-    """Weights of B distances, one set for cells and one for images.
+
+class M3DM(Scorer):
+    """Weighted sums of the distances to B banks, with other weights for cells and for images.
 
     Attributes:
         scale: (B,) mean distance of the cells it was fitted to; distances are divided by it.
         cell_weight, image_weight: (B,) normals of the two planes.
     """
 
-    scale: Tensor
-    cell_weight: Tensor
-    image_weight: Tensor
-
-    @classmethod
-    def fit(cls, cells: Tensor, images: Tensor, nu: float, seed: int) -> DecisionFusion:
-        """Return the fusion fitted to normal training scans.
-
-        Args:
-            cells: (N, B) distances of normal cells to the nearest prototype of B banks.
-            images: (I, B) the largest of them in each scan.
-            nu: share of outliers that the SVM allows for, in (0, 1].
-            seed: of the order in which stochastic gradient descent sees them.
+    def fit(self, train: Scans, folder: Path | None = None, progress: bool = False) -> Self:
+        """Fit both planes to normal scans: to their cells, and to the largest of each scan.
 
         Raises:
-            ValueError: when the distances of a bank are all zero, as they are where the bank
-                holds every cell.
+            ValueError: the distances of a bank are all zero: the bank holds every cell.
         """
-        scale = cells.mean(0)
-        if not (scale > 0).all():
+        cells = distances(train, self.banks)
+        images = train.largest(cells, self.config.scoring.silhouette)
+        self.scale = cells.mean(0)
+        if not (self.scale > 0).all():
             raise ValueError(
-                "DecisionFusion.fit: the distances to a bank are all zero; expected cells that "
+                "M3DM: the distances to a bank are all zero; expected cells that "
                 "the bank does not hold (bank_fraction below 1)"
             )
-        return cls(scale, *(_normal(part / scale, nu, seed) for part in (cells, images)))
+        nu, seed = self.config.rules.svm_nu, self.config.seed
+        self.cell_weight = plane_normal(cells / self.scale, nu, seed)
+        self.image_weight = plane_normal(images / self.scale, nu, seed)
+        return self
 
-    def score_cells(self, cells: Tensor) -> Tensor:
-        """Return (n,) scores, not negative, of (n, B) distances."""
-        return ((cells / self.scale) @ self.cell_weight).clamp_min(0)
+    def score_cells(self, scans: Scans) -> Tensor:
+        """Return (n,) weighted distances."""
+        return self._weighted(distances(scans, self.banks), self.cell_weight)
 
-    def score_images(self, images: Tensor) -> Tensor:
-        """Return (I,) scores, not negative, of the (I, B) largest distances of scans."""
-        return ((images / self.scale) @ self.image_weight).clamp_min(0)
+    def score_images(self, scans: Scans, cells: Tensor, silhouette: str) -> Tensor:
+        """Return (I,) weighted largest distances, each bank's from a cell of its own."""
+        largest = scans.largest(distances(scans, self.banks), silhouette)
+        return self._weighted(largest, self.image_weight)
+
+    def _weighted(self, rows: Tensor, weight: Tensor) -> Tensor:
+        return ((rows / self.scale) @ weight).clamp_min(0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return scale and weights."""
+        return {name: getattr(self, name) for name in ("scale", "cell_weight", "image_weight")}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take scale and weights."""
+        vars(self).update(tensors)
 
 
-def _normal(rows: Tensor, nu: float, seed: int) -> Tensor:
-    """Return the normal (B,) of the plane between the origin and the rows."""
+def plane_normal(rows: Tensor, nu: float, seed: int) -> Tensor:
+    """Return the normal (B,) of the plane that a one-class SVM puts between origin and rows.
+
+    Args:
+        rows: (N, B) distances of normal cells or images.
+        nu: share of outliers that the SVM allows for, in (0, 1].
+        seed: of the order in which stochastic gradient descent sees them.
+    """
     machine = SGDOneClassSVM(nu=nu, random_state=np.random.RandomState(seed))
     with warnings.catch_warnings():  # a thousand passes over a few numbers are enough
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -12,67 +12,22 @@ columns in row-major order.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor, nn
-from torch.nn.functional import pixel_unshuffle
 
-from g2sf_lib.baselines.loop import build_seeded, fingerprint, train_epochs
+from g2sf_lib.baselines.loop import build_seeded, train_epochs
+from g2sf_lib.baselines.scans import Scans, Scorer
 from g2sf_lib.config import ASTConfig
-from g2sf_lib.features import nearest_index
 from g2sf_lib.memory import Rows, as_rows
 
 POSITION_CHANNELS = 32
 CLAMP = 1.9  # |log scale| of a coupling is at most this
 LEAK = 0.2  # slope of the student's leaky ReLU
-FILL_ROUNDS = 3  # holes of the depth image are closed from their rims
-UNITS_PER_METRE = 1000.0  # millimetres: relief and defects are of order one
-
-
-def depth_map(xyz: np.ndarray, grid_size: int, px: int) -> Tensor:
-    """Return the depth samples of each cell, as channels.
-
-    Depth is relative to the mean of the scan, so that it says how far a pixel stands out and
-    not how far away the part lies. Three times, a pixel without a point takes the mean of its
-    neighbours that have one, so holes up to six pixels wide are closed; pixels farther from any
-    point are zero.
-
-    Args:
-        xyz: (H, W, 3) metres; (0, 0, 0) where there is no point.
-        grid_size: cells along each side.
-        px: samples along each side of a cell, read at the nearest pixel.
-
-    Returns:
-        (px * px, grid_size, grid_size) float32, millimetres; channel i * px + j is the
-        sample in row i and column j of the cell.
-
-    Raises:
-        ValueError: there is no point, or the shape is another.
-
-    Source: as of `AST`, whose paper unshuffles its depth images too. Ours: the unit, and how
-    holes are closed.
-    """
-    if xyz.ndim != 3 or xyz.shape[2] != 3:
-        raise ValueError(f"depth_map: points of shape {xyz.shape}; expected (H, W, 3)")
-    has_depth = (xyz != 0).any(-1)
-    if not has_depth.any():
-        raise ValueError("depth_map: no point; expected a scan of an object")
-    z = xyz[..., 2].astype(np.float64)
-    depth = np.where(has_depth, (z - z[has_depth].mean()) * UNITS_PER_METRE, 0.0)
-    for _ in range(FILL_ROUNDS):
-        share = ndimage.uniform_filter(has_depth.astype(np.float64), 3, mode="constant")
-        mean = ndimage.uniform_filter(depth, 3, mode="constant") / np.maximum(share, 1e-9)
-        is_rim = ~has_depth & (share > 0.1)  # a ninth: one neighbour
-        depth[is_rim] = mean[is_rim]
-        has_depth |= is_rim
-    rows, columns = (nearest_index(side, grid_size * px) for side in depth.shape)
-    samples = torch.from_numpy(depth[np.ix_(rows, columns)].astype(np.float32))
-    return pixel_unshuffle(samples[None], px)
 
 
 def ast_input(
@@ -85,24 +40,12 @@ def ast_input(
         foreground: (cells,) bool, n of them True.
         grid: (rows, columns).
         depth: (px * px, rows, columns) of `depth_map`.
-
-    Raises:
-        ValueError: the parts do not fit each other.
     """
-    rows, columns = grid
-    num = int(foreground.sum())
-    fits = foreground.shape == (rows * columns,) and tuple(depth.shape[1:]) == (rows, columns)
-    if not fits or len(cells) != num:
-        raise ValueError(
-            f"ast_input: {len(cells)} features, foreground of shape {tuple(foreground.shape)} with "
-            f"{num} cells, depth of shape {tuple(depth.shape)}; expected as many features as "
-            f"foreground cells, on a grid of {rows} x {columns}"
-        )
     rgb = as_rows(cells)[:]
-    flat = rgb.new_zeros(rgb.shape[1] + len(depth), rows * columns)
+    flat = rgb.new_zeros(rgb.shape[1] + len(depth), len(foreground))
     flat[: rgb.shape[1], foreground] = rgb.T
     flat[rgb.shape[1] :, foreground] = depth.to(rgb).flatten(1)[:, foreground]
-    return flat.view(-1, rows, columns)
+    return flat.view(-1, *grid)
 
 
 def position_encoding(rows: int, columns: int, channels: int = POSITION_CHANNELS) -> Tensor:
@@ -194,7 +137,7 @@ def _student(channels: int, settings: ASTConfig) -> nn.Sequential:
     )
 
 
-class AST(nn.Module):
+class StudentTeacher(nn.Module):
     """Teacher, student, and the units of their inputs.
 
     What a map says on background cells is not read: after standardising they are zero, so
@@ -232,18 +175,16 @@ class AST(nn.Module):
         scaled = (maps - self.mean[:, None, None]) / self.std[:, None, None]
         return torch.where(is_inside, scaled, 0.0), is_inside
 
-    def teach(self, x: Tensor, is_inside: Tensor) -> tuple[Tensor, Tensor]:
+    def teach(self, x: Tensor, is_inside: Tensor, rev: bool = False) -> tuple[Tensor, Tensor]:
         """Return the teacher's outputs (B, C, rows, columns) and log-determinants (B,).
 
         Args:
-            x: (B, C, rows, columns) of `standardised`.
+            x: (B, C, rows, columns) of `standardised`; outputs, to go back from them with `rev`.
             is_inside: (B, 1, rows, columns) bool.
+            rev: whether the inputs are wanted that give `x` as outputs.
         """
-        return self.teacher(x, c=[self._condition(x, is_inside)])
-
-    def invert(self, z: Tensor, is_inside: Tensor) -> Tensor:
-        """Return the inputs whose outputs `teach` gives as z."""
-        return self.teacher(z, c=[self._condition(z, is_inside)], rev=True)[0]
+        condition = torch.cat([self._positions(x), is_inside.to(x)], dim=1)
+        return self.teacher(x, c=[condition], rev=rev)
 
     def imitate(self, x: Tensor) -> Tensor:
         """Return the student's outputs (B, C, rows, columns)."""
@@ -265,68 +206,8 @@ class AST(nn.Module):
             z, _ = self.teach(x, is_inside)
         return (self.imitate(x) - z).square().mean(1)
 
-    @torch.no_grad()
-    def score(self, maps: Tensor, foreground: Tensor) -> list[Tensor]:
-        """Return the scores of the foreground cells of every scan, on the CPU.
-
-        One scan at a time, so a score does not depend on the company it is computed in.
-
-        Args:
-            maps: (B, C, rows, columns) of `ast_input`, on any device.
-            foreground: (B, cells) bool.
-
-        Returns:
-            B tensors (n_b,), row-major, not negative: squared distance of student and
-            teacher, mean over channels.
-
-        Raises:
-            ValueError: the maps are not of the shape that this was trained on.
-        """
-        expected = (len(self.mean), *self.position.shape[1:])
-        cells = expected[1] * expected[2]
-        if tuple(maps.shape[1:]) != expected or foreground.shape != (len(maps), cells):
-            raise ValueError(
-                f"AST.score: maps of shape {tuple(maps.shape)}, foreground of shape "
-                f"{tuple(foreground.shape)}; expected (B, {', '.join(map(str, expected))}) "
-                f"and (B, {cells})"
-            )
-        self.eval()
-        scores = []
-        for one, inside in zip(maps.split(1), foreground.split(1), strict=True):
-            distance = self.distance(*self.standardised(one, inside)).cpu()
-            scores.append(distance.flatten()[inside[0].cpu()])
-        return scores
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return what `from_tensors` needs to make the same networks, name -> tensor."""
-        return {name: value.detach() for name, value in self.state_dict().items()}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], settings: ASTConfig) -> AST:
-        """Return the networks that `tensors` came from, on the CPU, ready to score.
-
-        Args:
-            tensors: of `tensors`.
-            settings: those that the networks were trained with.
-
-        Raises:
-            ValueError: the tensors are not those of networks of these settings.
-        """
-        try:
-            rows, columns = tensors["position"].shape[1:]
-            ast = cls(len(tensors["mean"]), (rows, columns), settings)
-            ast.load_state_dict(dict(tensors))
-        except (KeyError, RuntimeError) as error:
-            raise ValueError(
-                f"AST.from_tensors: not the tensors of an AST of these settings: {error}"
-            ) from error
-        return ast.eval()
-
     def _positions(self, x: Tensor) -> Tensor:
         return self.position.expand(len(x), -1, -1, -1)
-
-    def _condition(self, x: Tensor, is_inside: Tensor) -> Tensor:
-        return torch.cat([self._positions(x), is_inside.to(x)], dim=1)
 
 
 def train_ast(
@@ -335,39 +216,29 @@ def train_ast(
     settings: ASTConfig,
     seed: int,
     device: torch.device,
-    checkpoint: Path | None = None,
+    folder: Path | None = None,
     progress: bool = False,
-) -> AST:
+) -> StudentTeacher:
     """Return teacher and student, trained on the foreground cells of normal scans.
 
     First the teacher, by the negative log-likelihood; then the student, by its squared
     distance to the frozen teacher. An epoch takes every scan once, in an order of its own.
 
     Args:
-        maps: (C, rows, columns) of `ast_input`, one a scan; half precision is enough.
+        maps: (C, rows, columns) of `ast_input`, one a scan.
         foreground: (cells,) bool, one a scan.
         settings: sizes of both networks, epochs, scans a batch, learning rate.
         seed: of the initial weights and of the orders.
         device: where both are trained and stay.
-        checkpoint: a folder for the checkpoint of either, see `train_epochs`; None: nothing
-            is written.
+        folder: of the checkpoint of either, see `train_epochs`.
         progress: whether progress bars are shown.
 
-    Returns:
-        AST, in evaluation mode.
-
-    Raises:
-        ValueError: there is no foreground cell, or the shapes differ.
-        FloatingPointError: a loss is no longer finite.
-        StoredFileError: a checkpoint is damaged.
-
-    Source: as of `AST`.
+    Source: as of `StudentTeacher`.
     """
-    _check(maps, foreground)
-    ast = build_seeded(lambda: AST(len(maps[0]), tuple(maps[0].shape[1:]), settings), seed)
+    grid = tuple(maps[0].shape[1:])
+    ast = build_seeded(lambda: StudentTeacher(len(maps[0]), grid, settings), seed)
     ast.mean, ast.std = _units(maps, foreground, settings.ast_depth_px**2)
     ast.to(device)
-    known = fingerprint(settings, itertools.chain(maps, foreground))
 
     def train(module: nn.Module, loss_of: Callable[[Tensor, Tensor], Tensor], name: str) -> None:
         learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -378,8 +249,6 @@ def train_ast(
             order = torch.randperm(len(maps), generator=generator)
             for scans in order.split(settings.ast_batch_size):
                 inside = torch.stack([foreground[i] for i in scans]).to(device)
-                if not inside.any():
-                    continue
                 batch = torch.stack([maps[i].to(device).float() for i in scans])
                 loss = loss_of(*ast.standardised(batch, inside))
                 optimiser.zero_grad()
@@ -389,18 +258,8 @@ def train_ast(
                 total, num = total + float(loss.detach()) * cells, num + cells
             return total / num
 
-        train_epochs(
-            module,
-            optimiser,
-            run_epoch,
-            settings.ast_epochs,
-            seed,
-            checkpoint=None if checkpoint is None else checkpoint / f"{name}.safetensors",
-            fingerprint=known,
-            name=f"AST {name}",
-            lower="ast_learning_rate",
-            progress=progress,
-        )
+        place, epochs = folder and folder / f"{name}.safetensors", settings.ast_epochs
+        train_epochs(module, optimiser, run_epoch, epochs, seed, place, f"AST {name}", progress)
 
     def student_loss(x: Tensor, is_inside: Tensor) -> Tensor:
         return ast.distance(x, is_inside)[is_inside[:, 0]].mean()
@@ -409,25 +268,6 @@ def train_ast(
     train(ast.teacher, ast.nll, "teacher")
     train(ast.student, student_loss, "student")
     return ast.eval()
-
-
-def _check(maps: Sequence[Tensor], foreground: Sequence[Tensor]) -> None:
-    """Refuse scans that do not fit together."""
-    if not len(maps) or len(maps) != len(foreground):
-        raise ValueError(
-            f"train_ast: {len(maps)} maps and {len(foreground)} foregrounds; expected as many, "
-            "at least 1"
-        )
-    shape = tuple(maps[0].shape)
-    for number, (one, inside) in enumerate(zip(maps, foreground, strict=True)):
-        if len(shape) != 3 or tuple(one.shape) != shape or inside.shape != (shape[1] * shape[2],):
-            raise ValueError(
-                f"train_ast: scan {number} has a map of shape {tuple(one.shape)} and a foreground "
-                f"of shape {tuple(inside.shape)}; expected (C, rows, columns) and (rows * "
-                f"columns,), as scan 0 with {shape}"
-            )
-    if not any(bool(inside.any()) for inside in foreground):
-        raise ValueError("train_ast: no foreground cell in any scan")
 
 
 def _units(
@@ -449,3 +289,44 @@ def _units(
         floor = 0.1 * float(kind.mean()) if kind.any() else 1.0
         kind.clamp_min_(floor)
     return mean.float(), std.float()
+
+
+class AST(Scorer):
+    """The squared distance of student and teacher, mean over channels."""
+
+    def fit(self, train: Scans, folder: Path | None = None, progress: bool = False) -> Self:
+        """Train on normal scans; see `train_ast`."""
+        inside = [p.foreground for p in train.patches]
+        settings, seed = self.config.ast, self.config.seed
+        maps = list(self._maps(train))
+        self.network = train_ast(maps, inside, settings, seed, self.device, folder, progress)
+        return self
+
+    @torch.no_grad()
+    def score_cells(self, scans: Scans) -> Tensor:
+        """Return (n,) distances; one scan at a time, so none depends on its company."""
+        parts = []
+        for one, p in zip(self._maps(scans), scans.patches, strict=True):
+            distance = self.network.distance(
+                *self.network.standardised(one[None], p.foreground[None])
+            )
+            parts.append(distance.flatten().cpu()[p.foreground.cpu()])
+        return torch.cat(parts)
+
+    def _maps(self, scans: Scans) -> Iterator[Tensor]:
+        """Yield the map of each scan."""
+        depths = scans.depths(self.config.ast.ast_depth_px)
+        for p, depth in zip(scans.patches, depths, strict=True):
+            colour = scans.stored.standardiser(p.cells)["rgb"]
+            yield ast_input(colour, p.foreground, p.grid, depth)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the weights of both networks, and the units of their inputs."""
+        return self.network.state_dict()
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take weights and units."""
+        grid = tuple(tensors["position"].shape[1:])
+        self.network = StudentTeacher(len(tensors["mean"]), grid, self.config.ast)
+        self.network.load_state_dict(tensors)
+        self.network.to(self.device).eval()

@@ -12,7 +12,7 @@ from g2sf_lib.ablations import LOSSES, RUN, Variant, loss_variants, means, run_v
 from g2sf_lib.chapters.wording import with_spread
 from g2sf_lib.config import Config
 from g2sf_lib.quantities import PARTS, RULES
-from g2sf_lib.results import METRIC_NAMES
+from g2sf_lib.stats import METRIC_NAMES
 from g2sf_lib.training import COLLAPSED, CollapseWarning
 
 ALL_LOSSES = "+".join(LOSSES)

@@ -11,70 +11,30 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.stats import norm as gaussian
 from scipy.stats import t as student
+from torch import Tensor
 
-from g2sf_lib.baselines import BANKS, ScanScore
 from g2sf_lib.benchmark import (
-    SILHOUETTES,
     Split,
     checked_methods,
     checked_seeds,
-    fitted_peer,
+    fitted_method,
     run_methods,
     runs_of,
-    trained_detector,
-    with_other_pastes,
 )
-from g2sf_lib.chapters.distributions import counted_pixels
 from g2sf_lib.chapters.wording import p_text, with_spread
 from g2sf_lib.config import Config
 from g2sf_lib.detector import to_prediction
-from g2sf_lib.experiments import checked_categories, fitted
-from g2sf_lib.fusion import aggregate
-from g2sf_lib.results import EXACT, LEVEL, METHOD_NAMES, holm
+from g2sf_lib.distributions import counted_pixels
+from g2sf_lib.experiments import checked_categories
+from g2sf_lib.results import METHOD_NAMES
+from g2sf_lib.stats import EXACT, LEVEL, holm
 
 CALIBRATED = ("g2sf", "w1", "max", "cfm")
 PIXEL_RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
 IMAGE_RATES = (0.1, 0.2, 0.3, 0.5)  # ten scans cannot promise less than 1 in 11
 TOLD = 0.01  # the rate of pixels that the report speaks of
-
-
-def validation_scores(
-    config: Config, method: str, train: Split, validation: Split
-) -> list[ScanScore]:
-    """Return what a method says of the validation scans of the config's category and seed.
-
-    Chapter 05 keeps of them only their median and highest pixel, so they are scored again.
-
-    Args:
-        config: of the run, with the seed of the method.
-        method: one of `benchmark.METHODS`.
-        train: the training scans, from which peers without a network are fitted.
-        validation: the scans.
-
-    Raises:
-        FileNotFoundError: naming the stage that has not run.
-    """
-    if method not in ("g2sf", "w1", "other_pastes"):
-        peer = fitted_peer(config, method, train, validation.stored)
-        depths = validation.depths(peer) if method == "ast" else None
-        nearest = validation.nearest(BANKS[method])
-        return peer.score_scans(validation.patches, depths, nearest, SILHOUETTES)
-    is_variant = method == "other_pastes"
-    detector = fitted(with_other_pastes(config)) if is_variant else trained_detector(config)
-    scores = detector.score_cells(validation.feat)
-    cells = scores.cell_score
-    if method == "w1":
-        with torch.no_grad():
-            plain = (scores.s * detector.metric.sigma()).sum(-1)
-        cells = aggregate(plain, config.scoring.aggregate)
-    rule, scans = config.scoring.silhouette, []
-    parts = cells.cpu().split(validation.sizes)
-    for part, p in zip(parts, validation.patches, strict=True):
-        scans.append(ScanScore(part, {rule: to_prediction(part, p, config.scoring).image_score}))
-    return scans
 
 
 def threshold(normal: np.ndarray, rate: float) -> tuple[float, float]:
@@ -165,10 +125,10 @@ def alarm_rows(
         inside = counted_pixels(validation.patches, config.scoring)
         for method, seed in runs_of(asked, seeds):
             of_seed = dataclasses.replace(of_category, seed=seed)
-            scans = validation_scores(of_seed, method, train, validation)
+            cells, image = fitted_method(of_seed, method, train).score(validation)
             known = {
-                "pixel": _pixels(scans, validation, inside),
-                "image": [np.array([s.image[config.scoring.silhouette]]) for s in scans],
+                "pixel": _pixels(cells, validation, inside),
+                "image": [np.array([x]) for x in image[config.scoring.silhouette]],
             }
             seen = {
                 "pixel": test.maps[method, seed][good][where],
@@ -181,11 +141,11 @@ def alarm_rows(
     return pd.DataFrame(rows)
 
 
-def _pixels(scans: Sequence[ScanScore], split: Split, inside: np.ndarray) -> list[np.ndarray]:
+def _pixels(cells: Tensor, split: Split, inside: np.ndarray) -> list[np.ndarray]:
     """Return the counted pixels of each scan's score map."""
     maps = [
-        to_prediction(scan.cells, p, split.config.scoring).score_map
-        for scan, p in zip(scans, split.patches, strict=True)
+        to_prediction(part, p, split.config.scoring).score_map
+        for part, p in zip(cells.split(split.sizes), split.patches, strict=True)
     ]
     return [one[counted] for one, counted in zip(maps, inside, strict=True)]
 

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from g2sf_lib.benchmark import trained_detector
 from g2sf_lib.config import MODALITIES, Config
 from g2sf_lib.detector import G2SF
-from g2sf_lib.experiments import counted_features
+from g2sf_lib.experiments import counted_features, fitted
 from g2sf_lib.fusion import local_metric
 
 
 def stored_detector(config: Config, seed: int) -> G2SF:
     """Return the detector that chapter 03 stored for a training seed."""
-    return trained_detector(dataclasses.replace(config, seed=seed))
+    return fitted(dataclasses.replace(config, seed=seed))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from g2sf_lib.chapters.ablations import (
 from g2sf_lib.chapters.wording import p_cell, p_text, signed, with_error
 from g2sf_lib.config import MODALITIES
 from g2sf_lib.quantities import PARTS, RULES
-from g2sf_lib.results import LEVEL, METRIC_NAMES
+from g2sf_lib.stats import LEVEL, METRIC_NAMES
 
 COMPARED = {  # of which rows of the paper's tables an ordering is looked at
     "table3": (

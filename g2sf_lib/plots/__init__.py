@@ -10,22 +10,18 @@ that a figure survives a grey print.
 there is no point, and `mask` (H, W) bool: `g2sf_lib.datasets.Sample` is one.
 
 One module a subject: `scans` and `clouds`, `features` (scores of cells), `training`, `maps`
-(of scores and other quantities on scans), `results` (a metric of every method), `comparison`
-(methods against each other), `ablations` (rows of one table against each other, metrics over a
-number), `distributions` (of scores, and rates of alarms), `costs` (time and
-memory), `playground` (a toy of two planes, with controls); `style` is what they share, `page` how
-a figure reaches the reader.
+(of scores and other quantities on scans), `results` (a metric of every method), `ablations`
+(rows of one table against each other, metrics over a number), `distributions` (rates of alarms),
+`playground` (a toy of two planes, with controls); `style` is what they share, `page` how a figure
+reaches the reader.
 """
 
 from g2sf_lib.plots.ablations import curve_with_bands, effect_dots
 from g2sf_lib.plots.clouds import MAX_CLOUD_POINTS, cloud
-from g2sf_lib.plots.comparison import difference_forest, difference_matrix, protocol_differences
-from g2sf_lib.plots.costs import coreset_quality, frame_rate_bars, scale_curves
-from g2sf_lib.plots.distributions import alarm_rates, score_densities, spread_changes
+from g2sf_lib.plots.distributions import alarm_rates
 from g2sf_lib.plots.features import score_histograms
 from g2sf_lib.plots.maps import (
     cell_classes,
-    isotropic_failure,
     method_panels,
     quantity_maps,
     score_maps,
@@ -40,8 +36,6 @@ from g2sf_lib.plots.playground import (
     toy_panels,
 )
 from g2sf_lib.plots.results import (
-    candidate_dots,
-    cell_shift,
     defect_dots,
     method_dots,
     pro_curves,
@@ -61,36 +55,25 @@ __all__ = [
     "alarm_rates",
     "ball_slider",
     "bundle",
-    "candidate_dots",
     "cell_classes",
-    "cell_shift",
     "cloud",
-    "coreset_quality",
     "curve_with_bands",
     "defect_dots",
     "defect_gallery",
-    "difference_forest",
-    "difference_matrix",
     "effect_dots",
-    "frame_rate_bars",
     "height_mm",
-    "isotropic_failure",
     "loss_curves",
     "loss_switches",
     "method_dots",
     "method_panels",
     "playground_controls",
     "pro_curves",
-    "protocol_differences",
     "quantity_maps",
     "scale_curve",
-    "scale_curves",
-    "score_densities",
     "score_histograms",
     "score_maps",
     "show",
     "sigma_curve",
-    "spread_changes",
     "subset_dots",
     "toy_panels",
 ]

@@ -29,6 +29,19 @@ MAX_COLUMNS = 8  # narrower panels would hide a small defect
 _FACTORS = (LogNorm(1 / np.e, np.e), "PuOr_r")  # of w: white is 1, orange stretches a distance
 
 
+def _limits(maps: Sequence[Any]) -> tuple[float, float]:
+    """Return the lowest and the highest value of some maps."""
+    return min(float(np.min(one)) for one in maps), max(float(np.max(one)) for one in maps)
+
+
+def _on_scan(ax, values: Any, mask: np.ndarray, norm, colours=None, width: float = 1.0) -> None:
+    """Draw a map in the scan's own pixels, whatever its size, with the truth outlined."""
+    height, across = mask.shape
+    extent = (-0.5, across - 0.5, height - 0.5, -0.5)
+    ax.imshow(np.asarray(values), norm=norm, cmap=colours, extent=extent)
+    outline(ax, mask, width)
+
+
 @styled
 def score_maps(
     samples: Sequence[Any],
@@ -43,62 +56,26 @@ def score_maps(
         samples: N scans.
         maps: method -> N maps (h, w); their size may differ from the scans'.
         titles: N row labels.
-        is_shared: whether one colour scale serves all methods. Otherwise each method has
-            its own, since scores of different methods have different units; in either case
-            all rows share it.
+        is_shared: whether one colour scale serves all methods, not only all rows of each.
         label: below the colour bars, what the maps show.
-
-    Returns:
-        N x (2 + methods) panels. A scale runs from the lowest score to the highest one.
     """
-    stacks = {name: [np.asarray(one) for one in column] for name, column in maps.items()}
-    limits = {
-        name: (min(float(one.min()) for one in column), max(float(one.max()) for one in column))
-        for name, column in stacks.items()
-    }
-    if is_shared:
-        lows, highs = zip(*limits.values(), strict=True)
-        limits = dict.fromkeys(limits, (min(lows), max(highs)))
+    every = [one for column in maps.values() for one in column]
+    norms = {name: Normalize(*_limits(every if is_shared else maps[name])) for name in maps}
     fig, axes = image_panels(len(samples), 2 + len(maps))
     for row, sample in enumerate(samples):
         axes[row, 0].imshow(sample.rgb)
         axes[row, 1].imshow(sample.mask, cmap="gray", vmin=0, vmax=1)
-        height, width = sample.mask.shape
-        for ax, name in zip(axes[row, 2:], stacks, strict=True):
-            low, high = limits[name]
-            # In the scan's own pixels, so that the outline fits whatever the map's size.
-            extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-            ax.imshow(stacks[name][row], vmin=low, vmax=high, extent=extent)
-            outline(ax, sample.mask)
-    for ax, title in zip(axes[0], ["image", "truth", *stacks], strict=True):
+        for ax, name in zip(axes[row, 2:], maps, strict=True):
+            _on_scan(ax, maps[name][row], sample.mask, norms[name])
+    for ax, title in zip(axes[0], ["image", "truth", *maps], strict=True):
         ax.set_title(title)
     label_rows(axes, titles)
     if is_shared:
-        colour_bar(fig, axes, Normalize(*next(iter(limits.values()))), label)
+        colour_bar(fig, axes, next(iter(norms.values())), label)
     else:
-        for column, name in enumerate(stacks, start=2):
-            norm = Normalize(*limits[name])
+        for column, norm in enumerate(norms.values(), start=2):
             colour_bar(fig, axes[:, column], norm, label, location="bottom")
     return fig
-
-
-def isotropic_failure(
-    samples: Sequence[Any],
-    maps_rgb: Sequence[Any],
-    maps_pcd: Sequence[Any],
-    titles: Sequence[str],
-) -> Figure:
-    """Return the two isotropic scores s_i0 beside image and truth, a row a scan.
-
-    Args:
-        samples: N scans.
-        maps_rgb: N maps (h, w) of the distance to the nearest RGB prototype.
-        maps_pcd: N maps (h, w) of the distance to the nearest point prototype.
-        titles: N row labels.
-    """
-    return score_maps(
-        samples, {"$s^R$ (RGB alone)": maps_rgb, "$s^P$ (points alone)": maps_pcd}, titles
-    )
 
 
 @styled
@@ -109,28 +86,20 @@ def quantity_maps(
 
     Args:
         samples: N scans.
-        maps: name, with its unit -> N maps (h, w); their size may differ from the scans'.
+        maps: name, with its unit -> N maps (h, w), which share a colour scale.
         titles: N row labels.
-
-    Returns:
-        N x (1 + quantities) panels. All rows of a quantity share its colour scale.
     """
     fig, axes = image_panels(len(samples), 1 + len(maps))
-    axes[0, 0].set_title("image")
     for row, sample in enumerate(samples):
         axes[row, 0].imshow(sample.rgb)
         outline(axes[row, 0], sample.mask)
     for column, (name, values) in enumerate(maps.items(), start=1):
-        norm = Normalize(
-            min(float(np.min(v)) for v in values), max(float(np.max(v)) for v in values)
-        )
+        norm = Normalize(*_limits(values))
+        for ax, sample, value in zip(axes[:, column], samples, values, strict=True):
+            _on_scan(ax, value, sample.mask, norm)
         axes[0, column].set_title(name)
-        for row, (sample, value) in enumerate(zip(samples, values, strict=True)):
-            height, width = sample.mask.shape
-            extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-            axes[row, column].imshow(np.asarray(value), norm=norm, extent=extent)
-            outline(axes[row, column], sample.mask)
         colour_bar(fig, axes[:, column], norm, "", location="bottom")
+    axes[0, 0].set_title("image")
     label_rows(axes, titles)
     return fig
 
@@ -150,9 +119,6 @@ def cell_classes(
             two classes is drawn as the later one.
         grid: (rows, columns).
         titles: N titles.
-
-    Returns:
-        N panels with one legend.
     """
     fig, axes = image_panels(1, len(samples))
     colours, signs = [BLUE, VERMILLION, GREEN, PURPLE], ["o", "x", "s", "^"]
@@ -172,9 +138,8 @@ def cell_classes(
         outline(ax, sample.mask)
         ax.set_title(title)
     handles, names = axes[0, 0].get_legend_handles_labels()
-    fig.legend(
-        handles, names, loc="outside lower center", ncols=len(names), fontsize=8, markerscale=2
-    )
+    place = {"loc": "outside lower center", "ncols": len(names), "markerscale": 2}
+    fig.legend(handles, names, fontsize=8, **place)
     return fig
 
 
@@ -188,87 +153,63 @@ def method_panels(
 ) -> Figure:
     """Return what every method makes of some scans, a row a scan, as Figures 1, 5 and 7.
 
-    Scores of different methods have different units. Here each is given on the scale of its own
-    normal scans, so that one colour bar serves all: above its mark at 1 nothing normal was seen.
-    Scale factors have a unit of their own and a colour bar of their own.
+    Each score is on the scale of its own normal scans, so that one colour bar serves all: above
+    its mark at 1 nothing normal was seen. (In the paper, colours end at each map's own extremes.)
 
     Args:
         samples: N scans.
         maps: method -> N maps (h, w), scaled such that 0 is an ordinary normal pixel and 1 the
             highest one of normal scans; their size may differ from the scans'.
         titles: N row labels, category and kind of defect; a long one is broken into lines.
-        top: where the colours end; higher scores look alike.
-        factors: which of the maps are scale factors w, not scores: their colours run from 1/e to
-            e, as far below 1 as above it, in equal ratios.
+        top: where the colours end, above 1; higher scores look alike.
+        factors: which of the maps are scale factors w, not scores: they have a colour bar of
+            their own, from 1/e to e, as far below 1 as above it, in equal ratios.
 
     Returns:
         N x (3 + methods) panels, cut to the square around the object: image, shaded height of
         the points (each scan's own scale), ground truth, and the maps with the truth outlined.
         What is more than `MAX_COLUMNS` wide goes on in a second block of N rows, below.
-
-    Raises:
-        ValueError: if `top` is not above 1, a method has not one map a scan, or a factor no map.
-
-    Source:
-        Figures 1, 5 and 7, whose colours start and end at each map's own extremes.
     """
-    if top <= 1:
-        raise ValueError(f"top is {top}; expected more than 1, the highest of normal scans")
-    for name, values in maps.items():
-        if len(values) != len(samples):
-            raise ValueError(f"{name} has {len(values)} maps; expected {len(samples)}, one a scan")
-    unknown = [name for name in factors if name not in maps]
-    if unknown:
-        raise ValueError(f"factors are {unknown}; expected some of {list(maps)}")
-    scales = {name: _FACTORS if name in factors else (Normalize(0, top), None) for name in maps}
     names = ["image", "points", "truth", *maps]
     num_blocks = math.ceil(len(names) / MAX_COLUMNS)
-    num_columns = math.ceil(len(names) / num_blocks)
-    fig, axes = image_panels(num_blocks * len(samples), num_columns)
+    fig, axes = image_panels(num_blocks * len(samples), math.ceil(len(names) / num_blocks))
     for row, (sample, title) in enumerate(zip(samples, titles, strict=True)):
-        of_scan = axes[row :: len(samples)]  # (num_blocks, num_columns)
+        of_scan = axes[row :: len(samples)]  # (num_blocks, columns)
         for ax in of_scan.flat[len(names) :]:
             ax.set_visible(False)
+        label = "\n".join(textwrap.fill(line, 15) for line in title.splitlines())
         for ax in of_scan[:, 0]:
-            label = "\n".join(textwrap.fill(line, 15) for line in title.splitlines())
             ax.set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center")
         height = height_mm(sample.xyz)
         of_scan.flat[0].imshow(sample.rgb)
         of_scan.flat[1].imshow(shaded(height, Normalize(0, float(np.nanmax(height)))))
         of_scan.flat[2].imshow(sample.mask, cmap="gray", vmin=0, vmax=1)
-        rows, columns = sample.mask.shape
-        extent = (-0.5, columns - 0.5, rows - 0.5, -0.5)
         for ax, (name, values) in zip(of_scan.flat[3:], maps.items(), strict=False):
-            norm, colours = scales[name]
-            ax.imshow(np.asarray(values[row]), norm=norm, cmap=colours, extent=extent)
-            outline(ax, sample.mask, width=0.5)
-        low_x, high_x, low_y, high_y = _square_around(height)
+            scale = _FACTORS if name in factors else (Normalize(0, top), None)
+            _on_scan(ax, values[row], sample.mask, *scale, width=0.5)
+        left, right, upper, lower = _square_around(height)
         for ax in of_scan.flat[: len(names)]:
-            ax.set_xlim(low_x, high_x)
-            ax.set_ylim(high_y, low_y)
+            ax.set(xlim=(left, right), ylim=(lower, upper))  # rows run down
     for ax, name in zip(axes[:: len(samples)].flat, names, strict=False):
         ax.set_title(textwrap.fill(name, 11, break_long_words=False), fontsize=8)
-    ends = ["0 = ordinary normal pixel", "1 = highest of normal scans", f"{top:g} and above"]
-    bars = [((Normalize(0, top), None), (0, 1, top), ends, "max")]
-    if factors:
-        ends = ["w = 1/e, shrinks", "1 = Euclidean", "e, stretches"]
-        bars.append((_FACTORS, (1 / np.e, 1, np.e), ends, "neither"))
-    for (norm, colours), ticks, labels, extend in reversed(bars):  # the last one lies highest
-        bar = fig.colorbar(
-            matplotlib.cm.ScalarMappable(norm=norm, cmap=colours),
-            ax=list(axes.flat),
-            location="bottom",
-            aspect=50,
-            shrink=0.7,
-            pad=0.1 / len(axes),
-            extend=extend,
-        )
-        bar.set_ticks(ticks, labels=labels)
-        bar.ax.minorticks_off()
-        bar.ax.tick_params(labelsize=8)
-        bar.ax.axvline(1, color="black", linewidth=3)
-        bar.ax.axvline(1, color="white", linewidth=1)
+    if factors:  # below the other bar, which is added later
+        ends = {1 / np.e: "w = 1/e, shrinks", 1: "1 = Euclidean", np.e: "e, stretches"}
+        _long_bar(fig, axes, *_FACTORS, ends, "neither")
+    ends = {0: "0 = ordinary normal pixel", 1: "1 = highest of normal scans"}
+    _long_bar(fig, axes, Normalize(0, top), None, ends | {top: f"{top:g} and above"}, "max")
     return fig
+
+
+def _long_bar(fig, axes, norm, colours, ticks: Mapping[float, str], extend: str) -> None:
+    """Draw a colour bar below all panels, with a mark at 1."""
+    scale = matplotlib.cm.ScalarMappable(norm=norm, cmap=colours)
+    place = {"location": "bottom", "aspect": 50, "shrink": 0.7, "pad": 0.1 / len(axes)}
+    bar = fig.colorbar(scale, ax=list(axes.flat), extend=extend, **place)
+    bar.set_ticks(list(ticks), labels=list(ticks.values()))
+    bar.ax.minorticks_off()
+    bar.ax.tick_params(labelsize=8)
+    bar.ax.axvline(1, color="black", linewidth=3)
+    bar.ax.axvline(1, color="white", linewidth=1)
 
 
 def _square_around(height: np.ndarray, margin: float = 0.04) -> tuple[float, float, float, float]:

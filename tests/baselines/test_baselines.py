@@ -1,4 +1,4 @@
-"""Every peer behind one `fit` and `predict`: what is normal scores low, what is planted high."""
+"""Every peer behind one table: what is normal scores low, what is planted high."""
 
 import dataclasses
 
@@ -6,397 +6,237 @@ import numpy as np
 import pytest
 import torch
 
-from g2sf_lib.baselines import BANKS, METHODS, Baseline, find_nearest
-from g2sf_lib.config import MODALITIES
+from g2sf_lib.baselines import METHODS
+from g2sf_lib.baselines.scans import depth_map
+from g2sf_lib.config import MODALITIES, STAGES
 from g2sf_lib.detector import counted_cells, to_prediction
-from g2sf_lib.features import foreground_features, pack
 from g2sf_lib.memory import MemoryBank
 from g2sf_lib.storage import StoredFileError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-GRID, OUTLIER = 8, 27  # row 3, column 3 of 8 x 8: inside the object
-RULES = ("sum", "product", "max")
-SEEDED = ("m3dm", "cfm", "ast")
+OUTLIER = 27  # row 3, column 3 of 8 x 8: inside the object
+PEERS = [name for name, row in METHODS.items() if not row.is_ours]
 # method -> where a planted outlier is seen: features of one modality, of both, or depth
-SEES = {method: ("rgb", "pcd", "both") for method in METHODS} | {
+SEES = {method: ("rgb", "pcd", "both") for method in PEERS} | {
     "rgb": ("rgb", "both"),
     "pcd": ("pcd", "both"),
     "ast": ("rgb", "depth", "both"),
 }
-BLIND = {"rgb": "pcd", "pcd": "rgb", "ast": "pcd"}
-each_method = pytest.mark.parametrize("method", METHODS)
+each_peer = pytest.mark.parametrize("method", PEERS)
 
 
-@pytest.fixture
-def config(small_config):
-    """Networks are trained for a moment; four depth samples a cell, as `depth` makes them."""
-    return dataclasses.replace(
-        small_config, ast=dataclasses.replace(small_config.ast, ast_depth_px=2)
-    )
-
-
-@pytest.fixture
-def trained(config):
-    """Networks are trained until they know what is normal in six scans."""
-    cfm = dataclasses.replace(config.cfm, cfm_epochs=30, cfm_batch_size=64, cfm_learning_rate=5e-3)
-    ast = dataclasses.replace(config.ast, ast_epochs=15, ast_learning_rate=3e-3)
-    return dataclasses.replace(config, cfm=cfm, ast=ast)
-
-
-def depth(seed):
-    """Return the depth of a made-up scan as AST reads it: waves of a millimetre, and noise."""
-    generator = torch.Generator().manual_seed(seed)
-    row, column = torch.meshgrid(*2 * [torch.arange(GRID) / 2.0], indexing="ij")
-    wave = (row + torch.rand(1, generator=generator)).sin() * column.cos()
-    return wave + 0.1 * torch.randn(4, GRID, GRID, generator=generator)
-
-
-@pytest.fixture
-def scan(make_patches):
-    """Return a function seed -> patches and depth of a normal scan."""
-    return lambda seed: (make_patches(seed)[0], depth(seed))
-
-
-def with_outlier(patches, depths, where):
+def with_outlier(pair, where):
     """The same scan with one cell far from every normal surface."""
+    patches, depth = pair
     feat = {mod: value.clone() for mod, value in patches.feat.items()}
     for mod in MODALITIES if where == "both" else {where} & set(MODALITIES):
         feat[mod][OUTLIER] += 25.0
-    depths = depths.clone()
+    depth = depth.clone()
     if where in ("depth", "both"):
-        depths[:, OUTLIER // GRID, OUTLIER % GRID] += 8.0
-    return dataclasses.replace(patches, feat=feat), depths
+        depth[:, OUTLIER // 8, OUTLIER % 8] += 8.0
+    return dataclasses.replace(patches, feat=feat), depth
 
 
 @pytest.fixture
-def fit(config, scan):
-    """Return a function (method, config) -> a baseline fitted to six scans."""
+def predict(scans_of):
+    """Return a function (method, pair) -> score map and image score of one scan."""
 
-    def make(method, config=config):
-        train, held_out = [scan(n) for n in range(6)], [scan(50 + n)[0] for n in range(3)]
-        patches, depths = zip(*train, strict=True)
-        return Baseline(method, config).fit_patches(patches, held_out, depths)
+    def make(scorer, pair):
+        scans, rule = scans_of([pair], scorer.config), scorer.config.scoring.silhouette
+        cells, image = scorer.score(scans)
+        assert cells.shape == (int(pair[0].foreground.sum()),) and (cells >= 0).all()
+        return to_prediction(cells, pair[0], scorer.config.scoring).score_map, image[rule][0]
 
     return make
 
 
-def place(score_map):
-    """Return row and column of the cell whose pixels score highest, of 4 x 4 px a cell."""
-    row, column = np.unravel_index(score_map.argmax(), score_map.shape)
-    return row // 4, column // 4
+# ------------------------------------------------------------------ the table
 
 
-@each_method
-def test_normal_scores_low_and_a_planted_outlier_high(fit, scan, trained, method):
-    baseline = fit(method, trained)
-    normal = [baseline.predict_patches(*scan(n)).image_score for n in range(6)]
-    normal += [baseline.predict_patches(*scan(n)).image_score for n in (8, 9)]
+def test_the_table_says_what_there_is():
+    for name, row in METHODS.items():
+        assert row.score_stage in STAGES and (row.stage is None or row.stage in STAGES)
+        assert set(row.banks) <= {*MODALITIES, "concat"} and set(row.modalities) <= set(MODALITIES)
+        assert row.variant_of is None or METHODS[row.variant_of].is_ours, name
+    assert len({row.title for row in METHODS.values()}) == len(METHODS)
+
+
+# ------------------------------------------------------------------ scores
+
+
+@each_peer
+def test_normal_scores_low_and_a_planted_outlier_high(fit, scan, config, predict, method):
+    cfm = dataclasses.replace(config.cfm, cfm_epochs=30, cfm_batch_size=64, cfm_learning_rate=5e-3)
+    ast = dataclasses.replace(config.ast, ast_epochs=15, ast_learning_rate=3e-3)
+    scorer = fit(method, dataclasses.replace(config, cfm=cfm, ast=ast))
+    normal = [predict(scorer, scan(n))[1] for n in (*range(6), 8, 9)]
     for where in SEES[method]:
-        found = baseline.predict_patches(*with_outlier(*scan(8), where))
-        assert place(found.score_map) == (3, 3), where
-        assert found.image_score > 2 * max(normal), where
-        assert found.score_map.min() >= 0 and found.score_map.dtype == np.float32
+        score_map, image = predict(scorer, with_outlier(scan(8), where))
+        place = np.unravel_index(score_map.argmax(), score_map.shape)
+        assert (place[0] // 4, place[1] // 4) == (3, 3), where
+        assert image > 2 * max(normal), where
+    for where in {"rgb", "pcd", "depth"} - set(SEES[method]):  # what it does not read
+        changed, plain = (predict(scorer, p) for p in (with_outlier(scan(8), where), scan(8)))
+        assert changed[0].tobytes() == plain[0].tobytes(), where
 
 
-@pytest.mark.parametrize(("method", "other"), BLIND.items())
-def test_what_a_method_does_not_read_changes_nothing(fit, scan, method, other):
-    baseline = fit(method)
-    found = baseline.predict_patches(*with_outlier(*scan(8), other))
-    assert found.score_map.tobytes() == baseline.predict_patches(*scan(8)).score_map.tobytes()
+@each_peer
+def test_saved_then_loaded_gives_the_same_scores(fit, scan, predict, tmp_path, method):
+    scorer = fit(method)
+    scorer.save(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["method.json", "method.safetensors"]
+    loaded = METHODS[method].scorer(scorer.config, METHODS[method].banks).load(tmp_path)
+    for pair in (scan(8), with_outlier(scan(9), "both")):
+        ours, theirs = predict(scorer, pair), predict(loaded, pair)
+        assert ours[0].tobytes() == theirs[0].tobytes() and ours[1] == theirs[1]
 
 
-@each_method
-def test_only_ast_reads_depth(fit, scan, method):
-    baseline, (patches, depths) = fit(method), scan(8)
-    found = baseline.predict_patches(*with_outlier(patches, depths, "depth")).score_map
-    same = found.tobytes() == baseline.predict_patches(patches, depths).score_map.tobytes()
-    assert same == (method != "ast")
-
-
-@each_method
-def test_saved_then_loaded_gives_the_same_prediction(fit, scan, tmp_path, method):
-    baseline = fit(method)
-    baseline.save(tmp_path / method)
-    files = sorted(path.name for path in (tmp_path / method).iterdir())
-    assert files == ["baseline.json", "baseline.safetensors"]
-    loaded = Baseline.load(tmp_path / method, "cpu")
-    assert loaded.config == baseline.config and loaded.method == method
-    assert loaded.banks.keys() == baseline.banks.keys() == set(BANKS[method])
-    for one in (scan(8), with_outlier(*scan(9), "both")):
-        ours, theirs = baseline.predict_patches(*one), loaded.predict_patches(*one)
-        assert ours.score_map.tobytes() == theirs.score_map.tobytes()
-        assert ours.image_score == theirs.image_score
-
-
-@pytest.mark.parametrize("name", ["baseline.json", "baseline.safetensors"])
-def test_a_damaged_file_is_named(fit, tmp_path, name):
-    fit("rgb").save(tmp_path)
-    path = tmp_path / name
+def test_a_damaged_file_is_named(fit, tmp_path):
+    scorer = fit("m3dm")
+    scorer.save(tmp_path)
+    path = tmp_path / "method.safetensors"
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(StoredFileError, match=rf"{name}: truncated or changed"):
-        Baseline.load(tmp_path)
-    path.unlink()
-    with pytest.raises(StoredFileError, match=rf"{name}: not there"):
-        Baseline.load(tmp_path)
+    with pytest.raises(StoredFileError, match=r"method\.safetensors: truncated or changed"):
+        scorer.load(tmp_path)
 
 
-@each_method
+@each_peer
 def test_the_same_seed_gives_the_same_bytes_and_another_where_there_is_chance(
-    fit, scan, config, method
+    fit, scan, config, predict, method
 ):
-    first, again = fit(method), fit(method)
-    other = fit(method, dataclasses.replace(config, seed=5))
-    maps = [b.predict_patches(*scan(8)).score_map.tobytes() for b in (first, again, other)]
+    scorers = [fit(method), fit(method), fit(method, dataclasses.replace(config, seed=5))]
+    maps = [predict(scorer, scan(8))[0].tobytes() for scorer in scorers]
     assert maps[0] == maps[1]
-    assert (maps[0] == maps[2]) == (method not in SEEDED)
+    assert (maps[0] == maps[2]) == (not METHODS[method].is_seeded)
 
 
-@each_method
-def test_a_prediction_is_the_score_of_the_cells_and_the_shared_post_processing(fit, scan, method):
-    baseline, (patches, depths) = fit(method), with_outlier(*scan(8), "both")
-    (score,) = baseline.score_scans([patches], [depths])
-    assert score.cells.shape == (int(patches.foreground.sum()),) and (score.cells >= 0).all()
-    made = to_prediction(score.cells, patches, baseline.config.scoring)
-    found = baseline.predict_patches(patches, depths)
-    assert found.score_map.tobytes() == made.score_map.tobytes()
-    assert found.image_score == score.image["exclude"]
-    if method != "m3dm":  # which has a machine of its own for images
-        assert found.image_score == pytest.approx(made.image_score)
+@each_peer
+def test_scans_scored_together_score_as_each_alone(fit, scan, scans_of, method):
+    scorer, pairs = fit(method), [scan(8), with_outlier(scan(9), "both"), scan(10)]
+    together = scans_of(pairs)
+    cells, image = scorer.score(together)
+    for number, (part, pair) in enumerate(zip(cells.split(together.sizes), pairs, strict=True)):
+        alone, image_alone = scorer.score(scans_of([pair]))
+        torch.testing.assert_close(part, alone)
+        for rule, values in image.items():
+            assert values[number] == pytest.approx(image_alone[rule][0])
+        assert image["exclude"][number] <= image["count"][number] * (1 + 1e-6)
 
 
-@each_method
-def test_scans_scored_together_score_as_each_alone(fit, scan, method):
-    baseline = fit(method)
-    scans = [scan(8), with_outlier(*scan(9), "both"), scan(10)]
-    together = baseline.score_scans(*zip(*scans, strict=True), silhouettes=("exclude", "count"))
-    assert len(together) == 3
-    for one, (patches, depths) in zip(together, scans, strict=True):
-        alone = baseline.score_scans([patches], [depths], silhouettes=("count", "exclude"))[0]
-        torch.testing.assert_close(one.cells, alone.cells)
-        assert one.image == pytest.approx(alone.image)
-        assert one.image["exclude"] <= one.image["count"] * (1 + 1e-6)
-
-
-@each_method
+@each_peer
 def test_the_silhouette_rule_says_which_cells_an_image_score_may_come_from(
-    fit, scan, trained, method
+    fit, scan, scans_of, method
 ):
     """An outlier on the rim of the disc: counted, or not."""
-    baseline, (patches, depths) = fit(method, trained), scan(8)
+    scorer, (patches, depth) = fit(method), scan(8)
     rim = int(patches.foreground.nonzero()[0])
     for value in patches.feat.values():
         value[rim] += 25.0
-    score = baseline.score_scans([patches], [depths], silhouettes=("exclude", "count"))[0]
+    cells, image = scorer.score(scans_of([(patches, depth)]))
     counted = counted_cells(patches, "exclude")[patches.foreground]
-    assert not counted[0]
-    if method != "m3dm":
-        assert score.image["exclude"] == pytest.approx(float(score.cells[counted].max()))
-        assert score.image["count"] == pytest.approx(float(score.cells.max()))
-    assert score.image["count"] > 1.5 * score.image["exclude"]
-
-
-@pytest.mark.parametrize("method", [m for m in METHODS if BANKS[m]])
-def test_known_neighbours_give_the_same_scores_without_a_search(fit, scan, monkeypatch, method):
-    baseline, patches = fit(method), [scan(8)[0], with_outlier(*scan(9), "both")[0]]
-    expected = baseline.score_scans(patches)
-    feat = baseline.standardiser(foreground_features(patches))
-    nearest = find_nearest(baseline.banks, feat)
-    assert tuple(nearest) == BANKS[method]
-    monkeypatch.setattr(MemoryBank, "query", None)
-    for one, other in zip(baseline.score_scans(patches, nearest=nearest), expected, strict=True):
-        assert torch.equal(one.cells, other.cells) and one.image == other.image
+    assert not counted[0] and image["count"] > image["exclude"]
+    if method != "m3dm":  # which has a machine of its own for images
+        assert image["exclude"] == pytest.approx(float(cells[counted].max()))
+        assert image["count"] == pytest.approx(float(cells.max()))
 
 
 @pytest.mark.parametrize("method", ["rgb", "pcd"])
-def test_one_modality_is_the_distance_to_the_nearest_prototype(fit, scan, method):
-    baseline, (patches, _) = fit(method), scan(8)
-    feat = baseline.standardiser(foreground_features([patches]))[method][:]
-    nearest = torch.cdist(feat, baseline.banks[method].prototypes).amin(1)
-    counted = counted_cells(patches, "exclude")[patches.foreground]
-    found = baseline.predict_patches(patches).image_score
-    assert found == pytest.approx(nearest[counted].max().item(), rel=1e-5)
+def test_one_modality_is_the_distance_to_the_nearest_prototype(fit, scan, scans_of, method):
+    scans = scans_of([scan(8)])
+    proto = scans.stored.banks[method].prototypes
+    expected = torch.cdist(scans.standard[method][:], proto).amin(1)
+    torch.testing.assert_close(fit(method).score(scans)[0], expected, rtol=1e-3, atol=1e-4)
 
 
-@each_method
-def test_reweighting_changes_the_image_score_of_one_modality_and_no_map(fit, scan, config, method):
+def test_neighbours_are_searched_once(scan, scans_of, fit, monkeypatch):
+    scans, methods = scans_of([scan(8)]), [fit(m) for m in PEERS if METHODS[m].banks]
+    first = [scorer.score(scans)[0] for scorer in methods]
+    index, s = scans.neighbours(3)
+    monkeypatch.setattr(MemoryBank, "query", None)
+    assert all(torch.equal(m.score(scans)[0], f) for m, f in zip(methods, first, strict=True))
+    assert scans.neighbours(3) == (index, s) and s.shape == (len(first[0]), 3, 2)
+
+
+@pytest.mark.parametrize("method", ["rgb", "pcd", "concat"])
+def test_reweighting_changes_the_image_score_of_one_modality(fit, scan, config, scans_of, method):
     rules = dataclasses.replace(config.rules, reweight_neighbours=4)
     plain, other = fit(method), fit(method, dataclasses.replace(config, rules=rules))
-    for one in (scan(8), with_outlier(*scan(9), "both")):
-        ours, theirs = plain.predict_patches(*one), other.predict_patches(*one)
-        assert ours.score_map.tobytes() == theirs.score_map.tobytes()
-        if method not in MODALITIES:
-            assert ours.image_score == theirs.image_score
+    for pair in (scan(8), with_outlier(scan(9), "both")):
+        scans = scans_of([pair])
+        cells, (ours, theirs) = plain.score(scans)[0], (m.score(scans)[1] for m in (plain, other))
+        assert torch.equal(other.score(scans)[0], cells)
+        if method == "concat":
+            assert ours == theirs
             continue
-        assert 0 < theirs.image_score < ours.image_score
         # PatchCore's formula, written out for the cell that scores highest
-        bank = other.banks[method].prototypes
-        feat = other.standardiser(foreground_features(one[:1]))[method][:]
+        bank, feat = scans.stored.banks[method].prototypes, scans.standard[method][:]
         distance = torch.cdist(feat, bank)
-        counted = counted_cells(one[0], "exclude")[one[0].foreground]
+        counted = counted_cells(pair[0], "exclude")[pair[0].foreground]
         cell = torch.where(counted, distance.amin(1), -1.0).argmax()
         s, proto = distance[cell].min(dim=0)
         around = torch.cdist(bank[proto : proto + 1], bank)[0].argsort()[:4]
         share = torch.softmax(torch.cdist(feat[cell : cell + 1], bank[around])[0], dim=0)
         weight = 1 - share[(around == proto).nonzero()[0, 0]]
-        assert theirs.image_score == pytest.approx(float(weight * s), rel=1e-3)
+        assert 0 < theirs["exclude"] < ours["exclude"]
+        assert theirs["exclude"] == pytest.approx(float(weight * s), rel=1e-3)
 
 
-def test_m3dm_scores_an_image_by_its_own_machine(fit, scan):
-    baseline, (patches, _) = fit("m3dm"), scan(8)
-    feat = baseline.standardiser(foreground_features([patches]))
-    nearest = find_nearest(baseline.banks, feat)
-    counted = counted_cells(patches, "exclude")[patches.foreground]
-    s = torch.stack([nearest[name][1] for name in ("pcd", "rgb", "concat")], dim=-1)
-    decision = baseline.decision
-    largest = s[counted].amax(0) / decision.scale
-    found = baseline.predict_patches(patches).image_score
-    assert found == pytest.approx(float(largest @ decision.image_weight), rel=1e-5)
-
-
-def test_calibration_comes_from_the_held_out_scans(config, scan):
-    held_out = [scan(50 + n)[0] for n in range(3)]
-    for method in RULES:
-        baseline = Baseline(method, config).fit_patches([scan(n)[0] for n in range(6)], held_out)
-        feat = baseline.standardiser(foreground_features(held_out))
-        for m, mod in enumerate(MODALITIES):
-            s0 = torch.cdist(feat[mod][:], baseline.banks[mod].prototypes).amin(1)
-            assert baseline.calibration.mean[m].item() == pytest.approx(s0.mean().item(), rel=1e-4)
-            assert baseline.calibration.std[m].item() == pytest.approx(s0.std().item(), rel=1e-4)
-
-
-def test_bank_points_score_zero(config, scan):
+def test_bank_points_score_zero(scan, scans_of, config):
     bank = dataclasses.replace(config.bank, bank_fraction=1.0)
-    config = dataclasses.replace(config, bank=bank)
-    patches, held_out = scan(0)[0], [scan(50)[0]]
+    scans = scans_of([scan(0)], dataclasses.replace(config, bank=bank), num=1)
     for method in ("rgb", "pcd", "concat", "sum", "product"):
-        baseline = Baseline(method, config).fit_patches([patches], held_out)
-        assert baseline.predict_patches(patches).image_score == 0
+        row = METHODS[method]
+        assert row.scorer(config, row.banks).fit(scans).score(scans)[0].eq(0).all()
     with pytest.raises(ValueError, match="distances to a bank are all zero"):
-        Baseline("m3dm", config).fit_patches([patches])
+        METHODS["m3dm"].scorer(config, METHODS["m3dm"].banks).fit(scans)
 
 
 @pytest.mark.parametrize("method", ["cfm", "ast"])
-def test_a_finished_training_is_not_begun_again(config, scan, tmp_path, monkeypatch, method):
-    patches, depths = zip(*[scan(n) for n in range(6)], strict=True)
-    checkpoint = tmp_path / "kept"
-
-    def train():
-        baseline = Baseline(method, config)
-        return baseline.fit_patches(patches, depths=depths, checkpoint=checkpoint)
-
-    first = train().predict_patches(*scan(8))
-    assert checkpoint.exists()
+def test_a_finished_training_is_not_begun_again(
+    config, scan, scans_of, tmp_path, monkeypatch, method
+):
+    train, scorer = scans_of([scan(n) for n in range(6)]), METHODS[method].scorer(config)
+    first = scorer.fit(train, tmp_path).score(train)[0]
+    assert list(tmp_path.iterdir())
     monkeypatch.setattr(torch.optim.Adam, "step", None)
-    assert train().predict_patches(*scan(8)).score_map.tobytes() == first.score_map.tobytes()
+    assert torch.equal(scorer.fit(train, tmp_path).score(train)[0], first)
 
 
-# ------------------------------------------------------------------ scans, not patches
+# ------------------------------------------------------------------ depth
 
 
-@pytest.fixture
-def behind(scan, make_sample):
-    """Return a function that puts made-up features behind a baseline's own extractor."""
-
-    def put(baseline):
-        baseline.__dict__["extract"] = lambda sample: scan(int(sample.name.split("/")[-1]))[0]
-        return baseline
-
-    return put
-
-
-@each_method
-def test_fit_and_predict_on_samples_are_those_on_their_patches(
-    behind, config, scan, make_sample, method
-):
-    samples = [make_sample(n, name=f"train/good/{n:03d}") for n in range(3)]
-    held_out = [make_sample(n, name=f"validation/good/{n:03d}") for n in (50, 51)]
-    sample = make_sample(8, "dent", "test/dent/008")
-    baseline = behind(Baseline(method, config)).fit(samples, held_out)
-    found = baseline.predict(sample)
-
-    other = Baseline(method, config)
-    depths = [other.depth(s) for s in samples]
-    kept = [[pack(scan(n)[0]) for n in numbers] for numbers in (range(3), (50, 51))]
-    other.fit_patches(*kept, depths)
-    expected = other.predict_patches(scan(8)[0], other.depth(sample))
-    assert found.score_map.tobytes() == expected.score_map.tobytes()
-    assert found.image_score == expected.image_score
+def test_depth_is_relative_in_millimetres_and_unshuffled():
+    """A 4 x 4 picture, 2 x 2 cells of 2 x 2 samples: nothing is resized."""
+    height = np.arange(16.0).reshape(4, 4)  # millimetres
+    xyz = np.ones((4, 4, 3), np.float32)
+    xyz[..., 2] = 0.4 + height / 1000
+    found = depth_map(xyz, 2, 2)
+    assert found.shape == (4, 2, 2) and found.dtype == torch.float32
+    relative = torch.from_numpy(height - 7.5).float()
+    for i in range(2):
+        for j in range(2):
+            assert torch.allclose(found[2 * i + j], relative[i::2, j::2], atol=1e-4)
+    farther = xyz + np.array([0.1, 0, 0.25], np.float32)
+    assert torch.allclose(depth_map(farther, 2, 2), found, atol=1e-3)
 
 
-def test_depth_is_read_where_the_configuration_says(config, make_sample):
-    baseline = Baseline("ast", config)
-    assert baseline.depth(make_sample(0)).shape == (4, GRID, GRID)
-    finer = dataclasses.replace(config, ast=dataclasses.replace(config.ast, ast_depth_px=3))
-    assert Baseline("ast", finer).depth(make_sample(0)).shape == (9, GRID, GRID)
+def test_small_holes_are_closed_and_the_rest_is_zero():
+    xyz = np.zeros((40, 40, 3), np.float32)
+    with pytest.raises(ValueError, match="depth_map: no point"):
+        depth_map(xyz, 40, 1)
+    xyz[:, :20] = (0.1, 0.1, 0.5)
+    xyz[:20, :20, 2] = 0.502
+    xyz[5:11, 5:11] = 0  # six pixels wide
+    found = depth_map(xyz, 40, 1)[0]
+    top = found[0, 0]
+    assert 0.5 < float(top) < 1.5 and torch.allclose(found[5:11, 5:11], top.expand(6, 6))
+    assert found[:, 23:].eq(0).all() and found[:, 22].ne(0).all()
 
 
-@pytest.mark.parametrize("method", ["sum", "ast"])
-def test_fit_and_predict_with_real_features(make_sample, trained, method):
-    features = dataclasses.replace(trained.features, grid_size=12, rgb_size=192, fpfh_grid=64)
-    scoring = dataclasses.replace(trained.scoring, map_size=96)
-    config = dataclasses.replace(trained, features=features, scoring=scoring)
-    baseline = Baseline(method, config).fit([make_sample(0), make_sample(1)], [make_sample(2)])
-    found = baseline.predict(make_sample(21, "combined"))
-    row, column = np.unravel_index(found.score_map.argmax(), (96, 96))
-    assert abs(row - 46) < 12 and abs(column - 50) < 12
-    assert found.image_score > baseline.predict(make_sample(20)).image_score
-
-
-# ------------------------------------------------------------------ what is refused
-
-
-@pytest.mark.parametrize("method", ["mean", "g2sf", "", None])
-def test_an_unknown_method_is_refused(config, method):
-    with pytest.raises(ValueError, match=rf"method is {method!r}; expected one of .*'ast'"):
-        Baseline(method, config)
-
-
-@each_method
-def test_no_scans_are_refused(config, method, scan):
-    for fit in (Baseline(method, config).fit, Baseline(method, config).fit_patches):
-        with pytest.raises(ValueError, match=r"Baseline\.fit\w*: no scans; expected at least 1"):
-            fit([], [scan(50)[0]])
-
-
-@pytest.mark.parametrize("method", RULES)
-def test_missing_held_out_scans_are_told(config, make_sample, scan, method):
-    with pytest.raises(ValueError, match=rf"fit: method '{method}' needs held_out normal scans"):
-        Baseline(method, config).fit([make_sample(0)])
-    with pytest.raises(ValueError, match=rf"fit_patches: method '{method}' needs held_out"):
-        Baseline(method, config).fit_patches([scan(0)[0]])
-
-
-@each_method
-@pytest.mark.parametrize("where", ["samples", "held_out"])
-def test_a_defective_scan_is_refused_by_name_before_anything_is_computed(
-    config, make_sample, method, where
-):
-    baseline = Baseline(method, config)
-    baseline.__dict__["extract"] = None
-    scans = {"samples": [make_sample(0), make_sample(4)], "held_out": [make_sample(1)]}
-    scans[where].append(make_sample(2, "dent"))
-    with pytest.raises(ValueError, match="train/dent/002 is 'dent'; expected 'good'"):
-        baseline.fit(**scans)
-    marked = dataclasses.replace(make_sample(3), mask=np.ones((96, 96), dtype=bool))
-    scans[where][-1] = marked  # called good, but something is marked
-    with pytest.raises(ValueError, match="train/good/003: 9216 anomalous pixels"):
-        baseline.fit(**scans)
-
-
-@each_method
-def test_a_baseline_that_is_not_fitted_says_so(config, scan, tmp_path, method):
-    baseline = Baseline(method, config)
-    with pytest.raises(ValueError, match="not fitted; call fit or load first"):
-        baseline.predict_patches(*scan(0))
-    with pytest.raises(ValueError, match=r"Baseline\.save: the detector is not fitted"):
-        baseline.save(tmp_path / "never")
-    assert not (tmp_path / "never").exists()
-
-
-def test_missing_depths_are_told(fit, config, scan):
-    patches = [scan(0)[0]]
-    with pytest.raises(ValueError, match="fit_patches: method 'ast' needs the depths"):
-        Baseline("ast", config).fit_patches(patches)
-    with pytest.raises(ValueError, match="score_scans: method 'ast' needs the depths"):
-        fit("ast").score_scans(patches)
+def test_depth_is_read_at_the_nearest_pixel():
+    xyz = np.ones((9, 6, 3), np.float32)
+    xyz[..., 2] = 0.3 + np.arange(54).reshape(9, 6) / 1000
+    found = depth_map(xyz, 3, 1)[0]
+    middle = torch.tensor([[1.0], [4], [7]]) * 6 + torch.tensor([1.0, 3, 5])
+    assert torch.allclose(found, middle - 26.5, atol=1e-4)

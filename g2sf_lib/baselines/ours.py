@@ -1,0 +1,49 @@
+"""G²SF as a method among the others, and what it is with its scale factors left out."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from g2sf_lib.baselines.scans import Scans, Scorer
+from g2sf_lib.config import Config
+from g2sf_lib.detector import G2SF, CellScores
+from g2sf_lib.fusion import aggregate
+
+
+class Ours(Scorer):
+    """G²SF.
+
+    Attributes:
+        detector: trained by `experiments.fitted`, which keeps it.
+    """
+
+    detector: G2SF
+
+    def _scores(self, scans: Scans) -> CellScores:
+        found = scans.neighbours(self.config.model.k + 1)
+        return self.detector.fuse_cells(scans.standard, *found)
+
+    def score_cells(self, scans: Scans) -> Tensor:
+        """Return (n,) scores of Eq. 11."""
+        return self._scores(scans).cell_score
+
+
+class Unweighted(Ours):
+    """The same with w = 1: the sum of both distances, weighted by the trained sigma."""
+
+    def score_cells(self, scans: Scans) -> Tensor:
+        """Return (n,) scores."""
+        with torch.no_grad():
+            plain = (self._scores(scans).s * self.detector.metric.sigma()).sum(-1)
+        return aggregate(plain, self.config.scoring.aggregate)
+
+
+def with_other_pastes(config: Config) -> Config:
+    """Return the config with the other kind of pastes: one-sided ones, or in both modalities."""
+    other = "both" if config.synthesis.paste_in == "either" else "either"
+    return dataclasses.replace(
+        config, synthesis=dataclasses.replace(config.synthesis, paste_in=other)
+    )

@@ -1,0 +1,198 @@
+"""What a method reads of some scans, and the few functions that every method has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+from torch.nn.functional import pixel_unshuffle
+
+from g2sf_lib.baselines.banks import SideBySide
+from g2sf_lib.config import Config
+from g2sf_lib.datasets import Sample
+from g2sf_lib.detector import counted_cells, pick_device, query_banks
+from g2sf_lib.features import PackedPatches, foreground_features, nearest_index
+from g2sf_lib.memory import Rows
+from g2sf_lib.storage import read_described, write_described
+
+SILHOUETTES = ("exclude", "count")
+FILL_ROUNDS = 3  # holes of the depth image are closed from their rims
+UNITS_PER_METRE = 1000.0  # millimetres: relief and defects are of order one
+
+
+class Scans:
+    """Some scans of a category; what is asked for is computed once.
+
+    Args:
+        config: of the run.
+        patches: features, a scan each.
+        stored: standardiser, banks and calibration of the category (`experiments.Banks`).
+        samples: the preprocessed scans, which only `depths` reads.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        patches: Sequence[PackedPatches],
+        stored: Any,
+        samples: Iterable[Sample] = (),
+    ):
+        self.config, self.patches, self.stored, self._samples = config, patches, stored, samples
+
+    def samples(self) -> Iterable[Sample]:
+        """Return the preprocessed scans."""
+        return self._samples
+
+    @cached_property
+    def feat(self) -> dict[str, Rows]:
+        """Mod -> (n, D_mod) of all foreground cells, scan after scan, as extracted."""
+        return foreground_features(self.patches)
+
+    @cached_property
+    def standard(self) -> dict[str, Rows]:
+        """The same, standardised."""
+        return self.stored.standardiser(self.feat)
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Number of foreground cells of each scan."""
+        return [int(p.foreground.sum()) for p in self.patches]
+
+    @cached_property
+    def _known(self) -> dict:
+        return {}
+
+    def nearest(self, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return bank -> (n,) nearest prototypes and (n,) distances of all cells."""
+        for name in [name for name in names if name not in self._known]:
+            rows = SideBySide(self.standard) if name == "concat" else self.standard[name]
+            device = pick_device(self.config.device)
+            index, distance = self.stored.banks[name].query(rows, 1, device)
+            self._known[name] = index[:, 0], distance[:, 0]
+        return {name: self._known[name] for name in names}
+
+    def neighbours(self, num: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Return mod -> (n, num) prototypes, and (n, num, M) distances, nearest first."""
+        if num not in self._known:
+            device = pick_device(self.config.device)
+            self._known[num] = query_banks(self.stored.banks, self.standard, num, device)
+        return self._known[num]
+
+    def depths(self, px: int) -> list[Tensor]:
+        """Return the `depth_map` of each scan, with `px` samples along a cell's side."""
+        if ("depths", px) not in self._known:
+            side = self.config.features.grid_size
+            self._known["depths", px] = [depth_map(s.xyz, side, px) for s in self.samples()]
+        return self._known["depths", px]
+
+    def largest(self, values: Tensor, silhouette: str) -> Tensor:
+        """Return (I, B): the largest of (n, B) values of the cells of each scan that count."""
+        parts = zip(values.split(self.sizes), self.patches, strict=True)
+        return torch.stack([part[counted(p, silhouette)].amax(0) for part, p in parts])
+
+
+def counted(patches: PackedPatches, silhouette: str) -> Tensor:
+    """Return (n,) bool on the CPU: which foreground cells of a scan count."""
+    return counted_cells(patches, silhouette)[patches.foreground].cpu()
+
+
+def depth_map(xyz: np.ndarray, grid_size: int, px: int) -> Tensor:
+    """Return the depth samples of each cell, as channels, in millimetres.
+
+    Depth is relative to the mean of the scan, so that it says how far a pixel stands out and
+    not how far away the part lies. Three times, a pixel without a point takes the mean of its
+    neighbours that have one; pixels farther from any point are zero.
+
+    Args:
+        xyz: (H, W, 3) metres; (0, 0, 0) where there is no point.
+        grid_size: cells along each side.
+        px: samples along each side of a cell, read at the nearest pixel.
+
+    Returns:
+        (px * px, grid_size, grid_size); channel i * px + j is row i and column j of the cell.
+
+    Raises:
+        ValueError: there is no point.
+
+    Source: as of `AST`, whose paper unshuffles its depth images too. Ours: the unit, and how
+    holes are closed.
+    """
+    has_depth = (xyz != 0).any(-1)
+    if not has_depth.any():
+        raise ValueError("depth_map: no point; expected a scan of an object")
+    z = xyz[..., 2].astype(np.float64)
+    depth = np.where(has_depth, (z - z[has_depth].mean()) * UNITS_PER_METRE, 0.0)
+    for _ in range(FILL_ROUNDS):
+        share = ndimage.uniform_filter(has_depth.astype(np.float64), 3, mode="constant")
+        mean = ndimage.uniform_filter(depth, 3, mode="constant") / np.maximum(share, 1e-9)
+        is_rim = ~has_depth & (share > 0.1)  # a ninth: one neighbour
+        depth[is_rim] = mean[is_rim]
+        has_depth |= is_rim
+    rows, columns = (nearest_index(side, grid_size * px) for side in depth.shape)
+    samples = torch.from_numpy(depth[np.ix_(rows, columns)].astype(np.float32))
+    return pixel_unshuffle(samples[None], px)
+
+
+class Scorer:
+    """A method: fitted to normal scans, it says how anomalous every cell of a scan is.
+
+    Args:
+        config: of the run; its seed is the method's.
+        banks: names of the banks that it reads.
+    """
+
+    def __init__(self, config: Config, banks: Sequence[str] = ()):
+        self.config, self.banks = config, banks
+        self.device = pick_device(config.device)
+
+    def fit(self, train: Scans, folder: Path | None = None, progress: bool = False) -> Self:
+        """Fit to normal scans; return the method itself.
+
+        Args:
+            train: the normal scans.
+            folder: where an interrupted training is kept, to go on from; None: nowhere.
+            progress: whether progress bars are shown.
+        """
+        return self
+
+    def score_cells(self, scans: Scans) -> Tensor:
+        """Return (n,) scores, not negative, of all foreground cells, scan after scan."""
+        raise NotImplementedError
+
+    def score_images(self, scans: Scans, cells: Tensor, silhouette: str) -> Tensor:
+        """Return (I,) image scores: the largest of the cell scores that count."""
+        return scans.largest(cells[:, None], silhouette)[:, 0]
+
+    def score(
+        self, scans: Scans, silhouettes: Sequence[str] = SILHOUETTES
+    ) -> tuple[Tensor, dict[str, np.ndarray]]:
+        """Return (n,) cell scores on the CPU, and silhouette rule -> (I,) image scores."""
+        cells = self.score_cells(scans).cpu()
+        image = {rule: self.score_images(scans, cells, rule) for rule in silhouettes}
+        return cells, {rule: value.double().numpy() for rule, value in image.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what `fit` found, name -> tensor."""
+        return {}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take what `tensors` gave, of the same settings."""
+
+    def save(self, folder: Path) -> None:
+        """Write what `fit` found: ``method.json`` and ``method.safetensors``."""
+        write_described(folder / "method.json", {}, self.tensors())
+
+    def load(self, folder: Path) -> Self:
+        """Read what `save` wrote; return the method itself.
+
+        Raises:
+            StoredFileError: naming the file that is missing, truncated or changed.
+        """
+        self.restore(read_described(folder / "method.json")[1])
+        return self

@@ -1,0 +1,121 @@
+"""Methods that need nothing but distances to banks: one bank, and three rules of fusion.
+
+Source: facts.md, section 7.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from g2sf_lib.baselines.banks import Calibration
+from g2sf_lib.baselines.scans import Scans, Scorer, counted
+from g2sf_lib.memory import MemoryBank
+
+
+class OneBank(Scorer):
+    """The distance to the nearest prototype of one bank: PatchCore, or BTF's of both features."""
+
+    def score_cells(self, scans: Scans) -> Tensor:
+        """Return (n,) distances."""
+        (found,) = scans.nearest(self.banks).values()
+        return found[1]
+
+    def score_images(self, scans: Scans, cells: Tensor, silhouette: str) -> Tensor:
+        """Return (I,) largest distances; of one modality `reweighted`, where settings say so."""
+        (name,), num = self.banks, self.config.rules.reweight_neighbours
+        if num is None or name == "concat":
+            return super().score_images(scans, cells, silhouette)
+        index, scores, start = scans.nearest(self.banks)[name][0], [], 0
+        for part, p in zip(cells.split(scans.sizes), scans.patches, strict=True):
+            top = start + int(torch.where(counted(p, silhouette), part, -torch.inf).argmax())
+            feature, bank = scans.standard[name][top : top + 1][0], scans.stored.banks[name]
+            scores.append(reweighted(float(cells[top]), feature, int(index[top]), bank, num))
+            start += len(part)
+        return torch.tensor(scores)
+
+
+def reweighted(
+    distance: float, feature: Tensor, prototype: int, bank: MemoryBank, num: int
+) -> float:
+    """Return PatchCore's image score: the largest distance, more if its prototype is a lone one.
+
+    The score is (1 - exp(s) / sum_b exp(s_b)) s, where s is the distance of the cell to its
+    prototype and s_b are those to the `num` prototypes nearest to that prototype, itself
+    included. It lies between 0 and s.
+
+    Args:
+        distance: s, of the cell that scores highest.
+        feature: (D,) of that cell, as the bank's rows are.
+        prototype: number of its nearest prototype.
+        bank: whose prototypes are meant.
+        num: neighbours of the prototype; where the bank is smaller, all of it.
+
+    Source: PatchCore, Roth et al., CVPR 2022, Eq. 7.
+    """
+    proto = bank.prototypes.to(feature)
+    around = torch.linalg.vector_norm(proto - proto[prototype], dim=1)
+    nearest = around.topk(min(num, len(proto)), largest=False).indices
+    s_b = torch.linalg.vector_norm(proto[nearest] - feature, dim=1)
+    return float((1 - torch.exp(distance - torch.logsumexp(s_b, 0))).clamp_min(0) * distance)
+
+
+def distances(scans: Scans, banks: tuple[str, ...]) -> Tensor:
+    """Return (n, B) distances of all cells to the nearest prototype of each bank."""
+    return torch.stack([s for _, s in scans.nearest(banks).values()], dim=-1)
+
+
+class Fusion(Scorer):
+    """A rule that makes one score of the distances of both modalities."""
+
+    def fit(self, train: Scans, folder: Path | None = None, progress: bool = False) -> Self:
+        """Take the calibration of held-out normal cells, which lies with the banks."""
+        self.calibration = train.stored.calibration
+        return self
+
+    def score_cells(self, scans: Scans) -> Tensor:
+        """Return (n,) fused distances."""
+        return self.fuse(distances(scans, self.banks), self.calibration)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the calibration."""
+        return vars(self.calibration)
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take a calibration."""
+        self.calibration = Calibration(**tensors)
+
+    @staticmethod
+    def fuse(s0: Tensor, calibration: Calibration) -> Tensor:
+        """Return (n,) scores, not negative, of (n, M) distances."""
+        raise NotImplementedError
+
+
+class Sum(Fusion):
+    """Distances divided by their normal means, added."""
+
+    @staticmethod
+    def fuse(s0: Tensor, calibration: Calibration) -> Tensor:
+        """Return (n,) scores of (n, M) distances."""
+        return (s0 / calibration.mean).sum(-1)
+
+
+class Product(Fusion):
+    """The same, multiplied."""
+
+    @staticmethod
+    def fuse(s0: Tensor, calibration: Calibration) -> Tensor:
+        """Return (n,) scores of (n, M) distances."""
+        return (s0 / calibration.mean).prod(-1)
+
+
+class Maximum(Fusion):
+    """The larger z-score, cut at zero (the rule of Shape-Guided)."""
+
+    @staticmethod
+    def fuse(s0: Tensor, calibration: Calibration) -> Tensor:
+        """Return (n,) scores of (n, M) distances."""
+        return ((s0 - calibration.mean) / calibration.std).amax(-1).clamp_min(0)
