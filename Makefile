@@ -85,7 +85,7 @@ check-data: $(STAMP)
 	@$(PY) -m g2sf_lib.datasets.check --dataset="$$G2SF_DATASET" --data-root="$$G2SF_DATA_ROOT"
 
 readme: $(STAMP)
-	$(PY) -m g2sf_lib.reports readme $(PLACE)
+	$(PY) -m g2sf_lib.results readme $(PLACE)
 
 lock: $(STAMP)
 	$(PY) workflow/bootstrap.py --lock

@@ -115,7 +115,8 @@ def _cells_told_apart(scores: Tensor, pasted: Split) -> dict[str, float]:
     Cells within reach of a paste are neither.
     """
     config, patches = pasted.config, pasted.patches
-    scans = labelled_scans(patches, patches, pasted.cell_labels, is_untouched=False)
+    labels = [label[:, None] for label in pasted.cell_labels]  # in which modality is all one
+    scans = labelled_scans(patches, patches, labels, is_untouched=False)
     counts = torch.cat([kept_cells(s, config.cells, config.scoring.silhouette) for s in scans])
     truth = torch.cat([scan.labels.any(1)[scan.patches.foreground] for scan in scans])
     return {

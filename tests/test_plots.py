@@ -4,8 +4,8 @@ import base64
 import html
 import inspect
 import io
-import itertools
 import json
+import math
 import re
 from types import SimpleNamespace
 
@@ -14,9 +14,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from PIL import Image
 
 from g2sf_lib import plots
@@ -98,100 +96,11 @@ def all_figures(history):
         "method_dots": (plots.method_dots(results()), 4),
         "defect_dots": (plots.defect_dots(results("defect")), 4),
         "pro_curves": (plots.pro_curves({"every threshold": curve}), 2),
-        "scale_curves": (plots.scale_curves(costs(), limit_mb=8000), 2),
-        "coreset_quality": (plots.coreset_quality(coresets()), 2),
         "method_panels": (plots.method_panels(scans, {"RGB": maps, "G2SF": maps}, titles), 10),
-        "frame_rate_bars": (plots.frame_rate_bars(frame_times()), 2),
-        "protocol_differences": (plots.protocol_differences(protocols()), 2),
-        "difference_forest": (plots.difference_forest(differences()), 2),
-        "difference_matrix": (plots.difference_matrix(*difference_tables()), 1),
-        "cell_shift": (plots.cell_shift(shifts()), 1),
-        "candidate_dots": (plots.candidate_dots(candidates()), 2),
         "alarm_rates": (plots.alarm_rates(alarms()), 2),
         "effect_dots": (plots.effect_dots(*effects(), "the run"), 2),
         "curve_with_bands": (plots.curve_with_bands(by_number(), "J", ["i_auroc"], "J"), 1),
     }
-
-
-def costs():
-    """Two steps at three sizes, the largest of the first one extrapolated; made up."""
-    rows = [("bank", n, n / 100, n / 200, "measured") for n in (1000, 2000)]
-    rows += [("bank", 4000, 40.0, np.nan, "extrapolated")]
-    rows += [("epoch", n, n / 50, n / 100, "measured") for n in (1000, 2000, 4000)]
-    return pd.DataFrame(rows, columns=["step", "cells", "seconds", "peak_mb", "kind"])
-
-
-def coresets():
-    rows = [("greedy", 0.5, 2.0, 60.0), ("greedy", 1.0, 1.5, 240.0), ("random", 0.5, 3.0, 0.0)]
-    return pd.DataFrame(rows, columns=["coreset", "fraction", "radius", "seconds"])
-
-
-def frame_times():
-    """A slow method with all steps, and a fast one without neighbours; made up."""
-    rows = [
-        ("G2SF", "features", 400.0, 390.0, 420.0),
-        ("G2SF", "neighbours", 6.0, 5.5, 7.0),
-        ("G2SF", "fusion", 3.0, 2.5, 3.5),
-        ("G2SF", "post-processing", 2.0, 1.9, 2.1),
-        ("G2SF", "total", 410.0, 400.0, 440.0),
-        ("CFM", "features", 395.0, 390.0, 400.0),
-        ("CFM", "fusion", 1.0, 0.5, 2.0),
-        ("CFM", "post-processing", 2.0, 2.0, 2.0),
-        ("CFM", "total", 8.0, 7.5, 9.0),
-    ]
-    return pd.DataFrame(rows, columns=["method", "step", "ms", "low", "high"])
-
-
-def protocols():
-    """At 1 % the published protocol exchanges the first two of three methods; made up."""
-    rows = [
-        ("G2SF", 0.3, 0.90, 0.89),
-        ("G2SF", 0.01, 0.40, 0.27),
-        ("sum", 0.3, 0.88, 0.88),
-        ("sum", 0.01, 0.38, 0.30),
-        ("RGB", 0.3, 0.70, 0.70),
-        ("RGB", 0.01, 0.20, 0.19),
-    ]
-    return pd.DataFrame(rows, columns=["method", "limit", "every", "published"])
-
-
-def differences():
-    rows = [
-        ("sum", "i_auroc", 0.05, 0.01, True),
-        ("RGB", "i_auroc", -0.01, 0.02, False),
-        ("sum", "frames a second", -2.0, 0.5, True),
-        ("RGB", "frames a second", -9.0, 0.5, True),
-    ]
-    return pd.DataFrame(rows, columns=["method", "metric", "difference", "se", "is_real"])
-
-
-def difference_tables():
-    """Three methods at 0.9, 0.88 and 0.6: only the last differs for sure."""
-    names, means = ["G2SF", "sum", "RGB"], np.array([0.9, 0.88, 0.6])
-    difference = pd.DataFrame(means[:, None] - means, index=names, columns=names)
-    return difference, difference.abs() > 0.1
-
-
-def shifts():
-    rows = [
-        (group, quantity, 0.6 + 0.1 * i + 0.05 * j, 0.01 * (1 + j))
-        for i, group in enumerate(["pastes", "geometry only"])
-        for j, quantity in enumerate(["points alone", "w = 1", "trained"])
-    ]
-    return pd.DataFrame(rows, columns=["group", "quantity", "value", "error"])
-
-
-def candidates():
-    rows = [
-        ("CFM", "50 epochs", "cookie", 0.6, False),
-        ("CFM", "50 epochs", "foam", 0.8, False),
-        ("CFM", "250 epochs", "cookie", 0.9, True),
-        ("CFM", "250 epochs", "foam", 0.7, True),
-        ("AST", "as published", "cookie", 0.5, True),
-        ("AST", "as published", "foam", 0.6, True),
-    ]
-    columns = ["method", "candidate", "category", "value", "is_chosen"]
-    return pd.DataFrame(rows, columns=columns)
 
 
 def alarms():
@@ -245,7 +154,7 @@ def test_every_figure_is_drawn_in_the_one_colour_map(all_figures):
                 is_mask = image.get_array().dtype == bool
                 if image.get_array().ndim == 2 and not is_mask:
                     # Differences have a middle, and so have their colours.
-                    expected = "PuOr" if name == "difference_matrix" else "cividis"
+                    expected = "cividis"
                     assert image.get_cmap().name == expected, name
 
 
@@ -329,19 +238,15 @@ def test_cell_classes_put_each_cell_where_it_is_and_once():
     assert [text.get_text() for text in fig.legends[0].get_texts()] == ["near", "far"]
 
 
-def test_method_dots_draw_each_value_with_its_error_and_the_best_apart():
+def test_method_dots_draw_each_value_and_the_best_apart():
     table = results()
-    fig = plots.method_dots(table)
-    for ax, category in zip(panels(fig), ["cookie", "dowel", "foam", "rope"], strict=True):
+    for ax, category in zip(
+        panels(plots.method_dots(table)), table["category"].unique(), strict=True
+    ):
+        values = table.loc[table["category"] == category, "i_auroc"]
+        plain, best = (bars.lines[0].get_xdata().tolist() for bars in ax.containers)
         assert ax.get_title() == category
-        rows = table[table["category"] == category]
-        dots = [bars.lines[0] for bars in ax.containers]
-        assert [dot.get_xdata()[0] for dot in dots] == list(rows["i_auroc"])
-        assert [dot.get_marker() for dot in dots] == ["o", "o", "D"]
-    assert "AUROC" in fig.get_supxlabel() and "standard error" in fig.get_supxlabel()
-    assert "error" not in plots.method_dots(table.drop(columns="se")).get_supxlabel()
-    with pytest.raises(ValueError, match=r"method_dots: .* lacks the columns \['category'\]"):
-        plots.method_dots(table.drop(columns="category"))
+        assert plain == sorted(values)[:-1] and best == [values.max()]
 
 
 def test_pro_curves_thin_long_curves_but_keep_their_ends():
@@ -442,32 +347,6 @@ def test_cloud_refuses_nothing_to_draw():
         plots.cloud(np.zeros((4, 4, 3)), "empty", values=np.zeros((4, 4)))
 
 
-def test_measured_costs_are_filled_and_extrapolated_ones_hollow():
-    fig = plots.scale_curves(costs(), limit_mb=8000)
-    time, memory = panels(fig)
-    assert time.get_xscale() == time.get_yscale() == "log"
-    assert memory.get_yscale() == "linear" and memory.get_ylim()[0] == 0
-    hollow = [line for line in time.lines if line.get_markerfacecolor() == "white"]
-    assert [list(line.get_xdata()) for line in hollow] == [[4.0], []]
-    curves = [line for line in time.lines if line.get_linestyle() != "None"]
-    assert [line.get_label() for line in curves] == ["bank", "epoch"]
-    assert list(curves[0].get_ydata()) == [10.0, 20.0, 40.0]
-    # a size whose memory is not known is left out, not drawn at zero
-    of_bank = [line for line in memory.lines if line.get_label() == "bank"]
-    assert list(of_bank[0].get_ydata()) == [0.005, 0.01]
-    limit = [line for line in memory.lines if line.get_linestyle() == ":"]
-    assert any(list(line.get_ydata()) == [8.0, 8.0] for line in limit)
-    names = [text.get_text() for text in fig.legends[0].get_texts()]
-    assert names == ["bank", "epoch", "measured", "extrapolated"]
-
-
-def test_a_coreset_that_takes_no_time_has_no_place_on_a_logarithmic_axis():
-    radius, seconds = panels(plots.coreset_quality(coresets()))
-    assert [list(line.get_ydata()) for line in radius.lines] == [[2.0, 1.5], [3.0]]
-    assert [list(line.get_ydata()) for line in seconds.lines] == [[60.0, 240.0], []]
-    assert radius.get_ylim()[0] == 0 and radius.get_legend() is not None
-
-
 def test_clouds_of_one_method_share_a_scale_that_begins_at_zero():
     xyz = scan().xyz
     alone = plots.cloud(xyz, "a", values=xyz[..., 2]).data[0].marker
@@ -530,221 +409,3 @@ def test_scale_factors_have_their_own_colours_around_one():
     middle, low, high = (w.cmap(x)[:3] for x in (0.5, 0.0, 1.0))
     assert min(middle) > 0.9 and low[2] > low[0] and high[0] > high[2]  # white, purple, orange
     assert sum(ax.get_label() == "<colorbar>" for ax in fig.axes) == 2
-
-
-def bars_of(ax):
-    """Bars of a stacked chart: label -> [(left, width) of each row]."""
-    stacks = [stack for stack in ax.containers if stack.get_label() in plots.costs.STEP_HATCHES]
-    return {
-        stack.get_label(): [(bar.get_x(), bar.get_width()) for bar in stack] for stack in stacks
-    }
-
-
-def error_lines(ax):
-    """Ends and height of every error bar: (low, high, y)."""
-    lines = [
-        line
-        for bars in ax.containers
-        if bars.get_label() not in plots.costs.STEP_HATCHES
-        for line in bars.lines[2][0].get_segments()
-    ]
-    return [(line[0, 0], line[1, 0], line[0, 1]) for line in lines if len(line)]
-
-
-def test_frame_rates_stack_the_steps_and_show_the_rest_apart():
-    whole, rest = panels(plots.frame_rate_bars(frame_times()))
-    assert [tick.get_text() for tick in whole.get_yticklabels()] == ["G2SF", "CFM"]
-    assert bars_of(whole) == {
-        "features": [(0, 400), (0, 395)],
-        "neighbours": [(400, 6), (395, 0)],
-        "fusion": [(406, 3), (395, 1)],
-        "post-processing": [(409, 2), (396, 2)],
-    }
-    assert bars_of(rest) == {
-        "neighbours": [(0, 6), (0, 0)],
-        "fusion": [(6, 3), (0, 1)],
-        "post-processing": [(9, 2), (1, 2)],
-    }
-    # The total is measured, not added up: its quartiles and its rate are those of the table.
-    assert error_lines(whole) == [(400, 440, 0), (7.5, 9, 1)]
-    assert [text.get_text() for text in whole.texts] == ["2.44/s", "125/s"]
-    assert whole.get_xlim()[1] > 440
-    ends = sorted((low, high) for low, high, place in error_lines(rest) if abs(place) < 0.5)
-    assert ends == [(5.5, 7), (8.5, 9.5), (10.9, 11.1)]
-    handles = panels_legend(whole.figure)
-    assert handles == ["features", "neighbours", "fusion", "post-processing"]
-
-
-def panels_legend(fig):
-    return [text.get_text() for text in fig.legends[0].get_texts()]
-
-
-def test_frame_rates_refuse_what_cannot_be_stacked():
-    table = frame_times()
-    with pytest.raises(ValueError, match=r"frame_rate_bars: .* lacks the columns \['ms'\]"):
-        plots.frame_rate_bars(table.drop(columns="ms"))
-    with pytest.raises(ValueError, match="no row with the step total"):
-        plots.frame_rate_bars(table[:-1])
-    with pytest.raises(ValueError, match=r"steps \['loading'\] are unknown"):
-        plots.frame_rate_bars(table.replace({"step": {"fusion": "loading"}}))
-    with pytest.raises(ValueError, match="has a step twice"):
-        plots.frame_rate_bars(pd.concat([table, table[:1]]))
-    with pytest.raises(ValueError, match="not between low and high"):
-        plots.frame_rate_bars(table.assign(low=1000.0))
-
-
-def test_protocols_differ_by_published_minus_every_and_are_ranked_at_the_lowest_limit():
-    change, order = panels(plots.protocol_differences(protocols()))
-    assert change.get_xscale() == "log"
-    assert [tick.get_text() for tick in change.get_xticklabels()] == ["1 %", "30 %"]
-    zero, *curves = change.lines
-    assert list(zero.get_ydata()) == [0, 0]
-    assert [list(line.get_xdata()) for line in curves] == [[0.01, 0.3]] * 3
-    expected = [[-0.13, -0.01], [-0.08, 0.0], [-0.01, 0.0]]
-    assert [list(line.get_ydata()) for line in curves] == [pytest.approx(e) for e in expected]
-    assert [list(line.get_ydata()) for line in order.lines] == [[1, 2], [2, 1], [3, 3]]
-    assert [(text.get_text(), text.xy) for text in order.texts[:2]] == [
-        ("G2SF  0.400", (0, 1)),
-        ("0.270  G2SF", (1, 2)),
-    ]
-    assert order.get_title() == "ranks by AUPRO at 1%"
-    for curve, slope in zip(curves, order.lines, strict=True):  # the ranks are the legend
-        assert curve.get_color() == slope.get_color()
-        assert curve.get_marker() == slope.get_marker()
-
-
-def test_eleven_methods_are_told_apart_by_colour_marker_and_line():
-    table = pd.DataFrame({"method": list("abcdefghijk"), "limit": 0.01, "every": 0.5})
-    _, order = panels(plots.protocol_differences(table.assign(published=0.4)))
-    looks = {(line.get_color(), line.get_linestyle()) for line in order.lines}
-    assert len(looks) == len({line.get_marker() for line in order.lines}) == 11
-    curve = np.linspace(0, 1, 20)
-    pro = panels(plots.pro_curves({name: (curve, curve) for name in "abcdefghijk"}))[0]
-    assert len(pro.get_legend().get_texts()) == 11
-
-
-def test_protocols_need_every_method_at_the_lowest_limit():
-    with pytest.raises(ValueError, match="no AUPRO at 1% for RGB"):
-        plots.protocol_differences(protocols()[:-1])
-    with pytest.raises(ValueError, match=r"protocol_differences: .* \['every'\]"):
-        plots.protocol_differences(protocols().drop(columns="every"))
-
-
-def test_a_difference_has_its_interval_and_is_filled_where_it_is_real():
-    image, speed = panels(plots.difference_forest(differences()))
-    assert image.get_title() == "image AUROC" and speed.get_title() == "frames a second"
-    assert [tick.get_text() for tick in image.get_yticklabels()] == ["sum", "RGB"]
-    dots = [bars.lines[0] for bars in image.containers]
-    assert [(dot.get_xdata()[0], dot.get_ydata()[0]) for dot in dots] == [(0.05, 0), (-0.01, 1)]
-    assert [dot.get_markerfacecolor() == "white" for dot in dots] == [False, True]
-    low, high = image.containers[0].lines[2][0].get_segments()[0][:, 0]
-    assert (low, high) == pytest.approx((0.05 - 1.96 * 0.01, 0.05 + 1.96 * 0.01))
-    assert list(image.lines[0].get_xdata()) == [0, 0]
-    assert image.get_ylim()[0] > image.get_ylim()[1]  # the first method on top
-    with pytest.raises(ValueError, match=r"difference_forest: .* \['is_real'\]"):
-        plots.difference_forest(differences().drop(columns="is_real"))
-    with pytest.raises(ValueError, match="difference_forest: the table has no row"):
-        plots.difference_forest(differences()[:0])
-
-
-def test_pairwise_differences_are_centred_and_only_real_ones_stand_out():
-    difference, is_real = difference_tables()
-    fig = plots.difference_matrix(difference, is_real.loc[::-1, ::-1], metric="aupro_1")
-    (ax,) = panels(fig)
-    assert ax.images[0].get_clim() == pytest.approx((-0.3, 0.3))
-    numbers = {text.get_position(): text for text in ax.texts}
-    assert (0, 0) not in numbers and len(numbers) == 6  # nothing on the diagonal
-    assert numbers[2, 0].get_text() == "+0.300" and numbers[0, 2].get_text() == "−0.300"
-    assert numbers[2, 0].get_style() == "normal" and numbers[2, 0].get_weight() == "bold"
-    assert numbers[1, 0].get_style() == "italic"  # 0.02: not real
-    assert ax.get_title() == "AUPRO at 1 %: row minus column"
-    alike = plots.difference_matrix(0 * difference, is_real)
-    assert panels(alike)[0].images[0].get_clim() == (-1, 1)
-
-
-def test_pairwise_differences_refuse_tables_of_other_methods():
-    difference, is_real = difference_tables()
-    with pytest.raises(ValueError, match="same methods in the same order"):
-        plots.difference_matrix(difference.iloc[:, ::-1], is_real)
-    with pytest.raises(ValueError, match="is_real is of"):
-        plots.difference_matrix(difference, is_real.iloc[:2, :2])
-
-
-def test_cell_shift_has_a_row_a_group_and_a_place_a_quantity():
-    table = shifts()
-    table.loc[0, "error"] = np.nan  # not known: no bar
-    (ax,) = panels(plots.cell_shift(table))
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["pastes", "geometry only"]
-    names = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert names == ["points alone", "w = 1", "trained"]
-    for bars, name in zip(ax.containers, names, strict=True):
-        dots, rows = bars.lines[0], table[table["quantity"] == name]
-        assert list(dots.get_xdata()) == list(rows["value"])
-        assert [round(place) for place in dots.get_ydata()] == [0, 1]  # inside its row
-        lengths = [np.ptp(line[:, 0]) for line in bars.lines[2][0].get_segments()]
-        assert lengths == pytest.approx(2 * rows["error"].fillna(0))
-    assert len({bars.lines[0].get_ydata()[0] for bars in ax.containers}) == 3
-    assert len({bars.lines[0].get_marker() for bars in ax.containers}) == 3
-    with pytest.raises(ValueError, match=r"cell_shift: .* \['error'\]"):
-        plots.cell_shift(table.drop(columns="error"))
-
-
-def test_candidates_show_their_mean_and_categories_and_mark_the_chosen_one():
-    fig = plots.candidate_dots(candidates(), label="average precision")
-    cfm, ast = panels(fig)
-    assert (cfm.get_title(), ast.get_title()) == ("CFM", "AST")
-    assert [tick.get_text() for tick in cfm.get_yticklabels()] == ["50 epochs", "250 epochs"]
-    points, means = cfm.lines[::2], cfm.lines[1::2]
-    assert [list(line.get_xdata()) for line in points] == [[0.6, 0.8], [0.9, 0.7]]
-    assert [line.get_xdata()[0] for line in means] == pytest.approx([0.7, 0.8])
-    assert [line.get_marker() for line in means] == ["o", "D"]
-    assert ast.lines[1].get_marker() == "D"
-    assert ast.get_xlabel().startswith("average precision: mean")
-
-
-def test_candidates_have_at_most_one_choice_a_method():
-    table = candidates()
-    none = panels(plots.candidate_dots(table.assign(is_chosen=False)))
-    assert {line.get_marker() for ax in none for line in ax.lines[1::2]} == {"o"}
-    with pytest.raises(ValueError, match="CFM has the chosen candidates .* at most one"):
-        plots.candidate_dots(table.assign(is_chosen=True))
-    with pytest.raises(ValueError, match=r"candidate_dots: .* \['category'\]"):
-        plots.candidate_dots(table.drop(columns="category"))
-
-
-def texts_overlap(fig):
-    """Pairs of texts that lie on each other, as drawn; slanted ones have no box to compare."""
-    canvas = FigureCanvasAgg(fig)
-    canvas.draw()
-    found = [
-        text
-        for text in fig.findobj(Text)
-        if text.get_visible() and text.get_text().strip() and text.get_rotation() % 90 == 0
-    ]
-    boxes = [(text.get_text(), text.get_window_extent(canvas.get_renderer())) for text in found]
-    return [
-        (one, other)
-        for (one, a), (other, b) in itertools.combinations(boxes, 2)
-        if min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1
-    ]
-
-
-def test_no_text_of_eleven_methods_lies_on_another():
-    names = ["G²SF", "w = 1", "RGB alone", "points alone", "sum", "product", "maximum"]
-    names += ["concatenation", "M3DM (decision fusion)", "CFM", "AST"]
-    rng = np.random.default_rng(0)
-    table = pd.DataFrame({"method": names, "limit": 0.01, "every": rng.random(11)})
-    table["published"] = rng.random(11)
-    times = pd.concat(
-        [frame_times().query("method == 'G2SF'").assign(method=name) for name in names]
-    )
-    means = pd.DataFrame(rng.normal(0, 0.1, (11, 11)), index=names, columns=names)
-    labels = ["cable gland, both", "cookie, appearance only"]
-    maps = {name: [np.eye(9)] * 2 for name in names}
-    for fig in (
-        plots.protocol_differences(table),
-        plots.frame_rate_bars(times),
-        plots.difference_matrix(means, means > 0),
-        plots.method_panels([scan(), scan()], maps, labels),
-    ):
-        assert texts_overlap(fig) == []

@@ -136,7 +136,7 @@ def main() -> None:
     if target:
         print(f"\nChapter: {ROOT / target}\nTime: {minutes} min {seconds} s", flush=True)
         return
-    headline = [sys.executable, "-m", "g2sf_lib.reports", "headline"]
+    headline = [sys.executable, "-m", "g2sf_lib.results", "headline"]
     headline += ["--profile", plan.base.profile, "--dataset", plan.base.dataset]
     headline += [f"--data-root={plan.base.data_root or ''}"]
     print(f"\nBook: {ROOT / plan.html / 'index.html'}", flush=True)

@@ -24,7 +24,7 @@ from g2sf_lib.ablations import (
 )
 from g2sf_lib.chapters.wording import p_cell, p_text, signed, with_error, with_spread
 from g2sf_lib.config import Config, ConfigError, leaf_fields, listed
-from g2sf_lib.results import LEVEL, METRIC_NAMES, holm
+from g2sf_lib.stats import LEVEL, METRIC_NAMES, holm
 from g2sf_lib.training import COLLAPSED, CollapseWarning
 
 APART = ("epochs", "calibration")  # analyses that are no rows beside the run

@@ -1,0 +1,170 @@
+"""What the paper prints: its tables as typed, and whether they agree with one another.
+
+All numbers and quotes (`data/paper`) are the authors', typed as printed; none was computed here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from g2sf_lib.stats import METRIC_NAMES
+from g2sf_lib.tables import printed_value
+
+PAPER_DIR = Path("data/paper")
+COLUMNS = ("dataset", "metric", "method", "category", "value", "note")
+CLAIM_COLUMNS = ("place", "quote", "relation", "table", "dataset", "metric", "method", "other")
+CLAIM_COLUMNS += ("printed",)
+DATASET_NAMES = {"mvtec3d": "MVTec 3D-AD", "eyecandies": "Eyecandies"}
+RERUN = {"BTF": "concat", "AST": "ast", "M3DM": "m3dm", "CFM": "cfm", "G2SF": "g2sf"}
+# Rows of other tables that repeat the row of G2SF in Table 2.
+REPEATED = {"table1": "G2SF", "table3": "fused", "table4": "sep+cns+mar+sc+cma", "table5": "min"}
+HALF_UNIT = 0.0005 + 1e-9  # of the last digit that the paper prints
+
+
+class Paper(NamedTuple):
+    """What was typed from the paper.
+
+    Attributes:
+        tables: "table1" ... "table6" -> `read_table`.
+        claims: statements of its text that can be computed from its tables, a row each. With the
+            value v of ``method`` and o of ``other`` (a method of the same table, one of another
+            table, or "others", the best of them), ``relation`` says v = ``printed`` ("is"),
+            v - o = ``printed`` ("gain"), v > o ("above") or v >= o ("not below").
+        slips: what a reader stumbles over, as ``printed``, with a ``remark``.
+    """
+
+    tables: dict[str, pd.DataFrame]
+    claims: pd.DataFrame
+    slips: pd.DataFrame
+
+
+def read_paper(folder: Path = PAPER_DIR) -> Paper:
+    """Return everything that was typed from the paper."""
+    tables = {f"table{number}": read_table(f"table{number}", folder) for number in range(1, 7)}
+    claims = pd.read_csv(Path(folder) / "claims.csv").fillna({"other": ""})
+    return Paper(tables, claims, pd.read_csv(Path(folder) / "slips.csv"))
+
+
+def read_table(name: str, folder: Path = PAPER_DIR) -> pd.DataFrame:
+    """Return one of the paper's tables, a row a printed number.
+
+    Args:
+        name: "table1" (per category), "table2" (means), "table3" (scores and scale factors
+            alone), "table4" (losses), "table5" (aggregation) or "table6" (frame rates, in
+            samples per second on an RTX 4090).
+        folder: where the CSV files lie.
+
+    Returns:
+        The columns `COLUMNS`; ``value`` is NaN where the paper prints a dash.
+
+    Raises:
+        ValueError: it has other columns, a value that its metric cannot have, or one number
+            twice.
+    """
+    path = Path(folder) / f"{name}.csv"
+    table = pd.read_csv(path, keep_default_na=False, na_values={"value": [""]})
+    if tuple(table.columns) != COLUMNS:
+        raise ValueError(f"{path}: columns are {list(table.columns)}; expected {list(COLUMNS)}")
+    values = table.dropna(subset=["value"])
+    top = values["metric"].map({"frame_rate": 1000}).fillna(1)
+    if not values["value"].between(0, top).all():
+        raise ValueError(f"{path}: holds values outside 0 to 1")
+    if table.duplicated(["dataset", "metric", "method", "category"]).any():
+        raise ValueError(f"{path}: holds a number twice")
+    return table
+
+
+def as_printed(table: pd.DataFrame, across: str) -> pd.DataFrame:
+    """Return a row a method and a column a metric or category, as text; a dash where none is.
+
+    Args:
+        table: rows of a table of the paper, one for each method and column.
+        across: "metric" or "category".
+    """
+    wide = table.pivot(index="method", columns=across, values="value")
+    wide = wide.loc[table["method"].unique(), table[across].unique()]
+    text = wide.map(lambda value: "–" if pd.isna(value) else f"{value:.3f}")
+    text = text.rename(index={"G2SF": "G²SF"}, columns=METRIC_NAMES).rename_axis(columns=None)
+    return text.rename(columns=lambda name: name.replace("_", " "))
+
+
+def statements(paper: Paper) -> pd.DataFrame:
+    """Return everything in the paper that can be computed from other numbers in it, a row each.
+
+    - Means of Table 1: one does not hold where it is farther from the mean of its categories
+      than half of its last digit (a tie may be rounded either way).
+    - Numbers that two tables print: of Table 1 the means, of Tables 3 to 5 the row of G2SF, each
+      compared with Table 2.
+    - Claims of the text (`Paper.claims`), compared with the tables, to half of a last digit.
+
+    Returns:
+        Columns ``kind`` ("mean", "repeated", "claim"), ``where``, ``method``, ``metric``,
+        ``printed``, ``other`` (what it should be, or what it is compared with), ``other_name``
+        and ``holds``.
+
+    Raises:
+        ValueError: a claim names a number that no table has.
+    """
+    rows = [*_means(paper.tables["table1"]), *_repeated(paper.tables)]
+    rows += [_claim(paper.tables, claim) for claim in paper.claims.itertuples()]
+    columns = ["kind", "where", "method", "metric", "printed", "other", "other_name", "holds"]
+    found = pd.DataFrame(rows, columns=columns)
+    found["metric"] = found["metric"].map(METRIC_NAMES | {"frame_rate": "frame rate"})
+    return found.astype({"holds": bool})
+
+
+def _means(table: pd.DataFrame) -> list[tuple]:
+    wide = table.pivot(index=["metric", "method"], columns="category", values="value")
+    computed = wide.drop(columns="mean").mean(axis=1)
+    return [
+        ("mean", "Table 1", method, metric, printed, computed[metric, method], "computed",
+         abs(printed - computed[metric, method]) <= HALF_UNIT)
+        for (metric, method), printed in wide["mean"].items()
+    ]  # fmt: skip
+
+
+def _repeated(tables: dict[str, pd.DataFrame]) -> list[tuple]:
+    rows = []
+    for name, ours in REPEATED.items():
+        table = tables[name].replace({"method": {ours: "G2SF"}})
+        both = table.merge(tables["table2"], on=["dataset", "metric", "method", "category"])
+        for row in both.dropna(subset=["value_x", "value_y"]).itertuples():
+            place = ("repeated", f"Table {name[-1]}", row.method, row.metric)
+            holds = abs(row.value_x - row.value_y) < HALF_UNIT
+            rows.append((*place, row.value_x, row.value_y, "Table 2", holds))
+    return rows
+
+
+def _claim(tables: dict[str, pd.DataFrame], claim) -> tuple:
+    def value_of(table: str, method: str) -> float:
+        rows = tables[table][tables[table]["dataset"] == claim.dataset]
+        value = printed_value(rows, method, claim.metric)
+        if value is None:
+            raise ValueError(
+                f"claims.csv: {claim.quote!r} needs {claim.metric} of {method} on "
+                f"{claim.dataset} from {table}, which does not have it"
+            )
+        return value
+
+    printed, other, name = value_of(claim.table, claim.method), 0.0, f"Table {claim.table[-1]}"
+    if claim.other == "others":
+        rows = tables[claim.table].set_index("method")
+        chosen = rows["dataset"].eq(claim.dataset) & rows["metric"].eq(claim.metric)
+        others = rows.loc[chosen, "value"].drop(claim.method)
+        other, name = others.max(), f"the best other ({others.idxmax()})"
+    elif claim.other:
+        table, _, name = claim.other.rpartition(" ")
+        other = value_of(table or claim.table, name)
+    if claim.relation in ("is", "gain"):
+        printed, other = claim.printed, printed - other
+    holds = {
+        "is": abs(printed - other) <= HALF_UNIT,
+        "gain": abs(printed - other) <= HALF_UNIT,
+        "above": printed > other,
+        "not below": printed >= other,
+    }[claim.relation]
+    where = f"{claim.place}, “{claim.quote}”"
+    return ("claim", where, claim.method, claim.metric, printed, other, name, holds)
