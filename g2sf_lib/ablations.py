@@ -1,24 +1,24 @@
 """Ablations are rows of a table: a name, and the settings in which a row differs from the run.
 
-`run_variants` trains and measures what is not there yet; `paired` and `orderings` say how surely
-one row stands above another.
+`run_variants` trains and measures what is not there yet; `stats` says how surely one row stands
+above another.
 """
 
 from __future__ import annotations
 
 import ast
 import dataclasses
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
+import torch
 from tqdm.auto import tqdm
 
+from g2sf_lib import stats
 from g2sf_lib.benchmark import checked_seeds
 from g2sf_lib.config import (
     Config,
@@ -28,12 +28,20 @@ from g2sf_lib.config import (
     make_config,
     results_file,
 )
-from g2sf_lib.detector import flat_settings
-from g2sf_lib.experiments import checked_categories
-from g2sf_lib.quantities import TestCells, run_epochs, run_quantities
+from g2sf_lib.detector import counted_cells, flat_settings
+from g2sf_lib.experiments import checked_categories, fitted
+from g2sf_lib.quantities import (
+    Neighbourhoods,
+    TestCells,
+    neighbourhoods,
+    run_epochs,
+    run_quantities,
+)
 from g2sf_lib.results import origin, rounded
-from g2sf_lib.stats import EXACT, LEVEL, METRIC_NAMES, holm
+from g2sf_lib.stats import METRIC_NAMES, compare, effects, means, metric_columns
 from g2sf_lib.storage import write_json
+
+orderings, paired = compare, stats.paired  # until chapters 09, 11 and 13 read `stats`
 
 LOSSES = {"sep": None, "cns": "beta", "mar": "alpha", "sc": "gamma", "cma": "mu"}  # -> its weight
 STEPS = tuple(tuple(LOSSES)[:num] for num in range(1, len(LOSSES) + 1))  # Table 4
@@ -104,6 +112,12 @@ def loss_variants(losses: Any, config: Config) -> tuple[Variant, ...]:
 
 
 RUN = Variant("run", "this run")  # what every other row of chapter 11 is compared with
+# Nothing is learned at a rate of 0: LSPN says w = 1 of every cell, and both sigma stay 1/2.
+UNTRAINED = Variant(
+    "untrained",
+    "untrained (w = 1)",
+    {"epochs": 1, "learning_rate": 0.0, "sigma_learning_rate": 0.0},
+)
 SCALES = {"bank_fraction": (0.01, 0.05, 0.1, 0.25, 1.0), "k": (1, 5, 10)}
 LONGER = 2.5  # times the epochs of the run: how far the study of epochs trains
 FORMS = ("sep_form", "mar_form", "cma_form", "direction_form", "jitter_form", "start_form")
@@ -237,118 +251,21 @@ def _over(config, variants, categories, seeds, progress: bool, measured, *more) 
     return pd.concat(tables, ignore_index=True)
 
 
-# ---------------------------------------------------------------- how surely
-
-
-def paired(
-    rows: pd.DataFrame, first: str, second: str, value: str, key: str = "variant"
-) -> dict[str, float]:
-    """Return the difference of two rows of an ablation, and how sure it is.
-
-    Differences are taken within a category and a seed. Seeds of a category share their scans, so
-    they are averaged first, and the categories are what is counted: the error is the standard
-    error over categories, p that of Student's distribution with one degree of freedom less than
-    categories. With one category the seeds are counted instead, and say nothing beyond it.
-
-    Args:
-        rows: columns `key`, ``category``, ``seed`` and `value`, one row a combination.
-        first: of `key`,
-        second: of `key`; the difference is first minus second.
-        value: the metric.
-        key: which column says what differs.
-
-    Returns:
-        ``difference``, ``se`` and ``p`` (NaN where there is one category and one seed), ``wins``
-        (in how many of ``num`` pairs of category and seed the first is above).
-    """
-    wide = rows.pivot(index=["category", "seed"], columns=key, values=value)
-    gap = wide[first] - wide[second]
-    each = gap.groupby("category").mean() if gap.index.get_level_values(0).nunique() > 1 else gap
-    size, found = float(each.mean()), {"wins": int((gap > 0).sum()), "num": len(gap)}
-    if len(each) < 2:
-        return {"difference": size, "se": float("nan"), "p": float("nan")} | found
-    error = float(each.std(ddof=1) / len(each) ** 0.5)
-    if error < EXACT:
-        # Equal differences leave no spread to go by: p is that of the sign test.
-        p = 1.0 if abs(size) < EXACT else 2 * 0.5 ** len(each)
-    else:
-        p = float(2 * student.sf(abs(size) / error, len(each) - 1))
-    return {"difference": size, "se": error, "p": p} | found
-
-
-def orderings(
-    rows: pd.DataFrame,
-    pairs: Sequence[tuple[str, str]],
-    value: str,
-    key: str = "variant",
-) -> pd.DataFrame:
-    """Return what becomes here of claims that one row stands above another.
-
-    Args:
-        rows: as in `paired`.
-        pairs: (higher, lower) by the paper.
-        value: the metric.
-        key: as in `paired`.
-
-    Returns:
-        A row a pair: ``higher``, ``lower``, the columns of `paired`, with ``p`` corrected by
-        Holm's rule for the number of pairs, and ``verdict``: "holds" or "reversed" where p is
-        below `LEVEL`, else "open".
-    """
-    found = [{"higher": a, "lower": b} | paired(rows, a, b, value, key) for a, b in pairs]
-    table = pd.DataFrame(found)
-    known = table["p"].notna().to_numpy()
-    table.loc[known, "p"] = holm(table.loc[known, "p"])
-    is_real = table["p"] < LEVEL
-    table["verdict"] = np.select(
-        [is_real & (table["difference"] > 0), is_real & (table["difference"] < 0)],
-        ["holds", "reversed"],
-        "open",
-    )
-    return table
-
-
-# ---------------------------------------------------------------- what is kept of it
-
-
-def measured_metrics(rows: pd.DataFrame) -> list[str]:
-    """Return the columns that are metrics, by either protocol."""
-    return [c for c in rows if re.fullmatch(r"(i_auroc|p_auroc|aupro_\d+)(_published)?", c)]
-
-
-def means(
-    rows: pd.DataFrame, key: str = "variant", metrics: Sequence[str] | None = None
-) -> pd.DataFrame:
-    """Return a row a variant: every metric (or those named), and ``<metric>_seed_std``.
-
-    Means are over categories first and seeds then; the deviation is that of the mean over
-    categories from seed to seed (NaN for one seed).
-    """
-    metrics = measured_metrics(rows) if metrics is None else list(metrics)
-    by_seed = rows.groupby([key, "seed"], sort=False)[metrics].mean()
-    groups = by_seed.groupby(key, sort=False)
-    return groups.mean().join(groups.std().add_suffix("_seed_std"))
-
-
-def effects(
-    rows: pd.DataFrame,
-    reference: str,
-    key: str = "variant",
-    metrics: Sequence[str] = tuple(METRIC_NAMES),
-) -> pd.DataFrame:
-    """Return what each row differs by from a reference, in each metric.
-
-    Returns:
-        A row a variant and metric: ``variant``, ``metric`` and the columns of `paired`.
-    """
-    others = [name for name in rows[key].unique() if name != reference]
-    return pd.DataFrame(
-        [
-            {key: name, "metric": metric} | paired(rows, name, reference, metric, key)
-            for metric in metrics
-            for name in others
-        ]
-    )
+def counted_neighbourhoods(
+    config: Config, categories: Sequence[str] | str | None, seeds: Sequence[int] | str
+) -> Iterator[tuple[dict[str, Any], Neighbourhoods, np.ndarray]]:
+    """Yield category and seed, the values of (n,) counted test cells, and which are anomalous."""
+    for category in checked_categories(config, categories):
+        test = TestCells(dataclasses.replace(config, category=category))
+        counts = [counted_cells(scan, config.scoring.silhouette) for scan in test.patches]
+        pairs = list(zip(counts, test.patches, test.cell_labels, strict=True))
+        among = torch.cat([counted[scan.foreground] for counted, scan, _ in pairs]).cpu()
+        labels = torch.cat([label[counted] for counted, _, label in pairs]).cpu().numpy()
+        for seed in checked_seeds(seeds):
+            of_one = dataclasses.replace(config, category=category, seed=seed)
+            found = neighbourhoods(fitted(of_one), test)
+            counted = Neighbourhoods(found.s[among], found.w[among], found.ell[among])
+            yield {"category": category, "seed": seed}, counted, labels
 
 
 def summary(
@@ -358,33 +275,29 @@ def summary(
     key: str = "variant",
     metrics: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Return what is kept of an ablation, as plain values.
+    """Return what is kept of an ablation, as plain values, and where they come from.
 
     Args:
         config: of the run.
         rows: of `run_variants`.
-        reference: the row that the others are compared with.
+        reference: the row that ``effects`` are differences from.
         key: which column says what differs.
-        metrics: what was measured; None: all metrics of scores, of which `METRIC_NAMES` are
-            compared.
-
-    Returns:
-        ``rows`` (`means`, and the smallest ``w_std`` of trainings), ``per_category`` (means over
-        seeds), ``effects``; where they come from.
+        metrics: None: all metrics of scores, of which `METRIC_NAMES` are compared.
     """
     compared = list(METRIC_NAMES) if metrics is None else list(metrics)
-    metrics = measured_metrics(rows) if metrics is None else list(metrics)
-    per_category = rows.groupby([key, "category"], sort=False)[metrics].mean()
+    metrics = metric_columns(rows) if metrics is None else list(metrics)
+    categories = list(rows["category"].unique())
     by_row = means(rows, key, metrics)
     if "w_std" in rows:
         by_row = by_row.join(rows.groupby(key)["w_std"].min())
+    per_category = rows.groupby([key, "category"], sort=False)[metrics].mean()
     return {
         "profile": config.profile,
         "dataset": config.dataset,
-        "categories": list(rows["category"].unique()),
+        "categories": categories,
         "seeds": [int(seed) for seed in rows["seed"].unique()],
         "reference": reference,
-        **origin(config, list(rows["category"].unique())),
+        **origin(config, categories),
         "rows": rounded(by_row.reset_index().to_dict("records")),
         "per_category": rounded(per_category.reset_index().to_dict("records")),
         "effects": rounded(effects(rows, reference, key, compared).to_dict("records")),

@@ -6,6 +6,7 @@ out otherwise are the trainings (seeds) and, where resamples of the images are a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -156,6 +157,44 @@ def compare(
     return table
 
 
+def effects(
+    rows: pd.DataFrame,
+    reference: str,
+    key: str = "variant",
+    metrics: Sequence[str] = tuple(METRIC_NAMES),
+) -> pd.DataFrame:
+    """Return `paired` differences from a reference, p uncorrected, a row a metric and variant."""
+    others = [name for name in rows[key].unique() if name != reference]
+    return pd.DataFrame(
+        [
+            {key: name, "metric": metric} | paired(rows, name, reference, metric, key)
+            for metric in metrics
+            for name in others
+        ]
+    )
+
+
+def gaps(
+    rows: pd.DataFrame,
+    reference: str,
+    key: str = "variant",
+    metrics: Sequence[str] = tuple(METRIC_NAMES),
+) -> pd.DataFrame:
+    """Return each ``difference`` behind `effects`, a row a metric, variant, category and seed."""
+    place = ["metric", "category", "seed"]
+    long = rows.melt([key, "category", "seed"], list(metrics), "metric", "difference")
+    is_reference = long[key] == reference
+    base = long[is_reference].set_index(place)["difference"]
+    others = long[~is_reference].set_index(place)
+    others["difference"] -= base.reindex(others.index)
+    return others.reset_index()
+
+
+def metric_columns(rows: pd.DataFrame) -> list[str]:
+    """Return the columns that are metrics, by either protocol."""
+    return [c for c in rows if re.fullmatch(r"(i_auroc|p_auroc|aupro_\d+)(_published)?", c)]
+
+
 def means(
     rows: pd.DataFrame, key: str = "variant", metrics: Sequence[str] | None = None
 ) -> pd.DataFrame:
@@ -164,8 +203,7 @@ def means(
     Means are over categories first and seeds then; the deviation is that of the mean over
     categories from seed to seed (NaN for one seed).
     """
-    if metrics is None:
-        metrics = [c for c in rows if c.startswith(("i_auroc", "p_auroc", "aupro"))]
-    by_seed = rows.groupby([key, "seed"], sort=False)[list(metrics)].mean()
+    metrics = metric_columns(rows) if metrics is None else list(metrics)
+    by_seed = rows.groupby([key, "seed"], sort=False)[metrics].mean()
     groups = by_seed.groupby(key, sort=False)
     return groups.mean().join(groups.std().add_suffix("_seed_std"))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from g2sf_lib.stats import METRIC_NAMES, means
+from g2sf_lib.stats import METRIC_NAMES, compare, effects, gaps, means
 
 SMALLEST_P = 0.001  # no smaller p value is written
 
@@ -100,23 +100,68 @@ def category_table(rows: pd.DataFrame, metric: str, key: str, names: Mapping[str
     return pd.DataFrame(table, index=pd.Index([names[n] for n in shown], name="row"))
 
 
+def claims(
+    rows: pd.DataFrame, printed: pd.DataFrame, pairs: Sequence[tuple[str, str]], key: str
+) -> pd.DataFrame:
+    """Return what becomes here of every ordering that a table of the paper prints.
+
+    Args:
+        rows: as in `mean_table`.
+        printed: the paper's table.
+        pairs: of variants, in any order; those not run, or not printed, are left out.
+        key: which column says what differs.
+
+    Returns:
+        For `verdict_table`: a row a metric and pair, AUPRO by the paper's protocol, ``exact`` the
+        verdict by every threshold. What is printed alike has the verdict "tie", without a test.
+    """
+    found = []
+    for metric in METRIC_NAMES:
+        paper = {name: printed_value(printed, name, metric) for name in rows[key].unique()}
+        known = [(a, b) for a, b in pairs if None not in (paper.get(a), paper.get(b))]
+        known = [(a, b) if paper[a] >= paper[b] else (b, a) for a, b in known]
+        claimed = [(a, b) for a, b in known if paper[a] > paper[b]]
+        ties = [pair for pair in known if pair not in claimed]
+        tables = []
+        if claimed:
+            exact = compare(rows, claimed, metric, key)["verdict"]
+            tables.append(compare(rows, claimed, published_column(metric), key).assign(exact=exact))
+        if ties:
+            tables.append(
+                pd.DataFrame(ties, columns=["higher", "lower"]).assign(verdict="tie", p=None)
+            )
+        for table in tables:
+            both = {f"printed_{side}": table[side].map(paper) for side in ("higher", "lower")}
+            found.append(table.assign(metric=metric, **both))
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
 def verdict_table(compared: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
     """Return the rows of `stats.compare` as text: ordering, difference, pairs won, p, verdict.
 
     Args:
-        compared: of `stats.compare`; where it has ``printed_higher`` and ``printed_lower``, these
-            stand in a column ``paper``. Its column ``metric``, if any, becomes the index.
+        compared: of `stats.compare` or `claims`; where it has ``printed_higher`` and
+            ``printed_lower``, these stand in a column ``paper``. Its column ``metric``, if any,
+            becomes the index.
         names: of the rows, as they are shown.
     """
     lines = []
     for row in compared.to_dict("records"):
+        is_tie, unknown = row["verdict"] == "tie", pd.isna(row["p"])
+        sign = "=" if is_tie else ">"
         line = {"metric": METRIC_NAMES.get(row["metric"], row["metric"])} if "metric" in row else {}
-        line["ordering"] = f"{names[row['higher']]} > {names[row['lower']]}"
+        line["ordering"] = f"{names[row['higher']]} {sign} {names[row['lower']]}"
         if "printed_higher" in row:
-            line["paper"] = f"{row['printed_higher']:.3f} > {row['printed_lower']:.3f}"
-        line["difference here"] = with_error(row["difference"], row["se"])
-        line["pairs won"] = f"{row['wins']:.0f} of {row['num']:.0f}"
-        line |= {"p": p_cell(row["p"]), "verdict": row["verdict"]}
+            line["paper"] = f"{row['printed_higher']:.3f} {sign} {row['printed_lower']:.3f}"
+        if is_tie:
+            line |= {"difference here": "–", "pairs won": "–", "p": "–", "verdict": "no claim"}
+        else:
+            line["difference here"] = with_error(row["difference"], row["se"])
+            line["pairs won"] = f"{row['wins']:.0f} of {row['num']:.0f}"
+            line |= {"p": p_cell(row["p"]), "verdict": "–" if unknown else row["verdict"]}
+        if "exact" in row:
+            is_area = row["metric"].startswith("aupro") and not unknown
+            line["at every threshold"] = row["exact"] if is_area else "–"
         lines.append(line)
     table = pd.DataFrame(lines)
     return table.set_index("metric" if "metric" in table else "ordering")
@@ -141,3 +186,44 @@ def candidate_table(rows: pd.DataFrame, value: str, chosen: str) -> pd.DataFrame
         "of this run": ["yes" if name == chosen else "" for name in wide],
     }
     return pd.DataFrame(table, index=wide.columns)
+
+
+def gains(rows: pd.DataFrame, pairs: Mapping[str, tuple[str, str]], key: str) -> pd.DataFrame:
+    """Return how far the first of each pair is above the second, a row a metric and pair.
+
+    Args:
+        rows: as in `mean_table`.
+        pairs: ``what`` is asked, in words -> (first, second).
+        key: which column says what differs.
+
+    Returns:
+        The columns of `stats.compare`, with ``verdict`` "better", "worse" or "open".
+    """
+    tables = [
+        compare(rows, list(pairs.values()), metric, key).assign(metric=metric, what=list(pairs))
+        for metric in METRIC_NAMES
+    ]
+    words = {"verdict": {"holds": "better", "reversed": "worse"}}
+    return pd.concat(tables, ignore_index=True).replace(words)
+
+
+def gain_table(found: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of `gains` as text, a row a pair and a column a metric."""
+    text = [
+        with_error(row.difference, row.se) + ("" if pd.isna(row.p) else f", {row.verdict}")
+        for row in found.itertuples()
+    ]
+    wide = found.assign(text=text).pivot(index="what", columns="metric", values="text")
+    wide = wide.reindex(index=found["what"].unique(), columns=list(METRIC_NAMES))
+    return wide.rename(columns=METRIC_NAMES).rename_axis(index=None, columns=None)
+
+
+def effect_panels(
+    rows: pd.DataFrame, reference: str, names: Mapping[str, str], key: str = "variant"
+) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """Return the arguments of `plots.ablations.effect_dots`: single differences and their means."""
+    parts = [
+        table.assign(variant=table[key].map(names))
+        for table in (gaps(rows, reference, key), effects(rows, reference, key))
+    ]
+    return *parts, names[reference]

@@ -1,4 +1,4 @@
-"""Rows of a table: which there are, what they share, and how surely one stands above another."""
+"""Rows of a table: which there are, what they share, what is measured and kept of them."""
 
 import dataclasses
 import itertools
@@ -9,26 +9,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import ttest_1samp
+import torch
 
-from g2sf_lib import ablations, experiments, quantities
+from g2sf_lib import experiments, quantities
 from g2sf_lib.ablations import (
     FORMS,
-    LEFT_OUT,
     LOSSES,
     RECIPE,
     RUN,
     SCALES,
     STEPS,
+    UNTRAINED,
     Variant,
-    effects,
+    counted_neighbourhoods,
     loss_variant,
     loss_variants,
-    means,
-    measured_metrics,
-    orderings,
     own_variant,
-    paired,
     results_file,
     run_variant_epochs,
     run_variants,
@@ -37,9 +33,10 @@ from g2sf_lib.ablations import (
     with_settings,
     write_summary,
 )
-from g2sf_lib.config import ConfigError, dataset_dir, leaf_fields, make_config, stage_dir
+from g2sf_lib.config import ConfigError, dataset_dir, make_config, stage_dir
 from g2sf_lib.detector import flat_settings
-from g2sf_lib.experiments import kept_epochs, run_bank
+from g2sf_lib.experiments import fitted, kept_epochs, run_bank
+from g2sf_lib.fusion import local_metric
 from g2sf_lib.quantities import TestCells, run_epochs, run_quantities
 from g2sf_lib.results import origin
 from g2sf_lib.stats import METRIC_NAMES
@@ -61,7 +58,7 @@ def test_the_steps_of_table_4_and_those_with_one_loss_left_out():
         "sep", "sep+cns", "sep+cns+mar", "sep+cns+mar+sc", "sep+cns+mar+sc+cma",
         "sep+mar+sc+cma", "sep+cns+sc+cma", "sep+cns+mar+cma",
     ]  # fmt: skip
-    assert len(STEPS) == 5 and len(LEFT_OUT) == 4 and STEPS[3] in LEFT_OUT
+    assert len(STEPS) == 5
 
 
 @pytest.mark.parametrize(
@@ -84,16 +81,6 @@ def test_losses_that_are_off_weigh_nothing_and_the_others_what_the_run_says(loss
 
 
 @pytest.mark.parametrize(
-    "losses", [[], ["cns"], ["sep", "sep"], ["sep", "l1"], ["sep", "cns", "cns"], "sep"]
-)
-def test_a_subset_that_is_none_is_refused(losses):
-    with pytest.raises(
-        ConfigError, match="losses is .*; expected a list of 'sep' and some of 'cns'"
-    ):
-        loss_variant(losses)
-
-
-@pytest.mark.parametrize(
     ("asked", "names"),
     [
         (["sep", "mar"], ["sep+mar", "sep+cns+mar+sc+cma"]),
@@ -105,17 +92,12 @@ def test_one_subset_stands_beside_all(asked, names):
     assert [variant.name for variant in loss_variants(asked, make_config())] == names
 
 
-@pytest.mark.parametrize("asked", ["sep", "[sep]", 3, {"sep": 1}, [3], [["sep"]]])
-def test_what_is_no_list_of_losses_is_refused(asked):
-    with pytest.raises(
-        ConfigError, match="losses is .*; expected a list of sep, cns, mar, sc, cma"
-    ):
-        loss_variants(asked, make_config())
-
-
-@pytest.mark.parametrize("asked", [["mar"], ["sep", "mse"], "['sep', 'sep', 'l1']", []])
-def test_a_list_without_sep_or_with_a_stranger_is_refused(asked):
-    with pytest.raises(ConfigError, match="losses is .*; expected a list of 'sep' and some of"):
+@pytest.mark.parametrize(
+    "asked",
+    ["sep", "[sep]", 3, {"sep": 1}, [3], [], ["mar"], ["sep", "mse"], "['sep', 'sep', 'l1']"],
+)
+def test_what_is_no_list_of_losses_with_sep_is_refused(asked):
+    with pytest.raises(ConfigError, match="losses is .*; expected a list of"):
         loss_variants(asked, make_config())
 
 
@@ -335,159 +317,59 @@ def test_epochs_of_a_variant(run, counted):
     pd.testing.assert_frame_equal(second, expected)
 
 
-# ------------------------------------------------------------------ how surely
+# ------------------------------------------------------------------ what chapters 06 to 08 look at
 
 
-def table(values, name="i_auroc", key="variant"):
-    """Return rows from variant -> category -> [value of seed 0, of seed 1, ...]."""
-    rows = [
-        (variant, category, seed, value)
-        for variant, of_category in values.items()
-        for category, seeds in of_category.items()
-        for seed, value in enumerate(seeds)
-    ]
-    return pd.DataFrame(rows, columns=[key, "category", "seed", name])
+def test_untrained_is_the_sum_of_normalised_distances(run):
+    changed = with_settings(run, UNTRAINED.settings)
+    ((place, cells, is_anomalous),) = counted_neighbourhoods(changed, ["gland"], [0])
+    assert place == {"category": "gland", "seed": 0} and len(is_anomalous) == len(cells.ell)
+    assert torch.equal(cells.w, torch.ones_like(cells.w))
+    assert torch.allclose(cells.ell, cells.s.sum(dim=-1) / 2, rtol=1e-5)
 
 
-def test_a_paired_difference_by_hand():
-    """Gaps 0.1 and 0.3, mean 0.2, in one category; 0 and 0.2, mean 0.1, in the other."""
-    rows = table({"a": {"x": [0.6, 0.9], "y": [0.5, 0.8]}, "b": {"x": [0.5, 0.6], "y": [0.5, 0.6]}})
-    found = paired(rows, "a", "b", "i_auroc")
-    assert found["difference"] == pytest.approx(0.15)
-    assert found["se"] == pytest.approx(0.05)  # deviation 0.0707 over the root of 2
-    assert found["p"] == pytest.approx(0.2048, abs=1e-4)  # t = 3, one degree of freedom
-    assert (found["wins"], found["num"]) == (3, 4)
-    back = paired(rows, "b", "a", "i_auroc")
-    assert back["difference"] == pytest.approx(-0.15) and back["p"] == pytest.approx(found["p"])
-    assert back["wins"] == 0
-    shuffled = rows.sample(frac=1, random_state=0)
-    assert paired(shuffled, "a", "b", "i_auroc") == pytest.approx(found)
+def test_counted_neighbourhoods_are_those_of_the_counted_test_cells(run):
+    loss = {"beta": 0.0, "gamma": 0.0, "mu": 0.0}
+    config = with_settings(run, loss | {"learning_rate": 0.02, "epochs": 20})  # w differs
+    ((_, cells, is_anomalous),) = counted_neighbourhoods(config, ["gland"], [0])
+    detector, test = fitted(config), TestCells(config)
+    sigma = detector.metric.sigma().detach()
+    assert torch.allclose(local_metric(cells.w, cells.s, sigma), cells.ell, rtol=1e-5)
+    assert cells.w.std() > 0.01 and 0 < is_anomalous.sum() < len(is_anomalous)
+    every = with_settings(config, {"silhouette": "count"})
+    ((_, more, labels),) = counted_neighbourhoods(every, ["gland"], [0])
+    assert len(labels) == sum(test.sizes) > len(is_anomalous)
+    assert more.ell.shape == (len(labels), 2 * run.model.k + 1)
 
 
-def test_a_paired_difference_is_students_test_over_categories():
-    rng = np.random.default_rng(0)
-    values = {v: {c: list(rng.normal(size=3)) for c in "pqrstu"} for v in "abc"}
-    found = paired(table(values), "a", "c", "i_auroc")
-    gaps = [np.mean(values["a"][c]) - np.mean(values["c"][c]) for c in "pqrstu"]
-    expected = ttest_1samp(gaps, 0)
-    assert found["p"] == pytest.approx(expected.pvalue)
-    assert found["difference"] / found["se"] == pytest.approx(expected.statistic)
-
-
-def test_seeds_are_counted_where_there_is_one_category():
-    rows = table({"a": {"x": [0.6, 0.8, 0.7]}, "b": {"x": [0.5, 0.5, 0.5]}})
-    found = paired(rows, "a", "b", "i_auroc")
-    expected = ttest_1samp([0.1, 0.3, 0.2], 0)
-    assert found["p"] == pytest.approx(expected.pvalue)
-    assert found["se"] == pytest.approx(0.1 / 3**0.5) and found["num"] == 3
-
-
-def test_one_seed_of_several_categories_is_enough():
-    rows = table({"a": {"x": [0.6], "y": [0.9]}, "b": {"x": [0.5], "y": [0.6]}})
-    found = paired(rows, "a", "b", "i_auroc")
-    assert found["p"] == pytest.approx(ttest_1samp([0.1, 0.3], 0).pvalue) and found["num"] == 2
-
-
-def test_a_single_pair_has_a_difference_and_nothing_more():
-    found = paired(table({"a": {"x": [0.6]}, "b": {"x": [0.5]}}), "a", "b", "i_auroc")
-    assert found["difference"] == pytest.approx(0.1)
-    assert np.isnan(found["se"]) and np.isnan(found["p"])
-    assert (found["wins"], found["num"]) == (1, 1)
-
-
-@pytest.mark.parametrize(("gap", "p"), [(0.0, 1.0), (0.25, 0.5), (-0.25, 0.5)])
-def test_differences_without_any_spread(gap, p):
-    rows = table(
-        {"a": {"x": [0.5 + gap] * 2, "y": [0.5 + gap] * 2}, "b": {"x": [0.5] * 2, "y": [0.5] * 2}}
-    )
-    found = paired(rows, "a", "b", "i_auroc")
-    assert (found["difference"], found["se"], found["p"]) == (gap, 0.0, p)
-    assert found["wins"] == (4 if gap > 0 else 0)
-
-
-def test_orderings_hold_are_reversed_or_stay_open():
-    def around(middle, spread=0.001):
-        return {c: [middle + spread * n] * 2 for n, c in enumerate("wxyz")}
-
-    values = {"high": around(0.9), "low": around(0.5, -0.001), "mixed": {
-        "w": [0.2, 0.2], "x": [0.8, 0.8], "y": [0.9, 0.9], "z": [0.1, 0.1]}}  # fmt: skip
-    rows = table(values)
-    pairs = [("high", "low"), ("low", "high"), ("mixed", "low")]
-    found = orderings(rows, pairs, "i_auroc")
-    assert found[["higher", "lower"]].to_numpy().tolist() == [list(pair) for pair in pairs]
-    assert found["verdict"].tolist() == ["holds", "reversed", "open"]
-    single = [paired(rows, *pair, "i_auroc")["p"] for pair in pairs]
-    assert single[0] == pytest.approx(single[1])
-    # Holm: the smallest times three, the next times two but no smaller, the largest as it is.
-    assert found["p"].tolist() == pytest.approx([3 * single[0], 3 * single[0], single[2]])
-    named = orderings(table(values, key="quantity"), pairs[:1], "i_auroc", key="quantity")
-    assert named["p"].tolist() == pytest.approx([single[0]])
-
-
-def test_what_is_real_alone_may_be_open_among_many():
-    values = {"a": {c: [0.5 + g] for c, g in zip("wxyz", (0.1, 0.11, 0.12, 0.02), strict=True)}}
-    values |= {"b": {c: [0.5] for c in "wxyz"}}
-    values |= {
-        f"n{i}": {c: [0.5 + 0.1 * (-1) ** n] for n, c in enumerate("wxyz")} for i in range(4)
-    }
-    rows = table(values)
-    assert paired(rows, "a", "b", "i_auroc")["p"] < 0.05
-    assert orderings(rows, [("a", "b")], "i_auroc")["verdict"].tolist() == ["holds"]
-    many = [("a", "b"), *((f"n{i}", "b") for i in range(4))]
-    assert orderings(rows, many, "i_auroc")["verdict"].tolist() == ["open"] * 5
-
-
-def test_a_single_draw_leaves_every_ordering_open():
-    rows = table({"a": {"x": [0.9]}, "b": {"x": [0.1]}, "c": {"x": [0.9]}})
-    found = orderings(rows, [("a", "b"), ("b", "a"), ("a", "c")], "i_auroc")
-    assert found["verdict"].tolist() == ["open"] * 3 and found["p"].isna().all()
+def test_a_minimum_over_no_more_is_the_nearest_and_over_k_the_rule(run):
+    k, names = run.model.k, ("nearest", "min")
+    rows = run_variants(run, [RUN], ["gland"], [0], (*names, "min_0", f"min_{k}"), progress=False)
+    found = rows.set_index("quantity")[list(METRIC_NAMES)]
+    assert found.loc["nearest"].equals(found.loc["min_0"].rename("nearest"))
+    assert found.loc["min"].equals(found.loc[f"min_{k}"].rename("min"))
 
 
 # ------------------------------------------------------------------ what is kept of it
 
 
-def every_metric(values):
-    """Return `table` of values with every metric; each is the values times a number of its own."""
-    rows = table(values)
-    for n, name in enumerate((*METRIC_NAMES, "aupro_30_published", "i_auroc_dent", "sigma_pcd")):
-        rows[name] = table(values)["i_auroc"] * (1 + n)
-    return rows
-
-
-SOME = {"run": {"x": [0.1, 0.3], "y": [0.2, 0.2]}, "b": {"x": [0.2, 0.2], "y": [0.2, 0.4]}}
-
-
-def test_only_metrics_are_averaged():
-    rows = every_metric(SOME).assign(quantity="fused", best_epoch=3, w_std=0.1, i_auroc_se=0.1)
-    assert measured_metrics(rows) == [*METRIC_NAMES, "aupro_30_published"]
-
-
-def test_means_go_over_categories_and_then_over_seeds():
-    found = means(every_metric(SOME))
-    assert list(found.index) == ["run", "b"]
-    assert found.loc["run", "i_auroc"] == pytest.approx(0.2)
-    # of seed 0 (0.1 + 0.2) / 2, of seed 1 (0.3 + 0.2) / 2
-    assert found.loc["run", "i_auroc_seed_std"] == pytest.approx(np.std([0.15, 0.25], ddof=1))
-    assert found.loc["b", "p_auroc"] == pytest.approx(2 * 0.25)
-    one = means(every_metric({"run": {"x": [0.1], "y": [0.3]}}))
-    assert one.loc["run", "i_auroc"] == pytest.approx(0.2)
-    assert np.isnan(one.loc["run", "i_auroc_seed_std"])
-
-
-def test_effects_are_differences_to_the_reference():
-    rows = every_metric(SOME)
-    found = effects(rows, "run")
-    assert found["variant"].tolist() == ["b"] * len(METRIC_NAMES)
-    assert found["metric"].tolist() == list(METRIC_NAMES)
-    for n, row in enumerate(found.itertuples(), start=1):
-        expected = paired(rows, "b", "run", row.metric)
-        assert row.difference == pytest.approx(0.05 * n) == expected["difference"]
-        assert (row.wins, row.num) == (2, 4)
+def made_up(values):
+    """Return rows of variant -> category -> values by seed; each metric is a multiple of them."""
+    return pd.DataFrame(
+        [
+            {"variant": variant, "category": category, "seed": seed}
+            | {name: n * value for n, name in enumerate(METRIC_NAMES, start=1)}
+            for variant, of_category in values.items()
+            for category, seeds in of_category.items()
+            for seed, value in enumerate(seeds)
+        ]
+    )
 
 
 def test_a_summary_is_written_and_read_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config, rows = make_config("demo"), every_metric(SOME)
+    some = {"run": {"x": [0.1, 0.3], "y": [0.2, 0.2]}, "b": {"x": [0.2, 0.2], "y": [0.2, 0.4]}}
+    config, rows = make_config("demo"), made_up(some)
     content = summary(config, rows, "run")
     path = write_summary(content, config, "table4")
     assert path == Path("data/results/table4_demo.json") == results_file(config, "table4")
@@ -500,39 +382,14 @@ def test_a_summary_is_written_and_read_again(tmp_path, monkeypatch):
     assert second["i_auroc_seed_std"] == round(float(np.std([0.2, 0.3], ddof=1)), 4)
     places = [(row["variant"], row["category"], row["i_auroc"]) for row in content["per_category"]]
     assert places == [("run", "x", 0.2), ("run", "y", 0.2), ("b", "x", 0.2), ("b", "y", 0.3)]
-    assert len(content["effects"]) == len(METRIC_NAMES)
+    assert [row["difference"] for row in content["effects"]] == [0.05, 0.1, 0.15, 0.2]
 
 
-def test_what_is_not_known_becomes_null(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    config = make_config("smoke")
-    rows = every_metric({"run": {"x": [0.1]}, "b": {"x": [0.25]}})
-    text = write_summary(summary(config, rows, "run"), config, "table5").read_text()
-    assert "NaN" not in text
-    content = json.loads(text)
+def test_another_key_may_say_what_differs_and_what_is_not_known_becomes_null():
+    rows = made_up({"run": {"x": [0.1]}, "b": {"x": [0.25]}}).rename(columns={"variant": "part"})
+    content = summary(make_config("smoke"), rows, "run", key="part")
+    assert "NaN" not in json.dumps(content)
+    assert [row["part"] for row in content["rows"]] == ["run", "b"]
     assert content["rows"][0]["i_auroc_seed_std"] is None
-    assert content["effects"][0]["se"] is None and content["effects"][0]["p"] is None
-    assert content["effects"][0]["difference"] == 0.15
-
-
-def test_summaries_of_data_sets_and_profiles_lie_apart():
-    real = make_config("paper", dataset="mvtec3d", data_root="/data", category="bagel")
-    names = {str(results_file(c, "table3")) for c in (make_config(), make_config("smoke"), real)}
-    assert names == {
-        "data/results/table3_demo.json",
-        "data/results/table3_smoke.json",
-        "data/results/table3_mvtec3d_paper.json",
-    }
-
-
-def test_another_key_may_say_what_differs(tmp_path):
-    rows = every_metric(SOME).rename(columns={"variant": "quantity"})
-    content = summary(make_config(), rows, "run", key="quantity")
-    assert [row["quantity"] for row in content["rows"]] == ["run", "b"]
-    assert {row["quantity"] for row in content["effects"]} == {"b"}
-
-
-def test_the_weights_of_the_losses_are_settings():
-    weights = {weight for weight in LOSSES.values() if weight}
-    assert weights == {"alpha", "beta", "gamma", "mu"} and weights <= set(leaf_fields())
-    assert ablations.LONGER > 1
+    first = content["effects"][0]
+    assert (first["part"], first["difference"], first["se"], first["p"]) == ("b", 0.15, None, None)
