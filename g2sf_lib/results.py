@@ -90,14 +90,12 @@ def resampled(comparison: Comparison, metric: str) -> Resamples:
     follow each other in the same order. So each category's resamples are put in an order of its
     own; else a mean over categories would vary as if all of them had drawn the same kinds.
     """
-    found = {}
+    found = {category: {} for category in comparison.categories}
     for number, (category, scores) in enumerate(comparison.scores.items()):
         order = np.random.default_rng([2, number]).permutation(NUM_RESAMPLES)
-        found[category] = {
-            method: np.mean([x[metric][order] for (m, _), x in scores.resampled.items()
-                             if m == method], axis=0)
-            for method in comparison.methods
-        }  # fmt: skip
+        for method in comparison.methods:
+            of_method = [x[metric] for (name, _), x in scores.resampled.items() if name == method]
+            found[category][method] = np.mean(of_method, axis=0)[order]
     return found
 
 
@@ -121,11 +119,12 @@ def _defect_rows(ours: pd.DataFrame) -> list[dict]:
     each = ours.groupby(["method", "category"], sort=False)[kinds].mean()
     groups = each.groupby("method", sort=False)
     mean, error = groups.mean(), groups.sem().fillna(0.0)
-    return [
-        {"defect": kind.removeprefix("i_auroc_"), "method": method,
-         "i_auroc": float(mean.loc[method, kind]), "se": float(error.loc[method, kind])}
-        for method, kind in itertools.product(mean.index, kinds)
-    ]  # fmt: skip
+    rows = []
+    for method, kind in itertools.product(mean.index, kinds):
+        row = {"defect": kind.removeprefix("i_auroc_"), "method": method}
+        found = {"i_auroc": float(mean.loc[method, kind]), "se": float(error.loc[method, kind])}
+        rows.append(row | found)
+    return rows
 
 
 def _group_rows(comparison: Comparison) -> list[dict]:
@@ -179,10 +178,9 @@ def summarise(comparison: Comparison, rates: pd.DataFrame | None = None) -> dict
     ours = table[table["silhouette"] == config.scoring.silhouette]
     images = {metric: resampled(comparison, metric) for metric in RESAMPLED}
     parts = {category: ours[ours["category"] == category] for category in comparison.categories}
-    per_category = [
-        {"category": category} | row for category, part in parts.items()
-        for row in _rows(part, images)
-    ]  # fmt: skip
+    per_category = []
+    for category, part in parts.items():
+        per_category += [{"category": category} | row for row in _rows(part, images)]
     others = [("g2sf", method) for method in methods if method != "g2sf"]
     differences, pairs = [], list(itertools.combinations(methods, 2))
     if "g2sf" in methods and others:
@@ -266,17 +264,14 @@ def readme_block(summary: dict[str, Any]) -> str:
     )
     peers = [row for row in summary["methods"] if not METHODS[row["method"]].is_ours]
     best = max(peers, key=lambda row: row["i_auroc"])["method"]
-    gaps = {
-        row["method"]: row for row in summary["differences"]
-        if (row["metric"], row["category"]) == ("i_auroc", "mean")
-    }  # fmt: skip
+    mean = {"metric": "i_auroc", "category": "mean"}.items()
+    gaps = {row["method"]: row for row in summary["differences"] if mean <= row.items()}
     claims = []
     for method in (best, "w1"):
         gap, name = gaps[method], METHOD_NAMES[method]
         side = "better" if gap["difference"] > 0 else "worse"
-        claim = f"G²SF is {side} than {name}" if gap["is_real"] else (
-            f"G²SF and {name} cannot be told apart"
-        )  # fmt: skip
+        told = f"G²SF is {side} than {name}", f"G²SF and {name} cannot be told apart"
+        claim = told[0] if gap["is_real"] else told[1]
         p = p_cell(gap["p"]) if gap["p"] < 0.001 else f"= {p_cell(gap['p'])}"
         size = f"{gap['difference']:+.3f} ± {gap['se']:.3f}"
         claims.append(f"{claim} (difference in mean I-AUROC {size}, p {p}).")
