@@ -6,7 +6,6 @@ with more methods, seeds or categories, only what is missing is computed.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,10 +21,11 @@ from tqdm.auto import tqdm
 from g2sf_lib import evaluation
 from g2sf_lib.baselines import METHODS, Scans, Scorer
 from g2sf_lib.baselines.scans import SILHOUETTES
-from g2sf_lib.config import Config, ConfigError, listed, scans_dir, stage_dir
+from g2sf_lib.cells import counted_cells
+from g2sf_lib.config import Config, ConfigError, listed
 from g2sf_lib.datasets import Sample
 from g2sf_lib.datasets.preprocess import list_prepared, load_prepared
-from g2sf_lib.detector import counted_cells, to_prediction
+from g2sf_lib.detector import to_prediction
 from g2sf_lib.experiments import (
     PASTED_ON,
     Banks,
@@ -34,11 +34,11 @@ from g2sf_lib.experiments import (
     fitted,
     load_banks,
     load_features,
-    recorded,
     synthetic_scans,
 )
 from g2sf_lib.features import PackedPatches
-from g2sf_lib.storage import read_described, write_described
+from g2sf_lib.stages import recorded, scans_dir, stage_dir
+from g2sf_lib.store import read_described, write_described
 
 SEEDED = tuple(name for name, row in METHODS.items() if row.is_seeded)
 OURS = tuple(name for name, row in METHODS.items() if row.is_ours)
@@ -196,7 +196,7 @@ class Scores:
 def score_file(config: Config, method: str, seed: int) -> Path:
     """Return where scores and metrics of a method and seed are kept for the config's category."""
     row = METHODS[method]
-    of_seed = row.settings(dataclasses.replace(config, seed=seed))
+    of_seed = row.settings(config.replace(seed=seed))
     return stage_dir(of_seed, row.score_stage) / f"{method}.json"
 
 
@@ -307,7 +307,7 @@ def run_methods(
         bar.set_postfix_str(f"{method}, seed {seed}")
         path = score_file(config, method, seed)
         if not path.exists():
-            _score(path, dataclasses.replace(config, seed=seed), method, splits, progress)
+            _score(path, config.replace(seed=seed), method, splits, progress)
         found[method, seed] = read_described(path)
     return _gather(config, splits[-1], found)
 
@@ -391,7 +391,7 @@ def run_benchmark(
     categories = checked_categories(config, categories)
     scores, tables = {}, []
     for category in categories:
-        of_category = dataclasses.replace(config, category=category)
+        of_category = config.replace(category=category)
         with recorded(of_category, "benchmark", hash_of="scores") as result:
             scores[category], table = run_methods(of_category, methods, seeds)
             result |= {"methods": list(methods), "seeds": list(seeds)}

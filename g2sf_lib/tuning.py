@@ -5,7 +5,6 @@ No test scan and no real defect takes part.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,9 +15,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from g2sf_lib.benchmark import Split, fitted_method
-from g2sf_lib.config import MODALITIES, Config, make_config
-from g2sf_lib.detector import G2SF, flat_settings, kept_cells, labelled_scans, to_prediction
-from g2sf_lib.experiments import best_epoch, fitted, recorded
+from g2sf_lib.cells import kept_cells, labelled_scans
+from g2sf_lib.config import MODALITIES, Config, flat_settings, make_config
+from g2sf_lib.detector import G2SF, to_prediction
+from g2sf_lib.experiments import best_epoch, fitted
+from g2sf_lib.stages import recorded
 
 WEIGHT_CANDIDATES = (
     {"alpha": 0.0, "beta": 0.0, "gamma": 0.0, "mu": 0.0},
@@ -76,7 +77,7 @@ def select_peer_settings(config: Config, categories: Sequence[str]) -> pd.DataFr
     rows = []
     with recorded(config, "peer_settings", hash_of="bank") as result:
         for category in categories:
-            of_category = dataclasses.replace(config, category=category)
+            of_category = config.replace(category=category)
             train = Split(of_category, "train")
             pasted = Split(of_category, "synthetic_validation", categories)
             pairs = [(m, c) for m, candidates in PEER_CANDIDATES.items() for c in candidates]

@@ -13,14 +13,14 @@ import yaml
 from halcon import write_points
 from PIL import Image
 
+from g2sf_lib.cells import Cells
 from g2sf_lib.config import MODALITIES, make_config
-from g2sf_lib.stages import scans_dir
 from g2sf_lib.datasets import Sample
 from g2sf_lib.datasets.preprocess import save_prepared
 from g2sf_lib.experiments import patch_file
 from g2sf_lib.features import Patches, save_patches
 from g2sf_lib.memory import MemoryBank
-from g2sf_lib.cells import Cells
+from g2sf_lib.stages import scans_dir
 
 DIMS = {"pcd": 6, "rgb": 8}
 GRID = 8

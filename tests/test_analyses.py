@@ -331,7 +331,7 @@ def home(tmp_path_factory):
 @pytest.fixture
 def ready(home, small_config, made_run, monkeypatch):
     """A config whose features are there; the made-up run has the category foam only."""
-    config = dataclasses.replace(small_config, runs_root=str(home))
+    config = small_config.replace(runs_root=str(home))
     if not any(home.iterdir()):
         made_run(config)
     monkeypatch.setattr(ablations, "checked_categories", lambda config, asked: ("foam",))

@@ -9,9 +9,6 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from g2sf_lib.config import MODALITIES, ConfigError, ScoringConfig, make_config
-from g2sf_lib.datasets import ScanError
-from g2sf_lib.detector import G2SF, bank_tensors, banks_from, pick_device, to_prediction
 from g2sf_lib.cells import (
     counted_cells,
     kept_cells,
@@ -19,7 +16,9 @@ from g2sf_lib.cells import (
     labelled_scans,
     scan_neighbours,
 )
-from g2sf_lib.config import flat_settings
+from g2sf_lib.config import MODALITIES, ConfigError, ScoringConfig, flat_settings, make_config
+from g2sf_lib.datasets import ScanError
+from g2sf_lib.detector import G2SF, bank_tensors, banks_from, pick_device, to_prediction
 from g2sf_lib.features import Patches, foreground_features
 from g2sf_lib.memory import MemoryBank
 from g2sf_lib.store import StoredFileError, write_json

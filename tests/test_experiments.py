@@ -13,11 +13,9 @@ import torch
 from filelock import FileLock
 
 from g2sf_lib import experiments, synthesis, training
-from g2sf_lib.config import MODALITIES, make_config
-from g2sf_lib.stages import dataset_dir, scans_dir, stage_dir
-from g2sf_lib.datasets.preprocess import list_prepared, load_prepared
 from g2sf_lib.cells import counted_cells
-from g2sf_lib.config import flat_settings
+from g2sf_lib.config import MODALITIES, flat_settings, make_config
+from g2sf_lib.datasets.preprocess import list_prepared, load_prepared
 from g2sf_lib.experiments import (
     at_epoch,
     best_epoch,
@@ -40,9 +38,9 @@ from g2sf_lib.experiments import (
     training_cells,
     untrained,
 )
-from g2sf_lib.stages import done_file, recorded
 from g2sf_lib.features import foreground_features
 from g2sf_lib.memory import MemoryBank
+from g2sf_lib.stages import dataset_dir, done_file, recorded, scans_dir, stage_dir
 from g2sf_lib.store import StoredFileError
 from g2sf_lib.training import parameters_of
 

@@ -12,9 +12,7 @@ import torch
 
 from g2sf_lib import experiments, quantities
 from g2sf_lib.benchmark import run_methods
-from g2sf_lib.config import ConfigError, MODALITIES, make_config
-from g2sf_lib.stages import stage_dir
-from g2sf_lib.config import flat_settings
+from g2sf_lib.config import MODALITIES, ConfigError, flat_settings, make_config
 from g2sf_lib.detector import query_banks, to_prediction
 from g2sf_lib.evaluation import image_auroc
 from g2sf_lib.experiments import best_epoch, fitted, kept_epochs, run_bank
@@ -32,6 +30,7 @@ from g2sf_lib.quantities import (
     run_epochs,
     run_quantities,
 )
+from g2sf_lib.stages import stage_dir
 from g2sf_lib.store import StoredFileError
 
 pytestmark = [

@@ -4,7 +4,6 @@ Real scans and trained weights cannot be fetched here. What is made up has their
 shapes: DINO's ViT-B/8 and Point-MAE are there in full, only with fewer groups of points.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -21,12 +20,10 @@ import torch
 from safetensors.torch import save_file
 
 from g2sf_lib.benchmark import METHODS, SIMPLE, run_benchmark, run_scores
-from g2sf_lib.config import make_config, scans_dir, stage_dir
+from g2sf_lib.config import flat_settings, make_config
 from g2sf_lib.datasets import ScanError
 from g2sf_lib.datasets.preprocess import list_prepared
-from g2sf_lib.detector import flat_settings
 from g2sf_lib.experiments import (
-    done_file,
     load_banks,
     load_features,
     run_bank,
@@ -36,6 +33,7 @@ from g2sf_lib.experiments import (
 )
 from g2sf_lib.features import WeightsError
 from g2sf_lib.features.pointmae import PointMAE
+from g2sf_lib.stages import done_file, scans_dir, stage_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 CATEGORY = {"mvtec3d": "bagel", "eyecandies": "CandyCane"}
@@ -235,9 +233,7 @@ def test_missing_weights_and_stages_are_named(configure, tmp_path, monkeypatch):
     config = configure("mvtec3d")
     run_data(config, [config.category])
     monkeypatch.chdir(tmp_path)  # where no weights are
-    without = dataclasses.replace(
-        config, features=dataclasses.replace(config.features, pcd_weights=None)
-    )
+    without = config.replace(features=config.features.replace(pcd_weights=None))
     expected = r"data.weights.pointmae_pretrain\.pth.*make weights.*pcd_weights"
     with pytest.raises(WeightsError, match=expected):
         run_features(without, [config.category])

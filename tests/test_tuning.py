@@ -10,15 +10,11 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from g2sf_lib import tuning
 from g2sf_lib.benchmark import Split, fitted_method
-from g2sf_lib.config import leaf_fields, make_config, scans_dir, stage_dir
-from g2sf_lib.detector import counted_cells, flat_settings
-from g2sf_lib.experiments import (
-    done_file,
-    fitted,
-    load_features,
-    run_bank,
-)
+from g2sf_lib.cells import counted_cells
+from g2sf_lib.config import flat_settings, leaf_fields, make_config
+from g2sf_lib.experiments import fitted, load_features, run_bank
 from g2sf_lib.features import foreground_features
+from g2sf_lib.stages import done_file, scans_dir, stage_dir
 from g2sf_lib.tables import candidate_table
 from g2sf_lib.tuning import (
     PEER_CANDIDATES,

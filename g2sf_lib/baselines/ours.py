@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import Tensor
 
@@ -44,6 +42,4 @@ class Unweighted(Ours):
 def with_other_pastes(config: Config) -> Config:
     """Return the config with the other kind of pastes: one-sided ones, or in both modalities."""
     other = "both" if config.synthesis.paste_in == "either" else "either"
-    return dataclasses.replace(
-        config, synthesis=dataclasses.replace(config.synthesis, paste_in=other)
-    )
+    return config.replace(synthesis=config.synthesis.replace(paste_in=other))

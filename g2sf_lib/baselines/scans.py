@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_unshuffle
 
 from g2sf_lib.baselines.banks import SideBySide
+from g2sf_lib.cells import counted_cells
 from g2sf_lib.config import Config
 from g2sf_lib.datasets import Sample
-from g2sf_lib.detector import counted_cells, pick_device, query_banks
+from g2sf_lib.detector import pick_device, query_banks
 from g2sf_lib.features import PackedPatches, foreground_features, nearest_index
 from g2sf_lib.memory import Rows
-from g2sf_lib.storage import read_described, write_described
+from g2sf_lib.store import read_described, write_described
 
 SILHOUETTES = ("exclude", "count")
 FILL_ROUNDS = 3  # holes of the depth image are closed from their rims

@@ -391,7 +391,7 @@ def prepare(
     """
     if config.background == "auto":
         rule = "conveyor" if dataset == "eyecandies" else "plane"
-        config = dataclasses.replace(config, background=rule)
+        config = config.replace(background=rule)
     jobs, problems = [], []
     for category in categories:
         for split in splits:

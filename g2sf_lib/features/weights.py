@@ -21,7 +21,7 @@ from requests.exceptions import ConnectionError, RequestException, Timeout
 
 from g2sf_lib.features import WeightsError
 from g2sf_lib.features.pointmae import DEFAULT_FILE, URL, PointMAE
-from g2sf_lib.storage import write_json
+from g2sf_lib.store import write_json
 
 
 def fetch_pointmae(
