@@ -70,7 +70,7 @@ class Stage:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-SCORING_CODE = ("evaluation.py", "benchmark.py")
+SCORING_CODE = ("evaluation.py", "benchmark.py", "baselines/scans.py")
 DATA = Stage("data", (), ("data", "preprocess"), ("datasets",))
 FEATURES = Stage("features", (DATA,), ("features",), ("features",))
 # Features of synthetic anomalies, on training and on validation scans.
@@ -100,24 +100,12 @@ LSPN = Stage(
     ("fusion.py", "losses.py", "training.py", "detector.py:G2SF"),
     is_seeded=True,
 )
-SCORES = Stage("scores", (LSPN,), ("scoring",), SCORING_CODE)  # of G2SF
+SCORES = Stage("scores", (LSPN,), ("scoring",), (*SCORING_CODE, "baselines/ours.py"))  # of G2SF
 # Parts and variants of G2SF, each taken as a score of its own.
 QUANTITIES = Stage("quantities", (LSPN,), ("scoring",), (*SCORING_CODE, "quantities.py"))
-PEER_CODE = ("baselines/loop.py", "baselines/__init__.py")
-CFM = Stage("cfm", (BANK,), ("cfm",), ("baselines/cfm.py", *PEER_CODE), is_seeded=True)
-AST = Stage("ast", (BANK,), ("ast",), ("baselines/student_teacher.py", *PEER_CODE), is_seeded=True)
-# Methods that need nothing but banks; the seed is that of M3DM's SVMs.
-BANK_SCORES = Stage(
-    "bank_scores",
-    (BANK,),
-    ("rules", "scoring"),
-    ("baselines/m3dm.py", "baselines/__init__.py", *SCORING_CODE),
-    is_seeded=True,
-)
-CFM_SCORES = Stage("cfm_scores", (CFM,), ("scoring",), SCORING_CODE)
-AST_SCORES = Stage("ast_scores", (AST,), ("scoring",), SCORING_CODE)
-_ALL = (DATA, FEATURES, PASTES, BANK, CELLS, LSPN, SCORES, QUANTITIES)
-STAGES = {s.name: s for s in (*_ALL, CFM, AST, BANK_SCORES, CFM_SCORES, AST_SCORES)}
+STAGES = {
+    stage.name: stage for stage in (DATA, FEATURES, PASTES, BANK, CELLS, LSPN, SCORES, QUANTITIES)
+}
 
 
 # ---------------------------------------------------------------- where things lie

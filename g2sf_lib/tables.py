@@ -64,7 +64,7 @@ def mean_table(
         names: of the variants, as they are shown; in this order.
         printed: the paper's table; its row stands above ours where it has one, AUPRO in the
             columns of its protocol.
-        metrics: columns; None: `METRIC_NAMES`, AUPRO by the published protocol and exact.
+        metrics: columns; None: `METRIC_NAMES`, AUPRO by both protocols.
     """
     titles = {published_column(m): title for m, title in METRIC_NAMES.items()}
     titles |= {m: f"{t}, exact" for m, t in METRIC_NAMES.items() if m.startswith("aupro")}
@@ -165,6 +165,27 @@ def verdict_table(compared: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFr
         lines.append(line)
     table = pd.DataFrame(lines)
     return table.set_index("metric" if "metric" in table else "ordering")
+
+
+def candidate_table(rows: pd.DataFrame, value: str, chosen: str) -> pd.DataFrame:
+    """Return a row a candidate, the best first, as text: mean over categories ± standard error.
+
+    The error of "minus the best" is that of differences paired by category.
+
+    Args:
+        rows: columns ``category``, ``candidate`` and `value`; one row a combination.
+        value: what the candidates are judged by.
+        chosen: the candidate that this run takes; it may be none of them.
+    """
+    wide = rows.pivot(index="category", columns="candidate", values=value)
+    wide = wide[wide.mean().sort_values(ascending=False, kind="stable").index]
+    behind = wide.sub(wide.iloc[:, 0], axis=0)
+    table = {
+        "mean": [with_spread(wide[name].mean(), wide[name].sem()) for name in wide],
+        "minus the best": [with_error(behind[name].mean(), behind[name].sem()) for name in wide],
+        "of this run": ["yes" if name == chosen else "" for name in wide],
+    }
+    return pd.DataFrame(table, index=wide.columns)
 
 
 def gains(rows: pd.DataFrame, pairs: Mapping[str, tuple[str, str]], key: str) -> pd.DataFrame:

@@ -7,9 +7,10 @@ import pytest
 
 from g2sf_lib import stages as module
 from g2sf_lib import store
+from g2sf_lib.baselines import METHODS
 from g2sf_lib.config import Settings, leaf_fields, make_config
+from g2sf_lib.stages import STAGES as OWN
 from g2sf_lib.stages import (
-    STAGES,
     dataset_dir,
     folder_name,
     raw_dir,
@@ -21,6 +22,13 @@ from g2sf_lib.stages import (
 
 LEAVES = leaf_fields()
 LIBRARY = Path(module.__file__).parent
+STAGES = OWN | {
+    "cfm": METHODS["cfm"].stage,
+    "ast": METHODS["ast"].stage,
+    "bank_scores": METHODS["m3dm"].score_stage,
+    "cfm_scores": METHODS["cfm"].score_stage,
+    "ast_scores": METHODS["ast"].score_stage,
+}
 SCORES = ("scores", "quantities", "bank_scores", "cfm_scores", "ast_scores")
 OF_METRIC = ("lspn", "scores", "quantities")  # LSPN, and what is computed with it
 AFTER_BANK = ("lspn", "cfm", "ast", *SCORES)
