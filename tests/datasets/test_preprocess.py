@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import os
 import shutil
 import signal
@@ -252,8 +251,6 @@ def test_prepared_scans_are_the_preprocessed_ones(tmp_path):
     ]
     for path, files in zip(paths, list_scans(root, "part", "test"), strict=True):
         assert_same(load_prepared(path), preprocess(read_scan(files), CONFIG))
-    record = json.loads((out / "part/preprocess.json").read_text())
-    assert record["preprocess"] == dataclasses.asdict(CONFIG) | {"background": "plane"}
 
 
 def test_what_is_there_is_not_made_again(tmp_path):
@@ -277,9 +274,6 @@ def test_what_is_there_is_not_made_again(tmp_path):
     prepare(root, out, ["part"], other, ["train"], progress=False)
     assert all(a != b for a, b in zip(second, times(), strict=True))
     assert load_prepared(paths[0]).mask.shape == (96, 96)
-    assert json.loads((out / "part/preprocess.json").read_text())["preprocess"] == (
-        dataclasses.asdict(other) | {"background": "plane"}
-    )
     third = times()
     os.utime(source / "rgb/003.png")  # a source that changed
     (source / "rgb/000.png").unlink()
@@ -502,9 +496,6 @@ def test_every_data_set_is_prepared_and_left_alone(tmp_path, make_tree, dataset)
     prepare(root, second, [category], CONFIG, ["test"], progress=False, dataset=dataset)
     assert state(root) == before
     config = dataclasses.replace(CONFIG, background=background)
-    record = json.loads((out / category / "preprocess.json").read_text())
-    assert record["preprocess"] == dataclasses.asdict(config)
-    assert record["root"] == str(root)
     for split, num in NUM.items():
         paths = list_prepared(out, category, split)
         scans = reader(dataset).list_scans(root, category, split)
