@@ -110,7 +110,9 @@ class PointMAE(nn.Module):
             self.load_state_dict(ours)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
-            raise WeightsError(f"{path}: not Point-MAE's encoder; {reason}") from None
+            raise WeightsError(
+                f"{path}: not Point-MAE's encoder; expected its tensors and no others; {reason}"
+            ) from None
 
     @torch.no_grad()
     def forward(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

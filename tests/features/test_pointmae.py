@@ -190,7 +190,7 @@ def test_names_missing_and_unexpected_are_listed(tmp_path, net, pointmae_checkpo
     text = str(caught.value)
     assert text.startswith(f"{path}: not Point-MAE's encoder; ") and "\n" not in text
     assert 'Missing key(s) in state_dict: "blocks.blocks.3.attn.proj.weight", "norm.bias"' in text
-    assert 'Unexpected key(s) in state_dict: "cls_head.0.weight", "cls_token"' in text
+    assert 'Unexpected key(s) in state_dict: "cls_token", "cls_head.0.weight"' in text
     assert "size mismatch for pos_embed.0.bias" in text
 
 
