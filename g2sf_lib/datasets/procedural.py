@@ -401,10 +401,6 @@ def _write_scan(job: tuple[Path, DataConfig, tuple[str, str, str, int]]) -> None
             _write(path, lambda p, k=kind: Image.fromarray(image[k]).save(p, format="PNG"))
 
 
-def _write_json(path: Path, value: dict) -> None:
-    _write(path, lambda p: p.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n"))
-
-
 def _check_manifest(root: Path, config: DataConfig) -> None:
     """Write what the folder is made with, or refuse one that is made with something else."""
     tables = json.dumps([RANGES, CATEGORY_SCALE], sort_keys=True).encode()
@@ -413,21 +409,18 @@ def _check_manifest(root: Path, config: DataConfig) -> None:
         "renderer": RENDERER_VERSION,
         "defects": hashlib.sha256(tables).hexdigest()[:12],
     }
+    text = json.dumps(wanted, indent=2, sort_keys=True) + "\n"
     path = root / "manifest.json"
-    if not path.exists():
-        if root.exists() and any(root.iterdir()):
-            raise ScanError(f"{root} is not empty and has no manifest.json; expected a new folder")
-        _write_json(path, wanted)
+    if path.exists():
+        if (found := path.read_text()) != text:
+            told, expected = (" ".join(one.split()) for one in (found, text))
+            raise ScanError(
+                f"{path} says {told}; expected {expected}: delete the folder or choose another"
+            )
         return
-    try:
-        found = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ScanError(f"{path} is not JSON ({error}); delete {root} and make it anew") from error
-    if found != wanted:
-        raise ScanError(
-            f"{path} says {json.dumps(found, sort_keys=True)}; expected "
-            f"{json.dumps(wanted, sort_keys=True)}: delete the folder or choose another"
-        )
+    if root.exists() and any(root.iterdir()):
+        raise ScanError(f"{root} is not empty and has no manifest.json; expected a new folder")
+    _write(path, lambda p: p.write_text(text))
 
 
 def generate(
@@ -452,11 +445,6 @@ def generate(
     _check_manifest(root, config)
     for stale in root.rglob(".*.part"):  # left by a killed run
         stale.unlink(missing_ok=True)
-    focal = config.scan_size * CAMERA_HEIGHT_M / FIELD_OF_VIEW_M
-    camera = {"fx": focal, "fy": focal, "cx": (config.scan_size - 1) / 2}
-    camera |= {"cy": camera["cx"], "width": config.scan_size, "height": config.scan_size}
-    for category in categories:
-        _write_json(root / category / "calibration" / "camera_parameters.json", camera)
     scans = [scan for category in categories for scan in scan_list(config, category)]
     missing = [s for s in scans if not all(p.exists() for p in _paths(root, s).values())]
     made = in_processes(_write_scan, [(root, config, scan) for scan in missing], workers)

@@ -5,7 +5,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-import yaml
 from halcon import write_points
 from PIL import Image
 
@@ -13,30 +12,7 @@ from g2sf_lib.config import CATEGORIES
 from g2sf_lib.datasets import DATASETS, SPLITS, reader
 from g2sf_lib.datasets.check import Report, check, main
 
-CATEGORY = {"mvtec3d": "bagel", "eyecandies": "CandyCane", "folder": "bagel"}
-
-
-@pytest.fixture
-def make_tree(mvtec_tree, eyecandies_tree):
-    """Return a function (data set, root) that writes small whole trees; folder has depths."""
-
-    def make(dataset, root):
-        if dataset == "eyecandies":
-            return eyecandies_tree(root, side=24, num=(2, 1, 1, 2))
-        mvtec_tree(root, side=(30, 40), num=(2, 1, 1, 2))
-        if dataset == "folder":
-            for path in list(root.rglob("*.tiff")):
-                depth = np.round(tifffile.imread(path)[..., 2] / 1e-5).astype(np.uint16)
-                (path.parents[1] / "depth").mkdir(exist_ok=True)
-                Image.fromarray(depth).save(path.parents[1] / "depth" / f"{path.stem}.png")
-                path.unlink()
-            for path in list(root.rglob("xyz")):
-                path.rmdir()
-            camera = {"fx": 133.0, "fy": 133.0, "cx": 20.0, "cy": 15.0, "depth_scale": 1e-5}
-            (root / "bagel/camera.yaml").write_text(yaml.safe_dump(camera))
-        return root
-
-    return make
+CATEGORY = {"mvtec3d": "bagel", "eyecandies": "CandyCane", "folder": "my part"}
 
 
 # ------------------------------------------------------- what can be wrong, and how it is said

@@ -1,8 +1,5 @@
-import shutil
-
 import numpy as np
 import pytest
-import tifffile
 import yaml
 from PIL import Image
 
@@ -56,23 +53,13 @@ def test_a_depth_image_becomes_points_by_hand(one):
     assert files.paths == (files.rgb, files.xyz, one / "camera.yaml")
 
 
-def test_depth_and_points_of_one_tree_are_the_same_scan(tmp_path, mvtec_tree):
-    root = mvtec_tree(tmp_path / "points", ["my-part"], side=(40, 60), num=(2, 1, 1, 3))
-    with_depth = shutil.copytree(root, tmp_path / "depth")
-    for path in with_depth.rglob("*.tiff"):
-        depth = np.round(tifffile.imread(path)[..., 2] / 1e-5).astype(np.uint16)
-        path.unlink()
-        target = path.parent.parent / "depth" / f"{path.stem}.png"
-        target.parent.mkdir(exist_ok=True)
-        Image.fromarray(depth).save(target)
-    for path in with_depth.rglob("xyz"):
-        path.rmdir()
-    camera = {"fx": 200.0, "fy": 200.0, "cx": 30.0, "cy": 20.0, "depth_scale": 1e-5}
-    (with_depth / "my-part/camera.yaml").write_text(yaml.safe_dump(camera))
+def test_depth_and_points_of_one_tree_are_the_same_scan(tmp_path, make_tree):
+    with_points = make_tree("mvtec3d", tmp_path / "points")
+    with_depth = make_tree("folder", tmp_path / "depth")
     for split in ("train", "validation", "test"):
-        ours = list_scans(root, "my-part", split)
-        assert ours == mvtec3d.list_scans(root, "my-part", split)  # points: read as MVTec's are
-        depths = list_scans(with_depth, "my-part", split)
+        ours = list_scans(with_points, "bagel", split)
+        assert ours == mvtec3d.list_scans(with_points, "bagel", split)  # read as MVTec's are
+        depths = list_scans(with_depth, "my part", split)
         assert [files.name for files in depths] == [files.name for files in ours]
         for left, right in zip(ours, depths, strict=True):
             plain, made = read_scan(left), read_scan(right)
