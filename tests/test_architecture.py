@@ -22,7 +22,7 @@ FLOORS = (
     ("results", "costs"),
     ("ablations",),
     ("published",),
-    ("reports", "chapters", "playground"),
+    ("reports", "chapters", "toy"),
 )
 BESIDE = ("plots",)  # arrays in, Figure out
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -13,7 +13,7 @@ One module a subject: `scans` and `clouds`, `features` (with the bank), `trainin
 (of scores and other quantities on scans), `results` (a metric of every method), `comparison`
 (methods against each other), `ablations` (rows of one table against each other, metrics over a
 number), `distributions` (of scores, and rates of alarms), `costs` (time and
-memory), `playground` (a toy of two planes, with controls); `style` is what they share, `page` how
+memory), `toy` (a toy of two planes, with controls); `style` is what they share, `page` how
 a figure reaches the reader.
 """
 
@@ -31,14 +31,6 @@ from g2sf_lib.plots.maps import (
     score_maps,
 )
 from g2sf_lib.plots.page import bundle, show
-from g2sf_lib.plots.playground import (
-    aggregation_maps,
-    ball_slider,
-    loss_switches,
-    playground_controls,
-    subset_dots,
-    toy_panels,
-)
 from g2sf_lib.plots.results import (
     candidate_dots,
     cell_shift,
@@ -57,10 +49,8 @@ __all__ = [
     "METRIC_NAMES",
     "MM",
     "MODALITY_NAMES",
-    "aggregation_maps",
     "alarm_rates",
     "axis_shares",
-    "ball_slider",
     "bundle",
     "candidate_dots",
     "cell_classes",
@@ -79,10 +69,8 @@ __all__ = [
     "height_mm",
     "isotropic_failure",
     "loss_curves",
-    "loss_switches",
     "method_dots",
     "method_panels",
-    "playground_controls",
     "pro_curves",
     "protocol_differences",
     "quantity_maps",
@@ -97,6 +85,4 @@ __all__ = [
     "show",
     "sigma_curve",
     "spread_changes",
-    "subset_dots",
-    "toy_panels",
 ]
