@@ -6,14 +6,15 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-
-from g2sf_lib import benchmark, chapters, plots
-from g2sf_lib.benchmark import Split, run_methods
 from g2sf_lib.chapters import calibration
+
+from g2sf_lib import benchmark, chapters
+from g2sf_lib.benchmark import Split, run_methods
 from g2sf_lib.config import ConfigError
 from g2sf_lib.detector import to_prediction
 from g2sf_lib.distributions import counted_pixels
 from g2sf_lib.experiments import run_bank, run_lspn
+from g2sf_lib.plots import distributions
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -134,7 +135,7 @@ def test_alarms_of_a_run(ready, one_category):
     points = chapters.alarm_points(rows)
     assert set(points["method"]) == {"G²SF with w = 1", "calibrated maximum"}
     assert 0.1 not in set(chapters.alarm_points(rows).query("level == 'image'")["nominal"])
-    plots.alarm_rates(points)
+    distributions.alarm_rates(points)
     assert "asked for and impossible: 10% of images." in chapters.alarm_report(rows)
 
 
@@ -200,7 +201,7 @@ def test_alarm_rates_lie_where_they_were_seen():
             for level, rates in (("pixel", (0.001, 0.1)), ("image", (0.1, 0.3)))
             for method in ("G²SF", "CFM") for promised in rates]  # fmt: skip
     table = pd.DataFrame(rows, columns=["level", "method", "promised", "observed", "low", "high"])
-    pixel, image = plots.alarm_rates(table).axes
+    pixel, image = distributions.alarm_rates(table).axes
     assert (pixel.get_xscale(), image.get_xscale()) == ("log", "linear")
     for ax, rates in ((pixel, [0.001, 0.1]), (image, [0.1, 0.3])):
         for bar in ax.containers:
