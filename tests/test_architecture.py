@@ -20,10 +20,10 @@ FLOORS = (
     ("baselines",),
     ("experiments",),
     ("benchmark",),
-    ("timing", "tuning", "quantities"),
+    ("timing", "tuning", "quantities", "distributions"),
     ("results",),
     ("ablations",),
-    ("chapters", "playground"),
+    ("toy",),
 )
 BESIDE = ("plots",)  # arrays in, Figure out
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -875,30 +875,23 @@ def test_a_page_of_all_categories_goes_before_that_of_the_showcase(tmp_path, mon
         assert f"executed/{place}.ipynb" in status and (source / f"executed/{place}.ipynb").exists()
 
 
-def test_marks_in_the_prose_are_replaced_by_what_was_measured(tmp_path):
+def test_marks_in_the_prose_are_replaced_by_what_was_measured():
     builder = load("build_book")
-    marks = {"cost": {"a_chapter": "3 s, 40 MB"}, "effect": {"k=1": "I-AUROC +0.100"}}
-    text = "took {{ cost a_chapter }}; {{effect k=1}}; {{ effect other }}; $w_{{i}}$"
-    told = "took 3 s, 40 MB; I-AUROC +0.100; not measured in this run; $w_{{i}}$"
-    assert builder.filled(text, marks) == told
-    with pytest.raises(SystemExit, match="costs a_chapter.*expected one of cost, effect"):
-        builder.filled("{{ costs a_chapter }}", marks)
+    text = "took {{ cost a_chapter }}; {{cost other}}; $w_{{i}}$"
+    told = "took 3 s, 40 MB; not measured in this run; $w_{{i}}$"
+    assert builder.filled(text, {"a_chapter": "3 s, 40 MB"}) == told
+    with pytest.raises(SystemExit, match="costs a_chapter.*expected cost"):
+        builder.filled("{{ costs a_chapter }}", {})
 
 
-def test_every_mark_in_the_prose_names_a_chapter_or_a_row():
-    from g2sf_lib import ablations
-
-    rows = {variant.name for of_study in ablations.studies().values() for variant in of_study}
-    known = {"cost": set(NOTEBOOKS), "effect": rows, "where": {"effects"}}
-    found = {
-        tuple(mark.split())
+def test_each_chapter_has_its_cost_in_the_prose():
+    found = [
+        mark.split()
         for page in (ROOT / "book").glob("*.md")
         for mark in re.findall(r"\{\{ (.+?) \}\}", page.read_text())
-    }
-    assert {("where", "effects"), ("effect", "recipe")} <= found
-    assert all(name in known[kind] for kind, name in found)
-    assert {name for kind, name in found if kind == "cost"} == set(NOTEBOOKS)  # each has its cost
-    assert set(ablations.FORMS) <= {name for kind, name in found if kind == "effect"}
+    ]
+    assert {kind for kind, _ in found} == {"cost"}
+    assert {name for _, name in found} == set(NOTEBOOKS)
 
 
 def test_costs_of_a_chapter_are_those_of_all_its_runs(tmp_path):
@@ -913,21 +906,6 @@ def test_costs_of_a_chapter_are_those_of_all_its_runs(tmp_path):
         "03_x": "1 min 10 s in 3 runs, 300 MB",
         "11_y": "10 s, 50 MB",
     }
-
-
-def test_effects_come_from_the_summary_of_chapter_11(tmp_path):
-    builder = load("build_book")
-    assert builder.measured_effects(None) == ({}, "This run has not measured any.")
-    known = {"variant": "l1", "metric": "i_auroc", "difference": -0.1, "se": 0.02, "p": 0.03}
-    summary = {"profile": "demo", "dataset": "procedural", "categories": ["foam"], "seeds": [0, 1]}
-    summary |= {"reference": "run", "rows": [{"variant": "run"}, {"variant": "l1"}]}
-    known |= {"wins": 0, "num": 2}
-    summary |= {"effects": [known, known | {"metric": "aupro_30"}]}
-    path = tmp_path / "analyses_demo.json"
-    path.write_text(json.dumps(summary))
-    effects, where = builder.measured_effects(path)
-    assert "foam" in where and "0, 1" in where
-    assert set(effects) == {"l1"} and "0.100" in effects["l1"]
 
 
 # ------------------------------------------------------------------ one notebook

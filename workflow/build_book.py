@@ -111,42 +111,22 @@ def costs(executed: Path, notebooks: list[Path]) -> dict[str, str]:
     return texts
 
 
-def measured_effects(path: Path | None) -> tuple[dict[str, str], str]:
-    """Return variant -> its effect as text, and in a sentence where the effects come from.
-
-    Args:
-        path: the summary that chapter 11 wrote; None where it was not part of the run.
-    """
-    if path is None:
-        return {}, "This run has not measured any."
-    sys.path.insert(0, str(ROOT))
-    from g2sf_lib.chapters import effect_texts
-
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    where = (
-        f"Here: profile `{summary['profile']}`, data set `{summary['dataset']}`, categories "
-        f"{', '.join(summary['categories'])}, seeds {', '.join(map(str, summary['seeds']))}."
-    )
-    return effect_texts(summary), where
-
-
-def filled(text: str, marks: dict[str, dict[str, str]]) -> str:
-    """Return prose with its marks, ``{{ KIND NAME }}``, replaced by what was measured.
+def filled(text: str, texts: dict[str, str]) -> str:
+    """Return prose with its marks, ``{{ cost CHAPTER }}``, replaced by what was measured.
 
     Args:
         text: of a page.
-        marks: kind -> name -> text. A name without one was not measured in this run, and the
-            page says so.
+        texts: chapter -> text. One without was not measured in this run, and the page says so.
 
     Raises:
-        SystemExit: for a kind that does not exist.
+        SystemExit: for another kind of mark.
     """
 
     def text_of(match: re.Match) -> str:
         kind, name = match.groups()
-        if kind not in marks:
-            raise SystemExit(f"{match[0]}: no such mark; expected one of {', '.join(marks)}")
-        return marks[kind].get(name, "not measured in this run")
+        if kind != "cost":
+            raise SystemExit(f"{match[0]}: no such mark; expected cost")
+        return texts.get(name, "not measured in this run")
 
     return re.sub(r"\{\{ *(\w+) ([^ }]+) *\}\}", text_of, text)
 
@@ -174,7 +154,6 @@ def assemble(
     showcase: str,
     source: Path,
     left_out: dict[str, str],
-    effects: Path | None = None,
     categories: list[str] | None = None,
     data_root: str | None = None,
 ) -> None:
@@ -186,7 +165,6 @@ def assemble(
             lie in `executed` itself and come first. Of its trainings seed 0 is shown.
         source: the folder to write; emptied first.
         left_out: notebook -> why it was not run. One that was run all the same is shown.
-        effects: the summary of chapter 11, if it was run.
         categories: sub-folders of `executed` that belong to this run; None: all. An earlier run may
             have had others.
         data_root: of this run; a notebook that was executed on another is left out.
@@ -218,10 +196,9 @@ def assemble(
         if not page.exists():
             substitute = left_out_page(ROOT / "notebooks" / page.name, reason)
             page.write_text(json.dumps(substitute), encoding="utf-8")
-    texts, where = measured_effects(effects)
-    marks = {"cost": costs(executed, notebooks), "effect": texts, "where": {"effects": where}}
+    texts = costs(executed, notebooks)
     for page in source.glob("*.md"):
-        page.write_text(filled(page.read_text(encoding="utf-8"), marks), encoding="utf-8")
+        page.write_text(filled(page.read_text(encoding="utf-8"), texts), encoding="utf-8")
     (source / "status.md").write_text(status_page(executed, notebooks), encoding="utf-8")
 
 
@@ -261,7 +238,6 @@ def main() -> None:
     )
     parser.add_argument("--categories", type=json.loads, metavar="JSON", help="folders of this run")
     parser.add_argument("--data-root", help="of this run; empty: the embedded parts")
-    parser.add_argument("--effects", type=Path, help="summary of chapter 11, if it was run")
     arguments = parser.parse_args()
     source = (arguments.work / "source").absolute()
     assemble(
@@ -269,7 +245,6 @@ def main() -> None:
         arguments.showcase,
         source,
         arguments.left_out,
-        arguments.effects,
         arguments.categories,
         arguments.data_root or None,
     )

@@ -12,7 +12,7 @@ there is no point, and `mask` (H, W) bool: `g2sf_lib.datasets.Sample` is one.
 One module a subject: `scans` and `clouds`, `features` (scores of cells), `training`, `maps`
 (of scores and other quantities on scans), `results` (a metric of every method), `ablations`
 (rows of one table against each other, metrics over a number), `distributions` (rates of alarms),
-`playground` (a toy of two planes, with controls); `style` is what they share, `page` how a figure
+`toy` (a toy of two planes, with controls); `style` is what they share, `page` how a figure
 reaches the reader.
 """
 
@@ -27,14 +27,6 @@ from g2sf_lib.plots.maps import (
     score_maps,
 )
 from g2sf_lib.plots.page import bundle, show
-from g2sf_lib.plots.playground import (
-    aggregation_maps,
-    ball_slider,
-    loss_switches,
-    playground_controls,
-    subset_dots,
-    toy_panels,
-)
 from g2sf_lib.plots.results import (
     defect_dots,
     method_dots,
@@ -51,9 +43,7 @@ __all__ = [
     "METRIC_NAMES",
     "MM",
     "MODALITY_NAMES",
-    "aggregation_maps",
     "alarm_rates",
-    "ball_slider",
     "bundle",
     "cell_classes",
     "cloud",
@@ -63,10 +53,8 @@ __all__ = [
     "effect_dots",
     "height_mm",
     "loss_curves",
-    "loss_switches",
     "method_dots",
     "method_panels",
-    "playground_controls",
     "pro_curves",
     "quantity_maps",
     "scale_curve",
@@ -74,6 +62,4 @@ __all__ = [
     "score_maps",
     "show",
     "sigma_curve",
-    "subset_dots",
-    "toy_panels",
 ]
