@@ -20,7 +20,7 @@ FLOORS = (
     ("baselines",),
     ("experiments",),
     ("benchmark",),
-    ("timing", "tuning", "quantities"),
+    ("timing", "tuning", "quantities", "distributions"),
     ("results",),
     ("ablations",),
     ("chapters", "playground"),
