@@ -29,12 +29,13 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from g2sf_lib.cells import Cells
 from g2sf_lib.config import MODALITIES, make_config
 from g2sf_lib.detector import fit_banks
 from g2sf_lib.features import PackedPatches, foreground_features, load_patches, save_patches
 from g2sf_lib.memory import MemoryBank, Rows, Standardiser, _project
-from g2sf_lib.storage import read_tensors, write_json, write_tensors
-from g2sf_lib.training import Cells, train_metric
+from g2sf_lib.store import read_tensors, write_json, write_tensors
+from g2sf_lib.training import train_metric
 
 GRID, SHARED = 56, 2
 DIMS = {"pcd": 1152, "rgb": 768}

@@ -20,26 +20,15 @@ from tqdm.auto import tqdm
 
 from g2sf_lib import stats
 from g2sf_lib.benchmark import checked_seeds
-from g2sf_lib.config import (
-    Config,
-    ConfigError,
-    leaf_fields,
-    listed,
-    make_config,
-    results_file,
-)
-from g2sf_lib.detector import counted_cells, flat_settings
+from g2sf_lib.cells import counted_cells
+from g2sf_lib.config import Config, ConfigError, leaf_fields, listed, make_config, with_settings
+from g2sf_lib.detector import CellScores
 from g2sf_lib.experiments import checked_categories, fitted
-from g2sf_lib.quantities import (
-    Neighbourhoods,
-    TestCells,
-    neighbourhoods,
-    run_epochs,
-    run_quantities,
-)
+from g2sf_lib.quantities import TestCells, neighbourhoods, run_epochs, run_quantities
 from g2sf_lib.results import origin, rounded
+from g2sf_lib.stages import results_file
 from g2sf_lib.stats import METRIC_NAMES, compare, effects, means, metric_columns
-from g2sf_lib.storage import write_json
+from g2sf_lib.store import write_json
 
 orderings, paired = compare, stats.paired  # until chapters 09, 11 and 13 read `stats`
 
@@ -189,11 +178,6 @@ def own_variant(settings: Mapping[str, Any] | str | None) -> tuple[Variant, ...]
     return (Variant("own", words, dict(found)),)
 
 
-def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
-    """Return the config with some leaves replaced, checked as any other."""
-    return make_config(**(flat_settings(config) | dict(settings)))
-
-
 def run_variants(
     config: Config,
     variants: Sequence[Variant],
@@ -241,11 +225,11 @@ def _over(config, variants, categories, seeds, progress: bool, measured, *more) 
     tables = []
     with tqdm(total=len(categories) * len(configs) * len(seeds), disable=not progress) as bar:
         for category in categories:
-            test = TestCells(dataclasses.replace(config, category=category))
+            test = TestCells(config.replace(category=category))
             for variant, changed in configs:
                 for seed in seeds:
                     bar.set_description(f"{category}, {variant.name}, seed {seed}")
-                    of_one = dataclasses.replace(changed, category=category, seed=seed)
+                    of_one = changed.replace(category=category, seed=seed)
                     tables.append(measured(of_one, *more, test).assign(variant=variant.name))
                     bar.update()
     return pd.concat(tables, ignore_index=True)
@@ -253,19 +237,18 @@ def _over(config, variants, categories, seeds, progress: bool, measured, *more) 
 
 def counted_neighbourhoods(
     config: Config, categories: Sequence[str] | str | None, seeds: Sequence[int] | str
-) -> Iterator[tuple[dict[str, Any], Neighbourhoods, np.ndarray]]:
+) -> Iterator[tuple[dict[str, Any], CellScores, np.ndarray]]:
     """Yield category and seed, the values of (n,) counted test cells, and which are anomalous."""
     for category in checked_categories(config, categories):
-        test = TestCells(dataclasses.replace(config, category=category))
+        test = TestCells(config.replace(category=category))
         counts = [counted_cells(scan, config.scoring.silhouette) for scan in test.patches]
         pairs = list(zip(counts, test.patches, test.cell_labels, strict=True))
         among = torch.cat([counted[scan.foreground] for counted, scan, _ in pairs]).cpu()
         labels = torch.cat([label[counted] for counted, _, label in pairs]).cpu().numpy()
         for seed in checked_seeds(seeds):
-            of_one = dataclasses.replace(config, category=category, seed=seed)
+            of_one = config.replace(category=category, seed=seed)
             found = neighbourhoods(fitted(of_one), test)
-            counted = Neighbourhoods(found.s[among], found.w[among], found.ell[among])
-            yield {"category": category, "seed": seed}, counted, labels
+            yield {"category": category, "seed": seed}, found.take(among), labels
 
 
 def summary(

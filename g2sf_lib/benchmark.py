@@ -6,11 +6,11 @@ with more methods, seeds or categories, only what is missing is computed.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,10 +21,11 @@ from tqdm.auto import tqdm
 from g2sf_lib import evaluation
 from g2sf_lib.baselines import METHODS, Scans, Scorer
 from g2sf_lib.baselines.scans import SILHOUETTES
-from g2sf_lib.config import Config, ConfigError, listed, scans_dir, stage_dir
+from g2sf_lib.cells import counted_cells
+from g2sf_lib.config import Config, ConfigError, listed
 from g2sf_lib.datasets import Sample
 from g2sf_lib.datasets.preprocess import list_prepared, load_prepared
-from g2sf_lib.detector import counted_cells, to_prediction
+from g2sf_lib.detector import to_prediction
 from g2sf_lib.experiments import (
     PASTED_ON,
     Banks,
@@ -33,11 +34,11 @@ from g2sf_lib.experiments import (
     fitted,
     load_banks,
     load_features,
-    recorded,
     synthetic_scans,
 )
 from g2sf_lib.features import PackedPatches
-from g2sf_lib.storage import read_described, write_described
+from g2sf_lib.stages import SCORES, recorded, scans_dir, stage_dir
+from g2sf_lib.store import read_described, write_described
 
 SEEDED = tuple(name for name, row in METHODS.items() if row.is_seeded)
 OURS = tuple(name for name, row in METHODS.items() if row.is_ours)
@@ -46,35 +47,35 @@ NUM_RESAMPLES = 1000
 RESAMPLED = ("i_auroc", "aupro_30", "aupro_1")  # metrics whose error over images is known
 
 
+def _checked(name: str, given: Any, is_known: Callable[[Any], bool], expected: str) -> list:
+    asked = listed(given)
+    if not isinstance(asked, (list, tuple)) or not asked or not all(map(is_known, asked)):
+        raise ConfigError(f"{name} is {asked!r}; expected a list of {expected}")
+    return asked
+
+
 def checked_methods(config: Config, methods: Sequence[str] | str | None) -> tuple[str, ...]:
     """Return the methods asked for in the order of `METHODS`; None: all of the profile.
 
-    Args:
-        config: of the run.
-        methods: a list, or a text that holds one (see `config.listed`).
+    They come as a list, or as a text that holds one (see `config.listed`).
 
     Raises:
         ConfigError: for one that does not exist, or no list.
     """
-    names, asked = tuple(METHODS), listed(methods)
-    if asked is None:
+    names = tuple(METHODS)
+    if methods is None:
         return tuple(m for m in names if METHODS[m].is_in_paper or config.profile != "paper")
-    is_list = isinstance(asked, (list, tuple)) and len(asked) > 0
-    if not is_list or not all(method in names for method in asked):
-        raise ConfigError(f"methods is {asked!r}; expected a list of some of {', '.join(names)}")
+    asked = _checked("methods", methods, names.__contains__, f"some of {', '.join(names)}")
     return tuple(method for method in names if method in asked)
 
 
 def checked_seeds(seeds: Sequence[int] | str) -> tuple[int, ...]:
-    """Return the seeds asked for, each once: a list, or a text that holds one.
+    """Return the seeds asked for, each once; they come as methods do.
 
     Raises:
         ConfigError: when they are no list of whole numbers that are not negative.
     """
-    asked = listed(seeds)
-    is_list = isinstance(asked, (list, tuple)) and len(asked) > 0
-    if not is_list or not all(type(seed) is int and seed >= 0 for seed in asked):
-        raise ConfigError(f"seeds is {asked!r}; expected a list of whole numbers >= 0")
+    asked = _checked("seeds", seeds, lambda s: type(s) is int and s >= 0, "whole numbers >= 0")
     return tuple(dict.fromkeys(asked))
 
 
@@ -114,8 +115,9 @@ class Split(Scans):
         """Banks and their calibration."""
         return load_banks(self.config)
 
+    @property
     def samples(self) -> Iterator[Sample]:
-        """Yield the preprocessed scans one at a time: a hundred of them would take gigabytes."""
+        """The preprocessed scans, one at a time: a hundred of them would take gigabytes."""
         if self.split in PASTED_ON:
             places = self.categories or categories_of(self.config)
             return synthetic_scans(self.config, PASTED_ON[self.split], places)
@@ -125,19 +127,18 @@ class Split(Scans):
     @cached_property
     def truth(self) -> tuple[list[str], list[str], np.ndarray]:
         """Names, labels, and masks (N, map_size, map_size) bool of the scans."""
-        names, labels, masks = [], [], []
-        scoring = self.config.scoring
-        for scan in self.samples():
-            names.append(scan.name)
-            labels.append(scan.label)
-            masks.append(evaluation.resize_mask(scan.mask, scoring.map_size, scoring.mask_rule))
-        return names, labels, np.stack(masks)
+        size, rule = self.config.scoring.map_size, self.config.scoring.mask_rule
+        found = [
+            (s.name, s.label, evaluation.resize_mask(s.mask, size, rule)) for s in self.samples
+        ]
+        names, labels, masks = zip(*found, strict=True)
+        return list(names), list(labels), np.stack(masks)
 
     @cached_property
     def lost_regions(self) -> int:
         """Marked regions that the published resizing of masks would let go."""
         size = self.config.scoring.map_size
-        return sum(evaluation.lost_regions(scan.mask, size) for scan in self.samples())
+        return sum(evaluation.lost_regions(scan.mask, size) for scan in self.samples)
 
 
 class CellMaps(Mapping):
@@ -151,6 +152,7 @@ class CellMaps(Mapping):
 
     def __init__(self, cells: dict[tuple[str, int], Tensor], patches: Sequence, scoring):
         self.cells, self.patches, self.scoring = cells, patches, scoring
+        self.sizes = [int(p.foreground.sum()) for p in patches]
 
     def __iter__(self):
         return iter(self.cells)
@@ -159,18 +161,12 @@ class CellMaps(Mapping):
         return len(self.cells)
 
     def __getitem__(self, key: tuple[str, int]) -> np.ndarray:
-        if key not in self.cells:
-            raise KeyError(key)
         return np.stack([self.one(key, number) for number in range(len(self.patches))])
 
     def one(self, key: tuple[str, int], number: int) -> np.ndarray:
         """Return the score map of one scan."""
-        part = self.cells[key].split(self._sizes)[number]
+        part = self.cells[key].split(self.sizes)[number]
         return to_prediction(part, self.patches[number], self.scoring).score_map
-
-    @cached_property
-    def _sizes(self) -> list[int]:
-        return [int(p.foreground.sum()) for p in self.patches]
 
 
 @dataclass(frozen=True)
@@ -200,7 +196,7 @@ class Scores:
 def score_file(config: Config, method: str, seed: int) -> Path:
     """Return where scores and metrics of a method and seed are kept for the config's category."""
     row = METHODS[method]
-    of_seed = row.settings(dataclasses.replace(config, seed=seed))
+    of_seed = row.settings(config.replace(seed=seed))
     return stage_dir(of_seed, row.score_stage) / f"{method}.json"
 
 
@@ -311,7 +307,7 @@ def run_methods(
         bar.set_postfix_str(f"{method}, seed {seed}")
         path = score_file(config, method, seed)
         if not path.exists():
-            _score(path, dataclasses.replace(config, seed=seed), method, splits, progress)
+            _score(path, config.replace(seed=seed), method, splits, progress)
         found[method, seed] = read_described(path)
     return _gather(config, splits[-1], found)
 
@@ -395,8 +391,8 @@ def run_benchmark(
     categories = checked_categories(config, categories)
     scores, tables = {}, []
     for category in categories:
-        of_category = dataclasses.replace(config, category=category)
-        with recorded(of_category, "benchmark", hash_of="scores") as result:
+        of_category = config.replace(category=category)
+        with recorded(of_category, "benchmark", SCORES) as result:
             scores[category], table = run_methods(of_category, methods, seeds)
             result |= {"methods": list(methods), "seeds": list(seeds)}
             tables.append(table)

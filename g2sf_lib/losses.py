@@ -1,4 +1,4 @@
-"""The loss terms of Eq. 4-9, one pure function each.
+"""The loss terms of Eq. 4-9, one pure function each, and their sum (Eq. 10).
 
 ``reduction="sum"`` is the paper's formula to the letter; ``"mean"`` divides it by the
 number of cells N, so that the weights of Eq. 10 do not depend on the batch size.
@@ -7,6 +7,7 @@ number of cells N, so that the weights of Eq. 10 do not depend on the batch size
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -166,6 +167,23 @@ def loss_cma(w_neg: Tensor, reduction: Reduction = "mean", form: Form = "paper")
     """
     away = math.e - w_neg
     return _reduce(away.mean(1) if form == "official" else away.sum(1), reduction)
+
+
+def total_loss(
+    terms: Mapping[str, Tensor], alpha: float, beta: float, gamma: float, mu: float
+) -> Tensor:
+    """Return L_sep + alpha L_mar + beta L_cns + gamma L_sc + mu L_cma (Eq. 10).
+
+    Args:
+        terms: "sep", "mar", "cns", "sc", "cma" -> scalar; one that weighs 0 is left out, so that
+            no gradient is computed of it.
+        alpha: weight of L_mar.
+        beta: of L_cns.
+        gamma: of L_sc.
+        mu: of L_cma.
+    """
+    weights = {"sep": 1.0, "mar": alpha, "cns": beta, "sc": gamma, "cma": mu}
+    return sum(weight * terms[name] for name, weight in weights.items() if weight)
 
 
 def negative_pairs(

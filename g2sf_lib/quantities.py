@@ -11,21 +11,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from g2sf_lib.benchmark import Split, measure
-from g2sf_lib.config import MODALITIES, Config, ConfigError, stage_dir
-from g2sf_lib.detector import G2SF, query_banks, to_prediction
+from g2sf_lib.config import MODALITIES, Config, ConfigError
+from g2sf_lib.detector import G2SF, CellScores, query_banks, to_prediction
 from g2sf_lib.experiments import at_epoch, best_epoch, fitted, kept_epochs
 from g2sf_lib.fusion import aggregate
-from g2sf_lib.storage import StoredFileError, write_json
+from g2sf_lib.stages import BANK, stage_dir
+from g2sf_lib.store import StoredFileError, write_json
 
 PARTS = ("s_pcd", "s_rgb", "w_pcd", "w_rgb", "fused")  # of Table 3
 RULES = ("nearest", "max", "mean", "min")  # of Table 5
@@ -48,7 +47,7 @@ class TestCells(Split):
     def seen_by(self, detector: G2SF) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         """Return standardised features, and 2k + 1 neighbours as `query_banks` gives them."""
         num = 2 * detector.config.model.k + 1
-        key = detector.config.stage_hash("bank")
+        key = BANK.hash(detector.config)
         if self._known is None or self._known[:2] != (key, num):
             feat = detector.standardiser(self.feat)
             feat = {mod: feat[mod][:].to(detector.device) for mod in MODALITIES}
@@ -57,40 +56,18 @@ class TestCells(Split):
         return self._known[2]
 
 
-@dataclass(frozen=True)
-class Neighbourhoods:
-    """What a detector computes of n cells in their 2k + 1 nearest neighbourhoods.
-
-    Attributes:
-        s: (n, 2k + 1, M) distances divided by the normal mean.
-        w: (n, 2k + 1, M) scale factors.
-        ell: (n, 2k + 1) metrics.
-    """
-
-    s: Tensor
-    w: Tensor
-    ell: Tensor
-
-
-def neighbourhoods(detector: G2SF, test: TestCells) -> Neighbourhoods:
-    """Return what a detector computes of the foreground cells of the test scans, on the CPU."""
-    feat, index, s = test.seen_by(detector)
-    s = s.to(detector.device)
-    w = detector.metric.scale_factors(feat, detector.prototypes(), index, s)
-    with torch.no_grad():
-        ell = detector.metric.ell(w, s)
-    return Neighbourhoods((s / detector.metric.s_mean).cpu(), w.cpu(), ell.cpu())
+def neighbourhoods(detector: G2SF, test: TestCells) -> CellScores:
+    """Return what a detector computes of the test scans' cells in 2k + 1 neighbourhoods."""
+    found = detector.fuse_cells(*test.seen_by(detector))
+    return CellScores(**{name: value.cpu() for name, value in vars(found).items()})
 
 
 def checked_quantity(name: str, config: Config) -> str:
-    """Return a quantity by its one name: what is the same has the same.
+    """Return a quantity by its one name: "nearest" is "min_0", "min" is "min_k".
 
     Args:
         name: one of `PARTS` or `RULES`, or "min_J", the least metric over j = 0 ... J.
         config: its k, since J goes up to 2k; and its `aggregate`, which "fused" stands for.
-
-    Returns:
-        A part of Table 3, "max", "mean" or "min_J"; "nearest" is "min_0", and "min" is "min_k".
 
     Raises:
         ConfigError: for any other name.
@@ -99,24 +76,19 @@ def checked_quantity(name: str, config: Config) -> str:
     one_name = config.scoring.aggregate if name == "fused" else name
     one_name = {"nearest": "min_0", "min": f"min_{k}"}.get(one_name, one_name)
     upto = re.fullmatch(r"min_(\d+)", one_name)
-    known = one_name in (*PARTS, *RULES) if upto is None else int(upto[1]) <= 2 * k
-    one_name = one_name if upto is None else f"min_{int(upto[1])}"
-    if not known:
+    if upto is not None and int(upto[1]) <= 2 * k:
+        return f"min_{int(upto[1])}"
+    if one_name not in (*PARTS, *RULES):
         allowed = ", ".join((*PARTS, *RULES))
         raise ConfigError(f"quantity is {name!r}; expected one of {allowed}, min_0 to min_{2 * k}")
     return one_name
 
 
-def cell_quantity(name: str, found: Neighbourhoods, config: Config) -> Tensor:
-    """Return (n,) a quantity of each cell.
+def cell_quantity(name: str, found: CellScores, config: Config) -> Tensor:
+    """Return (n,) a quantity of each cell (Tables 3 and 5).
 
-    Args:
-        name: as in `checked_quantity`. Distances and scale factors are those of the nearest
-            neighbourhood, j = 0; "max" and "mean" go over j = 0 ... k, as "min" does.
-        found: of `neighbourhoods`.
-        config: k, and what "fused" means.
-
-    Source: Tables 3 and 5.
+    Distances and scale factors are those of the nearest neighbourhood, j = 0; "max" and "mean" go
+    over j = 0 ... k, as "min" does.
     """
     name = checked_quantity(name, config)
     if name in ("max", "mean"):

@@ -17,13 +17,12 @@ import pandas as pd
 
 from g2sf_lib.baselines import METHODS
 from g2sf_lib.benchmark import NUM_RESAMPLES, RESAMPLED, SEEDED, Comparison
-from g2sf_lib.config import CATEGORIES, Config, make_config, results_file
-from g2sf_lib.detector import flat_settings
+from g2sf_lib.config import CATEGORIES, Config, flat_settings, make_config
 from g2sf_lib.evaluation import bootstrap_auroc, image_auroc
-from g2sf_lib.experiments import git_commit, package_versions
 from g2sf_lib.published import RERUN, read_table
+from g2sf_lib.stages import git_commit, package_versions, results_file
 from g2sf_lib.stats import METRIC_NAMES, Resamples, compare, means
-from g2sf_lib.storage import write_json
+from g2sf_lib.store import write_json
 from g2sf_lib.tables import p_cell, with_spread
 from g2sf_lib.timing import machine
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import platform
 import time
@@ -15,28 +14,19 @@ from tqdm.auto import tqdm
 
 from g2sf_lib.baselines import METHODS, Scans, Scorer
 from g2sf_lib.benchmark import Comparison, Split, fitted_method
-from g2sf_lib.config import Config, ConfigError, scans_dir
+from g2sf_lib.config import Config, ConfigError
 from g2sf_lib.datasets import Sample
 from g2sf_lib.datasets.preprocess import list_prepared, load_prepared
 from g2sf_lib.detector import pick_device, to_prediction
 from g2sf_lib.experiments import Banks
 from g2sf_lib.features import FeatureExtractor, Patches
+from g2sf_lib.stages import scans_dir
 
 STEPS = ("features", "neighbours", "fusion", "post-processing")
 
 
 class TimedScan(Scans):
-    """One scan that keeps account of how long what a method asks of it takes.
-
-    Args:
-        config: of the run.
-        patches: of the scan.
-        stored: banks of the category.
-        sample: the scan.
-
-    Attributes:
-        spent: step -> seconds.
-    """
+    """One scan that counts in ``spent``, step -> seconds, how long what a method asks takes."""
 
     def __init__(self, config: Config, patches: Patches, stored: Banks, sample: Sample):
         super().__init__(config, [patches], stored, [sample])
@@ -97,11 +87,10 @@ def frame_rates(
 
     Returns:
         A row a method, scan and step: ``method``, ``scan``, ``step`` of `STEPS`, ``seconds``.
-        A step that a method does not have takes no time.
 
     Source: Section 4.3, Table 6, which states neither the batch nor what is counted.
     """
-    config = dataclasses.replace(config, seed=seed)
+    config = config.replace(seed=seed)
     timed = [method for method in methods if METHODS[method].variant_of is None]
     train = Split(config, "train")
     scorers = {method: fitted_method(config, method, train) for method in timed}
@@ -157,7 +146,7 @@ def measure_rates(comparison: Comparison, num_scans: int) -> pd.DataFrame | None
         raise ConfigError(f"frame_scans is {num_scans!r}; expected a whole number >= 0")
     if num_scans == 0 or all(METHODS[method].variant_of for method in comparison.methods):
         return None
-    config = dataclasses.replace(comparison.config, category=comparison.categories[0])
+    config = comparison.config.replace(category=comparison.categories[0])
     return rate_table(frame_rates(config, comparison.methods, comparison.seeds[0], num_scans))
 
 

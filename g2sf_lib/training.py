@@ -5,21 +5,29 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from g2sf_lib.cells import Cells
+from g2sf_lib.checkpoint import read_checkpoint, write_checkpoint
 from g2sf_lib.config import MODALITIES, LossConfig, ModelConfig, TrainingConfig
-from g2sf_lib.fusion import LSPN, GlobalScale, aggregate, local_metric
+from g2sf_lib.fusion import (
+    CELLS_AT_ONCE,
+    LSPN,
+    GlobalScale,
+    Metric,
+    aggregate,
+    encode,
+    local_metric,
+)
 from g2sf_lib.losses import (
     loss_cma,
     loss_cns,
@@ -28,14 +36,11 @@ from g2sf_lib.losses import (
     loss_sep,
     negative_pairs,
     proximal_bound,
+    total_loss,
 )
-from g2sf_lib.memory import Rows
-from g2sf_lib.storage import StoredFileError
 
 TERMS = ("sep", "mar", "cns", "sc", "cma")
 JITTER = 0.1  # of the mean distance, facts.md, section 5
-_CELLS_AT_ONCE = 8192  # without gradients: bounds the (cells, 2k + 1, hidden) of LSPN
-NUM_RANDOM = 1024  # directions that the ablation "random" draws from, a modality
 MOST_JUDGED = 2048  # held-out cells of a class whose losses are taken after each epoch
 NEAR_AN_END = 0.9  # of |log w|, whose range ends at 1
 COLLAPSED = 0.01  # a standard deviation of w below this says nothing about direction
@@ -43,149 +48,6 @@ COLLAPSED = 0.01  # a standard deviation of w below this says nothing about dire
 
 class CollapseWarning(UserWarning):
     """The scale factors are the same for every cell: LSPN has learned nothing."""
-
-
-@dataclass
-class Cells:
-    """Labelled cells and their neighbourhoods, as the loop reads them.
-
-    Attributes:
-        feat: mod -> (N, D_mod) standardised features; as `Rows` they are read batch by batch.
-        index: mod -> (N, 2k + 1) nearest prototypes of each modality.
-        s: (N, 2k + 1, M) distances in the units of `feat`.
-        is_anomalous: (N,) bool.
-        image: (N,) number of the image a cell comes from.
-        changed: (N, M) bool, which modalities a paste changed; None: both, on anomalous cells.
-        target: (N,) number of the normal scan that the image is, or stands on; None: the image.
-    """
-
-    feat: dict[str, Tensor | Rows]
-    index: dict[str, Tensor]
-    s: Tensor
-    is_anomalous: Tensor
-    image: Tensor
-    changed: Tensor | None = None
-    target: Tensor | None = None
-
-    def __post_init__(self):
-        if self.changed is None:
-            self.changed = self.is_anomalous[:, None].expand(-1, len(MODALITIES))
-        if self.target is None:
-            self.target = self.image
-
-    def __len__(self) -> int:
-        return len(self.image)
-
-    def take(self, rows: Tensor) -> Cells:
-        """Return the cells of the given rows, or of a bool per cell."""
-        return Cells(
-            {mod: self.feat[mod][rows] for mod in MODALITIES},
-            {mod: self.index[mod][rows] for mod in MODALITIES},
-            self.s[rows],
-            self.is_anomalous[rows],
-            self.image[rows],
-            self.changed[rows],
-            self.target[rows],
-        )
-
-    def without_features(self, rows: Tensor) -> Cells:
-        """Return what is known of some cells beside their features and prototypes."""
-        known = self.s[rows], self.is_anomalous[rows], self.image[rows]
-        return Cells({}, {}, *known, self.changed[rows], self.target[rows])
-
-    def to(self, device: torch.device) -> Cells:
-        """Return the cells on a device."""
-        return Cells(
-            {mod: self.feat[mod].to(device) for mod in MODALITIES},
-            {mod: self.index[mod].to(device) for mod in MODALITIES},
-            self.s.to(device),
-            self.is_anomalous.to(device),
-            self.image.to(device),
-            self.changed.to(device),
-            self.target.to(device),
-        )
-
-
-@dataclass
-class Metric:
-    """What training learns: LSPN, sigma, and the unit of each modality's distance.
-
-    Attributes:
-        lspn: the network of Eq. 2.
-        sigma: the global scale of Eq. 3.
-        s_mean: (M,) mean distance of normal training cells to their nearest prototype; or its
-            standard deviation, as `TrainingConfig.normaliser` says.
-        direction_form: "paper" or "official", which directions `lspn` was trained on.
-        prototype_input, direction_input: what `lspn` sees of them, as in `ModelConfig`.
-    """
-
-    lspn: LSPN
-    sigma: GlobalScale
-    s_mean: Tensor
-    direction_form: str = "paper"
-    prototype_input: str = "given"
-    direction_input: str = "given"
-
-    def project(
-        self,
-        feat: dict[str, Tensor | Rows],
-        bank: dict,
-        index: dict[str, Tensor],
-        s: Tensor,
-        generator: torch.Generator | None = None,
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return `LSPN.project` of what the network is allowed to see.
-
-        Args:
-            feat: as there.
-            bank: as there.
-            index: as there.
-            s: as there.
-            generator: draws random directions, where they take the place of the true ones; None:
-                the same ones on every call.
-        """
-        proto, direction = self.lspn.project(feat, bank, index, s, self.direction_form)
-        if self.prototype_input == "zeros":
-            proto = {mod: torch.zeros_like(part) for mod, part in proto.items()}
-        if self.direction_input == "zeros":
-            direction = {mod: torch.zeros_like(part) for mod, part in direction.items()}
-        elif self.direction_input == "random":
-            draw = generator or torch.Generator().manual_seed(0)
-            direction = {mod: self._random(part, mod, draw) for mod, part in direction.items()}
-        return proto, direction
-
-    def _random(self, part: Tensor, mod: str, generator: torch.Generator) -> Tensor:
-        """Return (N, K, hidden), what random unit directions add to the first layer."""
-        start = 0 if mod == MODALITIES[0] else self.lspn.dims[MODALITIES[0]]
-        weight = self.lspn.direction_in.weight[:, start : start + self.lspn.dims[mod]]
-        drawn = torch.randn(NUM_RANDOM, self.lspn.dims[mod], generator=generator).to(weight)
-        unit = drawn / torch.linalg.vector_norm(drawn, dim=-1, keepdim=True)
-        which = torch.randint(NUM_RANDOM, part.shape[:2], generator=generator).to(part.device)
-        return torch.nn.functional.embedding(which, unit @ weight.T)
-
-    @torch.no_grad()
-    def scale_factors(
-        self, feat: dict[str, Tensor | Rows], bank: dict, index: dict[str, Tensor], s: Tensor
-    ) -> Tensor:
-        """Return w (N, K, M) in evaluation mode, a few thousand cells at a time."""
-        self.lspn.eval()
-        device = self.s_mean.device
-        parts = [
-            self.lspn.scale(
-                *self.project(
-                    {mod: feat[mod][rows].to(device) for mod in MODALITIES},
-                    bank,
-                    {mod: index[mod][rows].to(device) for mod in MODALITIES},
-                    s[rows].to(device),
-                )
-            )
-            for rows in torch.arange(len(s)).split(_CELLS_AT_ONCE)
-        ]
-        return torch.cat(parts) if parts else s.new_ones(s.shape)
-
-    def ell(self, w: Tensor, s: Tensor) -> Tensor:
-        """Return l (N, K) for scale factors and distances in the units of the features."""
-        return local_metric(w, s / self.s_mean, self.sigma())
 
 
 def heldout_images(image: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
@@ -212,74 +74,70 @@ def heldout_images(image: Tensor, fraction: float, generator: torch.Generator) -
     return torch.isin(image, held.to(image.device))
 
 
-def loss_terms(
-    metric: Metric, cells: Cells, bank: dict, m0: float, k: int, loss: LossConfig, generator
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Return each unweighted term of Eq. 10 on a batch, and w (N, 2k + 1, M).
-
-    Args:
-        metric: what is being trained; its mode (dropout) is left as it is.
-        cells: the batch.
-        bank: mod -> prototypes.
-        m0: bound of L_sep.
-        k: number of proximal neighbourhoods.
-        loss: forms and eta_0.
-        generator: draws the negatives of Eq. 8.
-    """
-    if _form(loss, "jitter_form") == "official":
-        cells, bank = _jittered(metric, cells, bank, generator)
-    w, w_neg = _scale_factors(metric, cells, bank, loss, generator)
-    return _terms(metric, w, w_neg, cells, m0, k, loss), w
-
-
 def _form(loss: LossConfig, name: str) -> str:
     """Return which form a switch of the losses stands for."""
     return getattr(loss, name) or loss.form
 
 
-def _scale_factors(
-    metric: Metric, cells: Cells, bank: dict, loss: LossConfig, generator
-) -> tuple[Tensor, Tensor]:
-    """Return w (N, 2k + 1, M) of the cells, and w (N, M) of mismatched pairs (Eq. 8)."""
-    parts = metric.project(cells.feat, bank, cells.index, cells.s, generator)
-    hidden = metric.lspn.hidden(*parts)
-    del parts  # 740 MB at the paper's size, four times as much as is still needed
-    w = metric.lspn.decode(*hidden)
-    pairs = negative_pairs(len(cells), generator, _form(loss, "cma_form"))
-    feat, index, distances = {}, {}, []
-    for mod, feature_of, prototype_of in ((m, pairs[0][m], pairs[1][m]) for m in MODALITIES):
-        feat[mod] = cells.feat[mod][feature_of.to(cells.s.device)]
-        index[mod] = cells.index[mod][prototype_of.to(cells.s.device), :1]
-        prototypes = getattr(bank[mod], "prototypes", bank[mod])
-        nearest = prototypes[index[mod][:, 0].to(prototypes.device)].to(feat[mod])
-        distances.append(torch.linalg.vector_norm(feat[mod] - nearest, dim=-1, keepdim=True))
-    negatives = metric.project(feat, bank, index, torch.stack(distances, dim=-1), generator)
-    return w, metric.lspn.scale(*negatives)[:, 0]
-
-
-def _terms(
+def loss_terms(
     metric: Metric,
-    w: Tensor,
-    w_neg: Tensor,
     cells: Cells,
+    bank: dict,
     m0: float,
     k: int,
     loss: LossConfig,
-    weighted: bool = True,
-) -> dict[str, Tensor]:
-    """Return each unweighted term of Eq. 10 from scale factors of cells, and of negatives."""
+    generator: torch.Generator,
+    is_training: bool = True,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return each unweighted term of Eq. 10 on some cells, and w (N, 2k + 1, M).
+
+    Args:
+        metric: its mode (dropout) is left as it is.
+        cells: a batch; where nothing is trained, as many as there are.
+        bank: mod -> prototypes.
+        m0: bound of L_sep.
+        k: number of proximal neighbourhoods.
+        loss: forms and eta_0.
+        generator: draws the negatives of Eq. 8.
+        is_training: False: without jitter, without the official weights of L_sep, and part by part.
+    """
+    if is_training and _form(loss, "jitter_form") == "official":
+        cells, bank = _jittered(metric, cells, bank, generator)
+    rows = torch.arange(len(cells), device=cells.s.device)
+    parts = [rows] if is_training else rows.split(CELLS_AT_ONCE)
+    found = [_scale_factors(metric, cells, part, bank, loss, generator) for part in parts]
+    w, w_neg = (torch.cat(some) for some in zip(*found, strict=True))
     s = cells.s / metric.s_mean
     ell = local_metric(w, s, metric.sigma())
     is_anomalous = cells.is_anomalous
     sep_form, mar_form = _form(loss, "sep_form"), _form(loss, "mar_form")
     label = cells.changed if loss.label_of == "modality" else is_anomalous
     return {
-        "sep": loss_sep(ell[:, 0], is_anomalous, m0, form=sep_form, weighted=weighted),
+        "sep": loss_sep(ell[:, 0], is_anomalous, m0, form=sep_form, weighted=is_training),
         "mar": loss_mar(ell[:, 0], is_anomalous, form=mar_form),
         "cns": loss_cns(ell, proximal_bound(s, k, loss.eta_0)),
         "sc": loss_sc(w[:, 0], label),
         "cma": loss_cma(w_neg, form=_form(loss, "cma_form")),
-    }
+    }, w
+
+
+def _scale_factors(
+    metric: Metric, cells: Cells, rows: Tensor, bank: dict, loss: LossConfig, generator
+) -> tuple[Tensor, Tensor]:
+    """Return w (n, 2k + 1, M) of some cells, and w (n, M) of mismatched pairs of them (Eq. 8)."""
+    if len(rows) < len(cells):
+        cells = cells.take(rows)
+    w = metric.lspn.from_bank(cells.feat, bank, cells.index, cells.s, generator)
+    pairs = negative_pairs(len(cells), generator, _form(loss, "cma_form"))
+    feat, index, distances = {}, {}, []
+    for mod, feature_of, prototype_of in ((m, pairs[0][m], pairs[1][m]) for m in MODALITIES):
+        feat[mod] = cells.feat[mod][feature_of.to(cells.s.device)]
+        index[mod] = cells.index[mod][prototype_of.to(cells.s.device), :1]
+        prototypes = getattr(bank[mod], "prototypes", bank[mod])
+        nearest = prototypes[index[mod].to(prototypes.device)].to(feat[mod])
+        distances.append(encode(feat[mod], nearest)[1])
+    s = torch.stack(distances, dim=-1)
+    return w, metric.lspn.from_bank(feat, bank, index, s, generator)[:, 0]
 
 
 def _jittered(metric: Metric, cells: Cells, bank: dict, generator) -> tuple[Cells, dict]:
@@ -298,11 +156,81 @@ def _jittered(metric: Metric, cells: Cells, bank: dict, generator) -> tuple[Cell
         proto = getattr(bank[mod], "prototypes", bank[mod]).to(cells.feat[mod])[cells.index[mod]]
         feat[mod] = moved(cells.feat[mod], metric.s_mean[m])
         proto[:, 0] = moved(proto[:, 0], metric.s_mean[m])
-        distances.append(torch.linalg.vector_norm(feat[mod][:, None] - proto, dim=-1))
+        distances.append(encode(feat[mod], proto)[1])
         index[mod] = torch.arange(proto[..., 0].numel(), device=proto.device).view(proto.shape[:2])
         own_bank[mod] = proto.flatten(0, 1)  # (N * K, D)
     s = torch.stack(distances, dim=-1)
     return dataclasses.replace(cells, feat=feat, index=index, s=s), own_bank
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Which cells are trained on and which judge, as numbers.
+
+    Attributes:
+        fit: normal and anomalous ones to train on; only a batch is ever read.
+        judged: held-out ones whose losses are taken, as many normal as anomalous.
+        heldout: all held-out ones, whose scans are told apart.
+    """
+
+    fit: tuple[Tensor, Tensor]
+    judged: Tensor
+    heldout: Tensor
+
+
+def _split(cells: Cells, training: TrainingConfig, seed: int) -> _Split:
+    """Draw what is held out.
+
+    Raises:
+        ValueError: when one of the classes is absent, of all cells or of a side.
+    """
+    if not cells.is_anomalous.any() or cells.is_anomalous.all():
+        raise ValueError(
+            "train_metric: cells of one class only; expected normal and anomalous cells"
+        )
+    draw = torch.Generator().manual_seed(seed)
+    # Held out by cell, each cell counts as an image of its own.
+    units = {"cell": torch.arange(len(cells)), "image": cells.image, "target": cells.target}
+    is_heldout = heldout_images(units[training.heldout_by], training.heldout_fraction, draw)
+    is_heldout = is_heldout.to(cells.s.device)
+    judged = _balanced(cells.is_anomalous, is_heldout, draw)
+    fit = tuple(
+        torch.nonzero(~is_heldout & (cells.is_anomalous == side))[:, 0] for side in (False, True)
+    )
+    if not len(fit[1]) or not len(judged):
+        raise ValueError("train_metric: a side of the held-out split has no anomalous cell")
+    return _Split(fit, judged, torch.nonzero(is_heldout)[:, 0])
+
+
+def _untrained(
+    cells: Cells,
+    fit: tuple[Tensor, Tensor],
+    model: ModelConfig,
+    loss: LossConfig,
+    training: TrainingConfig,
+    seed: int,
+) -> tuple[Metric, float]:
+    """Return the metric before training, and m_0, twice the largest distance of a paste."""
+    nearest = cells.s[fit[0], 0]
+    s_mean = nearest.mean(0)
+    if training.normaliser == "std":
+        # Modalities in proportion to their spread, and normal cells at 1 on average as before.
+        s_mean = nearest.std(0) * (s_mean / nearest.std(0)).mean()
+    device = cells.s.device
+    with _seeded(seed, device):
+        lspn = LSPN(
+            {mod: cells.feat[mod].shape[1] for mod in MODALITIES},
+            model.hidden,
+            model.embed,
+            model.dropout,
+            _form(loss, "start_form"),
+            _form(loss, "direction_form"),
+            model.prototype_input,
+            model.direction_input,
+        ).to(device)
+    metric = Metric(lspn, GlobalScale().to(device), s_mean)
+    metric.sigma.requires_grad_(model.sigma_rule == "learned")
+    return metric, 2.0 * float((cells.s[fit[1], 0] / s_mean).max())
 
 
 def train_metric(
@@ -360,87 +288,83 @@ def train_metric(
     not cells, are held out, that false alarms are looked at, and that held-out losses are
     balanced by drawing as many normal cells as there are anomalous.
     """
-    if not cells.is_anomalous.any() or cells.is_anomalous.all():
-        raise ValueError(
-            "train_metric: cells of one class only; expected normal and anomalous cells"
-        )
-    device = cells.s.device
-    split = torch.Generator().manual_seed(seed)
-    # Held out by cell, each cell counts as an image of its own.
-    units = {"cell": torch.arange(len(cells)), "image": cells.image, "target": cells.target}
-    is_heldout = heldout_images(units[training.heldout_by], training.heldout_fraction, split)
-    is_heldout = is_heldout.to(device)
-    heldout = _balanced(cells.is_anomalous, is_heldout, split)
-    # Numbers of the cells trained on, normal and anomalous; only a batch is ever read.
-    fit = [
-        torch.nonzero(~is_heldout & (cells.is_anomalous == side))[:, 0] for side in (False, True)
-    ]
-    if not len(fit[1]) or not len(heldout):
-        raise ValueError("train_metric: a side of the held-out split has no anomalous cell")
-    nearest = cells.s[fit[0], 0]
-    s_mean = nearest.mean(0)
-    if training.normaliser == "std":
-        # Modalities in proportion to their spread, and normal cells at 1 on average as before.
-        s_mean = nearest.std(0) * (s_mean / nearest.std(0)).mean()
-    m0 = 2.0 * float((cells.s[fit[1], 0] / s_mean).max())
-    heldout = (heldout, torch.nonzero(is_heldout)[:, 0])
-    with _seeded(seed, device):
-        dims = {mod: cells.feat[mod].shape[1] for mod in MODALITIES}
-        start = _form(loss, "start_form")
-        lspn = LSPN(dims, model.hidden, model.embed, model.dropout, start).to(device)
-    direction_form = _form(loss, "direction_form")
-    blind = (model.prototype_input, model.direction_input)
-    metric = Metric(lspn, GlobalScale().to(device), s_mean, direction_form, *blind)
-    metric.sigma.requires_grad_(model.sigma_rule == "learned")
+    split = _split(cells, training, seed)
+    metric, m0 = _untrained(cells, split.fit, model, loss, training, seed)
+    groups = ((metric.lspn, training.learning_rate), (metric.sigma, training.sigma_learning_rate))
     optimiser = torch.optim.Adam(
-        [
-            {"params": lspn.parameters(), "lr": training.learning_rate},
-            {"params": metric.sigma.parameters(), "lr": training.sigma_learning_rate},
-        ],
+        [{"params": part.parameters(), "lr": rate} for part, rate in groups],
         weight_decay=training.weight_decay,
     )
-    state = _State(metric, optimiser, _fingerprint(cells, model, loss, training, seed))
-    if checkpoint is None or not state.read(checkpoint):
-        observed = _observe(metric, cells, heldout, bank, m0, model.k, loss, training, seed)
-        state.end_epoch(observed | {"epoch": 0}, None)
+    judge = (cells, split, bank, m0, model.k, loss, training, seed)
+    run = _fingerprint(cells, model, loss, training, seed)
+    history: list[dict[str, float]] = []
+    best: dict[str, Tensor] = {}
+
+    def end_epoch(row: dict[str, float]) -> None:
+        nonlocal best
+        row |= {"epoch": len(history)} | _observe(metric, *judge)
         if after_epoch is not None:
-            after_epoch(0, metric)
-    weights = dict(zip(TERMS, (1.0, loss.alpha, loss.beta, loss.gamma, loss.mu), strict=True))
-    num_fit = len(fit[0]) + len(fit[1])
+            after_epoch(len(history), metric)
+        history.append(row)
+        if not math.isfinite(row["heldout"]):
+            raise FloatingPointError(
+                f"train_metric: the held-out loss of epoch {row['epoch']} is {row['heldout']}; "
+                "expected a finite number: lower learning_rate, or look at the features"
+            )
+        if best_row(history) is row:
+            best = {name: value.clone() for name, value in metric.state_dict().items()}
+        if checkpoint is not None and row["epoch"]:
+            write_checkpoint(checkpoint, run, {"history": history}, metric, optimiser, best)
+
+    known = None if checkpoint is None else read_checkpoint(checkpoint, run, metric, optimiser)
+    if known is None:
+        end_epoch({})
+    else:
+        history, best = known[0]["history"], known[1]
+    epochs = range(len(history), training.epochs + 1)
+    bar = tqdm(epochs, total=training.epochs, initial=len(history) - 1, desc="training",
+               disable=not progress)  # fmt: skip
+    for epoch in bar:
+        with _seeded(_epoch_seed(seed, epoch), cells.s.device):
+            draw = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
+            end_epoch(_train_epoch(metric, optimiser, cells, split, bank, m0, model.k, loss,
+                                   training, draw))  # fmt: skip
+        bar.set_postfix(heldout=f"{history[-1]['heldout']:.4f}")
+    metric.load_state_dict(best)
+    metric.eval()
+    _warn_if_collapsed(best_row(history), history[-1], loss)
+    return metric, history
+
+
+def _train_epoch(
+    metric: Metric,
+    optimiser: torch.optim.Optimizer,
+    cells: Cells,
+    split: _Split,
+    bank: dict,
+    m0: float,
+    k: int,
+    loss: LossConfig,
+    training: TrainingConfig,
+    draw: torch.Generator,
+) -> dict[str, float]:
+    """Train one epoch; return the mean of every term."""
+    num_fit = sum(map(len, split.fit))
     batch_size = min(training.batch_size, max(int(training.max_batch_share * num_fit), 2))
-    num_steps = num_fit // batch_size
-    bar = tqdm(total=training.epochs, initial=state.epoch, desc="training", disable=not progress)
-    for epoch in range(state.epoch + 1, training.epochs + 1):
-        draw = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
-        totals = dict.fromkeys(TERMS, 0.0)
-        lspn.train()
-        with _seeded(_epoch_seed(seed, epoch), device):
-            for _ in range(num_steps):
-                half = batch_size // 2
-                batch = cells.take(
-                    torch.cat(
-                        [side[torch.randint(len(side), (half,), generator=draw)] for side in fit]
-                    )
-                )
-                terms, _ = loss_terms(metric, batch, bank, m0, model.k, loss, draw)
-                total = sum(weights[name] * terms[name] for name in TERMS if weights[name])
-                if training.l1:
-                    total = total + training.l1 * _l1(lspn)
-                optimiser.zero_grad()
-                total.backward()
-                optimiser.step()
-                for name in TERMS:
-                    totals[name] += float(terms[name].detach()) / num_steps
-        row = totals | _observe(metric, cells, heldout, bank, m0, model.k, loss, training, seed)
-        if after_epoch is not None:
-            after_epoch(epoch, metric)
-        state.end_epoch(row | {"epoch": epoch}, checkpoint)
-        bar.update()
-        bar.set_postfix(heldout=f"{row['heldout']:.4f}")
-    bar.close()
-    state.load_best()
-    _warn_if_collapsed(best_row(state.history), state.history[-1], loss)
-    return metric, state.history
+    num_steps, totals = num_fit // batch_size, dict.fromkeys(TERMS, 0.0)
+    metric.train()
+    for _ in range(num_steps):
+        half = [s[torch.randint(len(s), (batch_size // 2,), generator=draw)] for s in split.fit]
+        terms, _ = loss_terms(metric, cells.take(torch.cat(half)), bank, m0, k, loss, draw)
+        total = total_loss(terms, loss.alpha, loss.beta, loss.gamma, loss.mu)
+        if training.l1:
+            total = total + training.l1 * _l1(metric.lspn)
+        optimiser.zero_grad()
+        total.backward()
+        optimiser.step()
+        for name in TERMS:
+            totals[name] += float(terms[name].detach()) / num_steps
+    return totals
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:
@@ -448,20 +372,12 @@ def _epoch_seed(seed: int, epoch: int) -> int:
     return 1_000_003 * (seed + 1) + epoch
 
 
-class _seeded:
+@contextmanager
+def _seeded(seed: int, device: torch.device):
     """Seed torch's global generator, which dropout and initial weights read, for a while."""
-
-    def __init__(self, seed: int, device: torch.device):
-        self.seed = seed
-        devices = [device] if device.type == "cuda" else []
-        self.fork = torch.random.fork_rng(devices=devices)
-
-    def __enter__(self):
-        self.fork.__enter__()
-        torch.manual_seed(self.seed)
-
-    def __exit__(self, *exception):
-        self.fork.__exit__(*exception)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def _l1(lspn: LSPN) -> Tensor:
@@ -520,7 +436,7 @@ def heldout_auroc(score: Tensor, cells: Cells) -> float:
 def _observe(
     metric: Metric,
     cells: Cells,
-    heldout: tuple[Tensor, Tensor],
+    split: _Split,
     bank: dict,
     m0: float,
     k: int,
@@ -532,42 +448,23 @@ def _observe(
 
     ``w_ends`` is the share of normal held-out cells whose w is beyond `NEAR_AN_END` of its range
     in both modalities; ``w_correlation`` that of both modalities' log w over all of them.
-
-    Args:
-        metric: as it is now.
-        cells: of the training.
-        heldout: numbers of as many normal cells as anomalous ones, whose losses are taken; and of
-            all held-out cells, whose scans are told apart.
-        bank: mod -> prototypes.
-        m0: bound of L_sep.
-        k: number of proximal neighbourhoods.
-        loss: forms and weights.
-        training: the criterion.
-        seed: of the negatives.
     """
-    metric.lspn.eval()
+    metric.eval()
     draw = torch.Generator().manual_seed(seed)
-    judged, every = heldout
-    parts = [
-        _scale_factors(metric, cells.take(rows), bank, loss, draw)
-        for rows in judged.split(_CELLS_AT_ONCE)
-    ]
-    w, w_neg = (torch.cat(some) for some in zip(*parts, strict=True))
-    taken = cells.without_features(judged)
-    is_anomalous = taken.is_anomalous
-    terms = _terms(metric, w, w_neg, taken, m0, k, loss, weighted=False)
+    judged = cells.take(split.judged)
+    terms, w = loss_terms(metric, judged, bank, m0, k, loss, draw, is_training=False)
     row = {f"heldout_{name}": float(terms[name]) for name in TERMS}
     near, score = slice(0, k + 1), []
-    for rows in every.split(_CELLS_AT_ONCE):
+    for rows in split.heldout.split(CELLS_AT_ONCE):
         index = {mod: cells.index[mod][rows][:, near] for mod in MODALITIES}
         s = cells.s[rows][:, near]
         feat = {mod: cells.feat[mod][rows] for mod in MODALITIES}
         score.append(aggregate(metric.ell(metric.scale_factors(feat, bank, index, s), s)))
-    row["heldout_auroc"] = heldout_auroc(torch.cat(score), cells.without_features(every))
+    row["heldout_auroc"] = heldout_auroc(torch.cat(score), cells.without_features(split.heldout))
     row["heldout"] = row["heldout_sep"] + loss.alpha * row["heldout_mar"]
     if training.criterion == "images":
         row["heldout"] = 1.0 - row["heldout_auroc"]
-    log_w = w[:, 0].log()
+    log_w, is_anomalous = w[:, 0].log(), judged.is_anomalous
     for m, mod in enumerate(MODALITIES):
         row[f"sigma_{mod}"] = float(metric.sigma()[m])
         for side, rows in (("normal", ~is_anomalous), ("synthetic", is_anomalous)):
@@ -617,99 +514,6 @@ def _warn_if_collapsed(best: dict[str, float], last: dict[str, float], loss: Los
 
 def _fingerprint(cells: Cells, *settings) -> str:
     """Return what a checkpoint must agree with to be gone on from."""
-    known = [s if isinstance(s, int) else dataclasses.asdict(s) for s in settings]
+    known = [s if isinstance(s, int) else s.model_dump() for s in settings]
     sums = [float(cells.s.double().sum()), float(cells.is_anomalous.sum()), len(cells)]
     return json.dumps([known, sums], sort_keys=True)
-
-
-def parameters_of(metric: Metric) -> dict[str, Tensor]:
-    """Return every trained parameter of LSPN and sigma by a name of its own."""
-    modules = {"lspn": metric.lspn, "sigma": metric.sigma}
-    return {
-        f"{prefix}.{name}": value.detach()
-        for prefix, module in modules.items()
-        for name, value in module.named_parameters()
-    }
-
-
-@torch.no_grad()
-def load_parameters(metric: Metric, values: dict[str, Tensor]) -> None:
-    """Put parameters back that `parameters_of` has named; the metric is in evaluation mode then."""
-    for name, parameter in parameters_of(metric).items():
-        parameter.copy_(values[name])
-    metric.lspn.eval()
-
-
-class _State:
-    """What an interrupted run needs to go on: parameters, Adam, best epoch, history."""
-
-    def __init__(self, metric: Metric, optimiser: torch.optim.Adam, fingerprint: str):
-        self.metric, self.optimiser, self.fingerprint = metric, optimiser, fingerprint
-        self.history: list[dict[str, float]] = []
-        self.best: dict[str, Tensor] = {}
-
-    @property
-    def epoch(self) -> int:
-        return len(self.history) - 1
-
-    def end_epoch(self, row: dict[str, float], checkpoint: Path | None) -> None:
-        self.history.append(row)
-        if not math.isfinite(row["heldout"]):
-            raise FloatingPointError(
-                f"train_metric: the held-out loss of epoch {row['epoch']} is {row['heldout']}; "
-                "expected a finite number: lower learning_rate, or look at the features"
-            )
-        if row["heldout"] < min((past["heldout"] for past in self.history[:-1]), default=math.inf):
-            self.best = {name: p.detach().clone() for name, p in parameters_of(self.metric).items()}
-        if checkpoint is not None:
-            self.write(checkpoint)
-
-    def load_best(self) -> None:
-        load_parameters(self.metric, self.best)
-
-    def write(self, path: Path) -> None:
-        tensors = {f"now.{name}": p.detach() for name, p in parameters_of(self.metric).items()}
-        tensors |= {f"best.{name}": value for name, value in self.best.items()}
-        for number, slots in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"adam.{number}.{slot}": value for slot, value in slots.items()}
-        tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        # One entry: safetensors writes several in random order, and bytes should not be random.
-        header = json.dumps({"fingerprint": self.fingerprint, "history": self.history})
-        save_file(tensors, temporary, metadata={"run": header})
-        os.replace(temporary, path)
-
-    @torch.no_grad()
-    def read(self, path: Path) -> bool:
-        """Go on from a checkpoint; return False where there is none for this very run."""
-        if not path.exists():
-            return False
-        try:
-            with safe_open(path, "pt") as file:
-                header = json.loads(file.metadata()["run"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise StoredFileError(
-                f"{path}: truncated or changed ({error}); delete it to train from the start"
-            ) from error
-        if header["fingerprint"] != self.fingerprint:
-            return False
-        self.history = header["history"]
-        device = self.metric.s_mean.device
-        for name, parameter in parameters_of(self.metric).items():
-            parameter.copy_(tensors[f"now.{name}"])
-        self.best = {
-            name.removeprefix("best."): value.to(device) for name, value in _under(tensors, "best.")
-        }
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under(tensors, "adam."):
-            _, number, slot = name.split(".")
-            slots.setdefault(int(number), {})[slot] = value
-        state = self.optimiser.state_dict()
-        self.optimiser.load_state_dict({"state": slots, "param_groups": state["param_groups"]})
-        return True
-
-
-def _under(tensors: dict[str, Tensor], prefix: str) -> Iterable[tuple[str, Tensor]]:
-    return ((name, value) for name, value in tensors.items() if name.startswith(prefix))

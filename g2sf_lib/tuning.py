@@ -5,7 +5,6 @@ No test scan and no real defect takes part.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,9 +15,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from g2sf_lib.benchmark import Split, fitted_method
-from g2sf_lib.config import MODALITIES, Config, make_config
-from g2sf_lib.detector import G2SF, flat_settings, kept_cells, labelled_scans, to_prediction
-from g2sf_lib.experiments import best_epoch, fitted, recorded
+from g2sf_lib.cells import kept_cells, labelled_scans
+from g2sf_lib.config import MODALITIES, Config, flat_settings, make_config
+from g2sf_lib.detector import G2SF, to_prediction
+from g2sf_lib.experiments import best_epoch, fitted
+from g2sf_lib.stages import BANK, LSPN, recorded
 
 WEIGHT_CANDIDATES = (
     {"alpha": 0.0, "beta": 0.0, "gamma": 0.0, "mu": 0.0},
@@ -54,7 +55,7 @@ def select_loss_weights(config: Config, categories: Sequence[str]) -> pd.DataFra
         `training._observe`), ``best_epoch``.
     """
     rows = []
-    with recorded(config, "loss_weights", hash_of="lspn") as result:
+    with recorded(config, "loss_weights", LSPN) as result:
         pairs = [(c, weights) for c in categories for weights in WEIGHT_CANDIDATES]
         for category, weights in tqdm(pairs, desc="loss weights"):
             trial = make_config(**flat_settings(config) | weights | {"category": category})
@@ -74,9 +75,9 @@ def select_peer_settings(config: Config, categories: Sequence[str]) -> pd.DataFr
         ``cell_ap`` and ``cell_auroc`` of counted cells.
     """
     rows = []
-    with recorded(config, "peer_settings", hash_of="bank") as result:
+    with recorded(config, "peer_settings", BANK) as result:
         for category in categories:
-            of_category = dataclasses.replace(config, category=category)
+            of_category = config.replace(category=category)
             train = Split(of_category, "train")
             pasted = Split(of_category, "synthetic_validation", categories)
             pairs = [(m, c) for m, candidates in PEER_CANDIDATES.items() for c in candidates]
@@ -115,7 +116,8 @@ def _cells_told_apart(scores: Tensor, pasted: Split) -> dict[str, float]:
     Cells within reach of a paste are neither.
     """
     config, patches = pasted.config, pasted.patches
-    scans = labelled_scans(patches, patches, pasted.cell_labels, is_untouched=False)
+    labels = [label[:, None] for label in pasted.cell_labels]  # in which modality is all one
+    scans = labelled_scans(patches, patches, labels, is_untouched=False)
     counts = torch.cat([kept_cells(s, config.cells, config.scoring.silhouette) for s in scans])
     truth = torch.cat([scan.labels.any(1)[scan.patches.foreground] for scan in scans])
     return {

@@ -13,13 +13,14 @@ import yaml
 from halcon import write_points
 from PIL import Image
 
-from g2sf_lib.config import MODALITIES, make_config, scans_dir
+from g2sf_lib.cells import Cells
+from g2sf_lib.config import MODALITIES, make_config
 from g2sf_lib.datasets import Sample
 from g2sf_lib.datasets.preprocess import save_prepared
 from g2sf_lib.experiments import patch_file
 from g2sf_lib.features import Patches, save_patches
 from g2sf_lib.memory import MemoryBank
-from g2sf_lib.training import Cells
+from g2sf_lib.stages import scans_dir
 
 DIMS = {"pcd": 6, "rgb": 8}
 GRID = 8
@@ -183,7 +184,7 @@ def made_run(make_patches, make_sample, write_prepared, synthetic):
         save_patches(path, patches, labels)
 
     def make(config, category="foam", test_seed=500):
-        config = dataclasses.replace(config, category=category)
+        config = config.replace(category=category)
         good = make_sample(0)
         for split, first, num in (("train", 0, 6), ("validation", 50, 3), ("test", test_seed, 4)):
             for number in range(num):

@@ -30,15 +30,14 @@ from g2sf_lib.ablations import (
     run_variants,
     studies,
     summary,
-    with_settings,
     write_summary,
 )
-from g2sf_lib.config import ConfigError, dataset_dir, make_config, stage_dir
-from g2sf_lib.detector import flat_settings
+from g2sf_lib.config import ConfigError, flat_settings, make_config, with_settings
 from g2sf_lib.experiments import fitted, kept_epochs, run_bank
 from g2sf_lib.fusion import local_metric
 from g2sf_lib.quantities import TestCells, run_epochs, run_quantities
 from g2sf_lib.results import origin
+from g2sf_lib.stages import dataset_dir, stage_dir
 from g2sf_lib.stats import METRIC_NAMES
 
 pytestmark = [
@@ -199,12 +198,12 @@ def run(kept, small_config, made_run, tmp_path, tmp_path_factory):
     """A config of two categories whose banks are there, and nothing is trained."""
     if not kept:
         runs = tmp_path_factory.mktemp("ablations") / "runs"
-        config = dataclasses.replace(small_config, runs_root=str(runs), category="cookie")
+        config = small_config.replace(runs_root=str(runs), category="cookie")
         for category, seed in (("cookie", 500), ("gland", 700)):
             run_bank(made_run(config, category, test_seed=seed))
         kept["runs"] = runs
     shutil.copytree(kept["runs"], tmp_path / "runs")
-    return dataclasses.replace(small_config, runs_root=str(tmp_path / "runs"), category="gland")
+    return small_config.replace(runs_root=str(tmp_path / "runs"), category="gland")
 
 
 @pytest.fixture

@@ -28,15 +28,6 @@ from g2sf_lib.chapters.analyses import (
     study_tables,
     value_table,
 )
-from g2sf_lib.chapters.epochs import (
-    epoch_means,
-    epoch_report,
-    longer,
-    run_longer,
-    stage_effects,
-    stage_rows,
-    stage_table,
-)
 from g2sf_lib.chapters.leak import leak_report, leak_rows, leak_table
 from g2sf_lib.config import MODALITIES, ConfigError, make_config
 from g2sf_lib.experiments import built_banks, fitted, foreground_features, load_features
@@ -328,84 +319,6 @@ def test_the_summary_keeps_the_smallest_spread_of_w():
     assert {row["variant"]: row["w_std"] for row in kept} == {RUN.name: 0.3, "a": 0.002}
 
 
-# ---------------------------------------------------------------- epochs
-
-
-def made_epochs(curve, criterion, categories=CATEGORIES, seeds=SEEDS):
-    """Rows as `run_longer` gives them; a curve is what an epoch adds, and seeds shift it."""
-    return pd.DataFrame(
-        [
-            {"category": category, "seed": seed, "epoch": epoch, "held-out criterion": loss}
-            | dict.fromkeys(
-                METRIC_NAMES, LEVELS[category] + value * (1 + 0.1 * LEVELS[category] + 0.02 * seed)
-            )
-            for category in categories
-            for seed in seeds
-            for epoch, value, loss in zip((0, 1, 2, 4, 8), curve, criterion, strict=True)
-        ]
-    )
-
-
-RISES, FALLS = (0.0, 0.1, 0.19, 0.2, 0.2), (0.0, -0.1, -0.2, -0.2, -0.2)
-LOSS = (2.0, 1.5, 1.009, 1.0, 1.2)
-
-
-def test_three_stages_of_each_training():
-    rows = stage_rows(made_epochs(RISES, LOSS))
-    by_stage = rows.groupby("stage")["epoch"].unique()
-    assert {stage: list(found) for stage, found in by_stage.items()} == {
-        "before": [0],
-        "chosen": [4],
-        "last": [8],
-    }
-    assert len(rows) == 3 * len(CATEGORIES) * len(SEEDS)
-
-
-def test_the_start_is_never_chosen_though_its_criterion_is_lowest():
-    rows = stage_rows(made_epochs(RISES, (0.5, *LOSS[1:])))
-    assert set(rows.loc[rows["stage"] == "chosen", "epoch"]) == {4}
-
-
-def test_the_held_out_criterion_is_near_its_best_before_it_is_there():
-    text = epoch_report(made_epochs(RISES, LOSS), make_config("smoke"))
-    assert "from epoch 2 on" in text and "lowest at 4 (4 to 4) of 8" in text
-    assert "The run trains for 3." in text
-    strict = epoch_report(made_epochs(RISES, (2.0, 1.5, 1.011, 1.0, 1.2)), make_config("smoke"))
-    assert "from epoch 4 on" in strict
-
-
-def test_few_epochs_suffice_or_there_is_nothing_to_suffice_for():
-    config = make_config("smoke")
-    text = epoch_report(made_epochs(RISES, LOSS), config)
-    assert "epoch 2 of 8 has 90% of the highest rise" in text and "surely rises" in text
-    text = epoch_report(made_epochs(FALLS, LOSS), config)
-    assert "training surely harms" in text and "it surely falls" in text
-    text = epoch_report(made_epochs((0.0,) * 5, LOSS), config)
-    assert "no gain of training over its start is sure" in text
-
-
-def test_stages_are_compared_with_the_start_pair_by_pair():
-    found = stage_effects(made_epochs(FALLS, LOSS)).set_index(["metric", "stage"])
-    assert found.loc[("p_auroc", "last"), "difference"] == pytest.approx(-0.2 * 1.07)
-    assert found.loc[("p_auroc", "last"), "wins"] == 0
-    table = stage_table(made_epochs(FALLS, LOSS))
-    assert table.loc["last epoch − before training", "I-AUROC"].startswith("−0.214 ± ")
-    assert epoch_means(made_epochs(RISES, LOSS))[0] == {"epoch": 0, "held-out criterion": 2.0} | (
-        dict.fromkeys(METRIC_NAMES, 0.6)
-    )
-
-
-def test_one_training_has_no_spread():
-    one = made_epochs(RISES, LOSS, ("foam",), (0,))
-    shown = stage_table(one).to_string() + epoch_report(one, make_config("smoke"))
-    assert "nan" not in shown.lower() and "± –" in shown
-
-
-def test_longer_is_longer():
-    config = make_config("smoke")
-    assert longer(config).settings["epochs"] > config.training.epochs
-
-
 # ---------------------------------------------------------------- on a made-up run
 
 
@@ -418,7 +331,7 @@ def home(tmp_path_factory):
 @pytest.fixture
 def ready(home, small_config, made_run, monkeypatch):
     """A config whose features are there; the made-up run has the category foam only."""
-    config = dataclasses.replace(small_config, runs_root=str(home))
+    config = small_config.replace(runs_root=str(home))
     if not any(home.iterdir()):
         made_run(config)
     monkeypatch.setattr(ablations, "checked_categories", lambda config, asked: ("foam",))
@@ -438,14 +351,6 @@ def test_studies_run_on_a_run_and_their_rows_are_those_of_run_variants(ready):
     )
     fixed = found["sigma"].rows.query("variant == 'sigma_rule'")
     assert (fixed["sigma_pcd"] == 0.5).all()
-
-
-def test_epoch_zero_is_the_metric_before_training(ready):
-    rows = run_longer(ready, seeds=(0, 1), progress=False)
-    assert rows["epoch"].max() == round(ablations.LONGER * ready.training.epochs)
-    start = rows[rows["epoch"] == 0]
-    assert start["i_auroc"].nunique() == 1  # w = 1 and sigma = 1/2, whatever the seed
-    assert rows["held-out criterion"].notna().all()
 
 
 def test_the_leak_is_the_ratio_of_mean_distances(ready):

@@ -32,18 +32,13 @@ from g2sf_lib.benchmark import (
     runs_of,
     score_file,
 )
-from g2sf_lib.config import ConfigError, make_config, scans_dir, stage_dir
-from g2sf_lib.detector import G2SF, counted_cells, flat_settings
-from g2sf_lib.experiments import (
-    done_file,
-    load_banks,
-    load_features,
-    patch_file,
-    run_bank,
-    run_lspn,
-)
+from g2sf_lib.cells import counted_cells
+from g2sf_lib.config import ConfigError, flat_settings, make_config
+from g2sf_lib.detector import G2SF
+from g2sf_lib.experiments import load_banks, load_features, patch_file, run_bank, run_lspn
 from g2sf_lib.features import foreground_features, save_patches
-from g2sf_lib.storage import StoredFileError
+from g2sf_lib.stages import done_file, scans_dir, stage_dir
+from g2sf_lib.store import StoredFileError
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -67,11 +62,11 @@ def copied(kept, small_config, tmp_path, tmp_path_factory):
     def copy(name, make):
         if name not in kept:
             runs = tmp_path_factory.mktemp(name) / "runs"
-            make(dataclasses.replace(small_config, category="cookie", runs_root=str(runs)))
+            make(small_config.replace(category="cookie", runs_root=str(runs)))
             kept[name] = runs
         shutil.copytree(kept[name], tmp_path / "runs")
         runs = str(tmp_path / "runs")
-        return dataclasses.replace(small_config, category="cookie", runs_root=runs)
+        return small_config.replace(category="cookie", runs_root=runs)
 
     return copy
 
@@ -92,7 +87,7 @@ def make_ready(made_run, make_patches, monkeypatch):
             save_patches(place, *make_patches(200 + number, (18, 19, 27, 28, 35, 44)))
         run_bank(config)
         for seed in SEEDS:
-            run_lspn(dataclasses.replace(config, seed=seed))
+            run_lspn(config.replace(seed=seed))
 
     return make
 
@@ -341,7 +336,7 @@ def test_seeds_differ_where_there_is_chance(scored):
 def test_scores_of_a_peer_are_those_of_it_fitted_alone(scored, method):
     config, scores, _ = scored
     seed, row = int(METHODS[method].is_seeded), METHODS[method]
-    peer = row.scorer(dataclasses.replace(config, seed=seed), row.banks)
+    peer = row.scorer(config.replace(seed=seed), row.banks)
     cells, image = peer.fit(Split(config, "train")).score(Split(config, "test"))
     np.testing.assert_allclose(scores.maps.cells[method, seed], cells, rtol=1e-3, atol=1e-4)
     for rule in SILHOUETTES:
@@ -352,7 +347,7 @@ def test_scores_of_a_peer_are_those_of_it_fitted_alone(scored, method):
 def test_scores_of_g2sf_are_those_of_the_stored_detector(scored):
     config, scores, _ = scored
     for seed in SEEDS:
-        detector = run_lspn(dataclasses.replace(config, seed=seed))
+        detector = run_lspn(config.replace(seed=seed))
         for number, patches in enumerate(load_features(config, "test")[0]):
             expected = detector.predict_patches(patches)
             kept = scores.maps["g2sf", seed][number]
@@ -363,7 +358,7 @@ def test_scores_of_g2sf_are_those_of_the_stored_detector(scored):
 
 def test_w_one_is_the_metric_with_its_scale_factors_left_out(scored):
     config, scores, _ = scored
-    detector = run_lspn(dataclasses.replace(config, seed=1))
+    detector = run_lspn(config.replace(seed=1))
     patches, _ = load_features(config, "test")
     cells = detector.score_cells(foreground_features(patches[:1]))
     plain = (cells.s * detector.metric.sigma().detach()).sum(-1).min(dim=1).values
@@ -374,7 +369,7 @@ def test_w_one_is_the_metric_with_its_scale_factors_left_out(scored):
 
 def test_the_variant_is_g2sf_trained_on_the_other_pastes_with_the_same_banks(scored):
     config, scores, _ = scored
-    other = with_other_pastes(dataclasses.replace(config, seed=1))
+    other = with_other_pastes(config.replace(seed=1))
     assert other.synthesis.paste_in == "both" and config.synthesis.paste_in == "either"
     detector, banks = G2SF(other), load_banks(config)
     detector.standardiser = banks.standardiser
@@ -461,10 +456,10 @@ def test_pixel_metrics_are_those_of_both_protocols_and_of_the_configured_rule_al
 
 def test_the_rule_of_the_config_says_which_row_has_pixel_metrics(scored):
     config, scores, _ = scored
-    scoring = dataclasses.replace(config.scoring, silhouette="count")
+    scoring = config.scoring.replace(silhouette="count")
     truth = scores.names, scores.labels, scores.masks
     image = {rule: scores.image["sum", 0, rule] for rule in SILHOUETTES}
-    of_count = dataclasses.replace(config, scoring=scoring)
+    of_count = config.replace(scoring=scoring)
     rows, resampled = measure(of_count, truth, scores.maps["sum", 0], image)
     assert [("p_auroc" in row) for row in rows] == [False, True]
     draw = np.random.default_rng([0, 8])

@@ -31,12 +31,12 @@ def run(tmp_path_factory):
 @pytest.fixture
 def ready(run, small_config, made_run):
     """A config whose detectors are there for both seeds."""
-    config = dataclasses.replace(small_config, runs_root=str(run))
+    config = small_config.replace(runs_root=str(run))
     if not any(run.iterdir()):
         made_run(config)
         run_bank(config)
         for seed in SEEDS:
-            run_lspn(dataclasses.replace(config, seed=seed))
+            run_lspn(config.replace(seed=seed))
     return config
 
 

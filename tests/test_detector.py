@@ -9,24 +9,19 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from g2sf_lib.config import MODALITIES, ConfigError, ScoringConfig, make_config
-from g2sf_lib.datasets import ScanError
-from g2sf_lib.detector import (
-    G2SF,
-    bank_tensors,
-    banks_from,
+from g2sf_lib.cells import (
     counted_cells,
-    flat_settings,
     kept_cells,
     labelled_cells,
     labelled_scans,
-    pick_device,
     scan_neighbours,
-    to_prediction,
 )
+from g2sf_lib.config import MODALITIES, ConfigError, ScoringConfig, flat_settings, make_config
+from g2sf_lib.datasets import ScanError
+from g2sf_lib.detector import G2SF, bank_tensors, banks_from, pick_device, to_prediction
 from g2sf_lib.features import Patches, foreground_features
 from g2sf_lib.memory import MemoryBank
-from g2sf_lib.storage import StoredFileError, write_json
+from g2sf_lib.store import StoredFileError, write_json
 from g2sf_lib.training import CollapseWarning
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -249,8 +244,8 @@ def test_saved_then_loaded_gives_the_same_prediction(fitted, make_patches, tmp_p
 
 
 def test_the_official_directions_survive_saving(small_config, make_patches, synthetic, tmp_path):
-    loss = dataclasses.replace(small_config.loss, form="official")
-    detector = G2SF(dataclasses.replace(small_config, loss=loss))
+    loss = small_config.loss.replace(form="official")
+    detector = G2SF(small_config.replace(loss=loss))
     normal = [make_patches(n)[0] for n in range(6)]
     detector.fit_bank(normal)
     with warnings.catch_warnings():
@@ -352,8 +347,8 @@ def test_fit_and_predict_refuse_what_no_reader_returns(small_config, make_sample
 
 
 def test_a_bank_too_small_is_told_in_settings_before_it_is_built(small_config, make_patches):
-    bank = dataclasses.replace(small_config.bank, bank_fraction=0.02)
-    config = dataclasses.replace(small_config, bank=bank)
+    bank = small_config.bank.replace(bank_fraction=0.02)
+    config = small_config.replace(bank=bank)
     patches = [make_patches(n)[0] for n in range(3)]
     cells = sum(int(p.foreground.sum()) for p in patches)
     size = round(0.02 * cells)
@@ -418,8 +413,8 @@ def test_fit_predict_save_load_on_scans(make_sample, tmp_path):
 def test_what_the_network_does_not_see_survives_saving(
     small_config, make_patches, synthetic, tmp_path, inputs
 ):
-    model = dataclasses.replace(small_config.model, **inputs)
-    detector = G2SF(dataclasses.replace(small_config, model=model))
+    model = small_config.model.replace(**inputs)
+    detector = G2SF(small_config.replace(model=model))
     normal = [make_patches(n)[0] for n in range(6)]
     detector.fit_bank(normal)
     with warnings.catch_warnings():

@@ -1,6 +1,5 @@
 """Distributions of pixel scores: by hand, against oracles, and on a made-up run."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from g2sf_lib.benchmark import run_methods
-from g2sf_lib.detector import counted_cells
+from g2sf_lib.cells import counted_cells
 from g2sf_lib.distributions import (
     area,
     counted_pixels,
@@ -63,7 +62,7 @@ def test_pixels_that_cannot_be_compared_are_refused():
 def test_counted_pixels_are_the_counted_cells_enlarged_and_all_scores_are_there(
     small_config, made_run, tmp_path
 ):
-    config = dataclasses.replace(small_config, runs_root=str(tmp_path))
+    config = small_config.replace(runs_root=str(tmp_path))
     made_run(config)
     run_bank(config)
     patches, _ = load_features(config, "test")

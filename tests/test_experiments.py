@@ -13,15 +13,14 @@ import torch
 from filelock import FileLock
 
 from g2sf_lib import experiments, synthesis, training
-from g2sf_lib.config import MODALITIES, dataset_dir, make_config, scans_dir, stage_dir
+from g2sf_lib.cells import counted_cells
+from g2sf_lib.config import MODALITIES, flat_settings, make_config
 from g2sf_lib.datasets.preprocess import list_prepared, load_prepared
-from g2sf_lib.detector import counted_cells, flat_settings
 from g2sf_lib.experiments import (
     at_epoch,
     best_epoch,
     built_banks,
     counted_features,
-    done_file,
     epoch_file,
     fitted,
     kept_epochs,
@@ -29,20 +28,20 @@ from g2sf_lib.experiments import (
     load_features,
     patch_file,
     point_sources,
-    recorded,
     run_bank,
     run_data,
     run_features,
     run_lspn,
     scan_labels,
     some_scans,
-    synthetic_cells,
     synthetic_scans,
+    training_cells,
     untrained,
 )
 from g2sf_lib.features import foreground_features
 from g2sf_lib.memory import MemoryBank
-from g2sf_lib.storage import StoredFileError
+from g2sf_lib.stages import dataset_dir, done_file, recorded, scans_dir, stage_dir
+from g2sf_lib.store import StoredFileError
 from g2sf_lib.training import parameters_of
 
 pytestmark = [
@@ -112,13 +111,13 @@ def test_training_labels_do_matter(run, synthetic):
 @pytest.fixture
 def scans(small_config, make_sample, write_prepared):
     """A config whose prepared scans are there, of two categories, for real features."""
-    features = dataclasses.replace(small_config.features, rgb_size=128, fpfh_grid=48)
-    synthesis = dataclasses.replace(
-        small_config.synthesis, num_synthetic=4, num_synthetic_validation=2, sources_per_category=2
+    features = small_config.features.replace(rgb_size=128, fpfh_grid=48)
+    synthesis = small_config.synthesis.replace(
+        num_synthetic=4, num_synthetic_validation=2, sources_per_category=2
     )
-    config = dataclasses.replace(small_config, features=features, synthesis=synthesis)
+    config = small_config.replace(features=features, synthesis=synthesis)
     for category in ("foam", "rope"):
-        place = dataclasses.replace(config, category=category)
+        place = config.replace(category=category)
         for split, num in (("train", 3), ("validation", 2), ("test", 2)):
             for number in range(num):
                 write_prepared(place, split, make_sample(10 * num + number), number)
@@ -224,7 +223,7 @@ def test_neighbours_are_looked_up_once_and_the_search_goes_on(run, monkeypatch):
 
 def test_a_cell_never_meets_a_prototype_of_its_own_scan(run):
     """Neighbours are those of a bank without the scan's prototypes, and no others."""
-    banks, cells = run_bank(run), synthetic_cells(run)
+    banks, cells = run_bank(run), training_cells(run)
     patches = load_features(run, "train")[0]
     for mod in MODALITIES:
         bank = banks.banks[mod]
@@ -244,7 +243,7 @@ def test_a_cell_never_meets_a_prototype_of_its_own_scan(run):
 def test_own_prototypes_may_be_kept(run):
     kept = changed(run, own_prototypes="keep")
     run_bank(run)
-    cells, own = synthetic_cells(run), synthetic_cells(kept)
+    cells, own = training_cells(run), training_cells(kept)
     assert torch.equal(cells.image, own.image)
     assert (own.s <= cells.s).all() and (own.s < cells.s).any()
     assert stage_dir(kept, "bank") == stage_dir(run, "bank")
@@ -254,7 +253,7 @@ def test_cells_trained_on_are_normal_ones_of_the_scans_and_what_pastes_changed(r
     """Counted cells only; near a paste, a cell of a synthetic scan is neither."""
     run_bank(run)
     normal, (pasted, labels) = load_features(run, "train")[0], load_features(run, "synthetic")
-    cells = synthetic_cells(run)
+    cells = training_cells(run)
     for number, patches in enumerate(normal):
         mine = cells.image == number
         counted = counted_cells(patches, "exclude")
@@ -269,7 +268,7 @@ def test_cells_trained_on_are_normal_ones_of_the_scans_and_what_pastes_changed(r
         for y, x in zip(row.tolist(), column.tolist(), strict=True):
             far[max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3] = False
         assert int((~cells.is_anomalous[mine]).sum()) == int((counted & far.view(-1)).sum())
-    everything = synthetic_cells(changed(run, outline_cells="count", reach_cells=0))
+    everything = training_cells(changed(run, outline_cells="count", reach_cells=0))
     assert len(everything) == sum(int(p.foreground.sum()) for p in [*normal, *pasted])
 
 
@@ -280,7 +279,7 @@ def test_a_label_says_which_modality_a_paste_changed(run, make_patches):
         changed_in = torch.tensor([number % 3 != 1, number % 3 != 2])
         path = patch_file(run, "synthetic", f"{number:04d}")
         experiments.save_patches(path, patches, label[:, None] & changed_in)
-    cells = synthetic_cells(run)
+    cells = training_cells(run)
     num = len(load_features(run, "train")[0])
     assert torch.equal(cells.is_anomalous, cells.changed.any(1))
     for number in range(6):
@@ -296,7 +295,7 @@ def test_pastes_of_a_variant_are_made_when_they_are_wanted(scans):
     run_features(small, ["foam", "rope"])
     other = changed(small, paste_in="both", normal_cells="pasted")
     assert not stage_dir(other, "pastes").exists()
-    cells = synthetic_cells(other, built_banks(other))
+    cells = training_cells(other, built_banks(other))
     assert len(load_features(other, "synthetic")[0]) == 4
     assert stage_dir(other, "features") == stage_dir(small, "features")
     assert cells.changed[cells.is_anomalous].all() and (~cells.is_anomalous).any()
@@ -318,9 +317,7 @@ def test_the_published_number_of_point_sources_is_the_default(tmp_path, monkeypa
     paths = [tmp_path / f"{n}.safetensors" for n in range(60)]
     monkeypatch.setattr(experiments, "list_prepared", lambda *place: paths)
     assert len(point_sources(config, ["a", "b"])) == 2 * num
-    fewer = dataclasses.replace(
-        config, synthesis=dataclasses.replace(config.synthesis, sources_per_category=3)
-    )
+    fewer = config.replace(synthesis=config.synthesis.replace(sources_per_category=3))
     assert len(point_sources(fewer, ["a"])) == 3
 
 
@@ -408,7 +405,7 @@ def test_a_record_says_how_a_result_came_about(small_config):
         result["answer"] = 42
     record = json.loads(done_file(small_config, "bank").read_text())
     assert record["stage"] == "bank" and record["result"] == {"answer": 42}
-    assert record["config_hash"] == small_config.stage_hash("bank")
+    assert record["config_hash"] == STAGES["bank"].hash(small_config)
     assert record["config"]["category"] == "foam" and record["config"]["k"] == 2
     assert record["seed"] == 0 and record["device"] == "cpu"
     assert record["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
@@ -421,7 +418,7 @@ def test_a_record_may_have_another_name_than_its_stage(small_config):
         pass
     record = json.loads(done_file(small_config, "benchmark").read_text())
     assert record["stage"] == "benchmark"
-    assert record["config_hash"] == small_config.stage_hash("scores")
+    assert record["config_hash"] == STAGES["scores"].hash(small_config)
 
 
 def test_an_untrained_detector_has_the_stored_banks_and_no_metric(run):
@@ -446,7 +443,7 @@ def test_done_files_lie_where_the_workflow_waits(small_config):
         assert done_file(small_config, stage) == root / f"{stage}.json"
     for stage in ("features", "bank", "scores", "benchmark"):
         assert done_file(small_config, stage) == root / "foam" / f"{stage}.json"
-    third = dataclasses.replace(small_config, seed=3)
+    third = small_config.replace(seed=3)
     assert done_file(third, "lspn") == root / "foam" / "seed3" / "lspn.json"
 
 
@@ -461,14 +458,14 @@ def test_best_epoch_by_hand():
 
 def test_data_are_rendered_and_prepared(small_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    data = dataclasses.replace(
-        small_config.data, num_train=2, num_validation=2, num_good=2, num_defective=5, scan_size=96
+    data = small_config.data.replace(
+        num_train=2, num_validation=2, num_good=2, num_defective=5, scan_size=96
     )
-    config = dataclasses.replace(small_config, data=data)
+    config = small_config.replace(data=data)
     assert run_data(config, ["cookie"]) == {"cookie": 11}
     record = json.loads(done_file(config, "data").read_text())
     assert record["result"] == {"cookie": 11}
-    place = dataclasses.replace(config, category="cookie")
+    place = config.replace(category="cookie")
     scans = [load_prepared(path) for path in list_prepared(scans_dir(place), "cookie", "test")]
     assert len(scans) == 7 and [s.label for s in scans[:2]] == ["good", "good"]
     assert all(s.foreground.any() for s in scans) and all(s.mask.any() for s in scans[2:])

@@ -13,7 +13,6 @@ from g2sf_lib.fusion import (
     GlobalScale,
     aggregate,
     encode,
-    joint_direction,
     local_metric,
 )
 from g2sf_lib.memory import MemoryBank
@@ -41,16 +40,6 @@ def test_encoding_loses_nothing_and_directions_are_unit():
     norm = torch.linalg.vector_norm(d, dim=-1)
     torch.testing.assert_close(norm, (s > 0).float())
     assert s[3, 1] == 0 and torch.equal(d[3, 1], torch.zeros(7))
-
-
-def test_joint_direction_by_hand():
-    d = {"pcd": torch.tensor([[[1.0, 0.0]]]), "rgb": torch.tensor([[[0.0, 0.6, 0.8]]])}
-    s = {"pcd": torch.tensor([[3.0]]), "rgb": torch.tensor([[4.0]])}
-    joint = joint_direction(d, s)
-    torch.testing.assert_close(joint["pcd"], torch.tensor([[[3.0, 0.0]]]))
-    torch.testing.assert_close(joint["rgb"], torch.tensor([[[0.0, 2.4, 3.2]]]))
-    nowhere = joint_direction({m: 0 * d[m] for m in d}, {m: 0 * s[m] for m in s})
-    assert all(not nowhere[mod].any() for mod in MODALITIES)
 
 
 def test_local_metric_by_hand():
@@ -139,11 +128,15 @@ def world(dtype=torch.float64, num=30):
 def test_from_bank_is_forward(form, stacked, dtype, atol):
     dims, feat, bank, index, d, s = world(dtype)
     lspn = random_lspn(dims, dtype=dtype)
-    directions = joint_direction(d, s) if form == "official" else d
+    directions = d
+    if form == "official":  # five times the difference over the joint distance
+        joint = (s["pcd"].square() + s["rgb"].square()).sqrt().clamp_min(1e-3)
+        directions = {mod: 5 * d[mod] * (s[mod] / joint)[..., None] for mod in MODALITIES}
     expected = lspn({mod: bank[mod][index[mod]] for mod in MODALITIES}, directions)
     if stacked:
         index, s = (torch.stack([x[mod] for mod in MODALITIES], dim=-1) for x in (index, s))
-    found = lspn.from_bank(feat, bank, index, s, form)
+    lspn.direction_form = form
+    found = lspn.from_bank(feat, bank, index, s)
     assert found.shape == (30, 4, 2)
     assert expected.std() > 0.05  # else the comparison says nothing
     torch.testing.assert_close(found, expected, atol=atol, rtol=0)
@@ -324,19 +317,3 @@ def test_dropout_passes_gradients_where_units_are_kept():
     y.sum().backward()
     assert torch.equal(x.grad, y.detach())  # 2 where kept, 0 elsewhere
     assert dropped_out(0.5, (20,), dtype=torch.float64).dtype == torch.float64
-
-
-def test_hidden_layers_are_the_sums_of_both_modalities_and_leave_their_parts_alone():
-    dims, feat, bank, index, _, s = world()
-    lspn = random_lspn(dims)
-    parts = lspn.project(feat, bank, index, s)
-    before = [{mod: value.clone() for mod, value in part.items()} for part in parts]
-    with torch.no_grad():
-        hidden = lspn.hidden(*parts)
-        w = lspn.scale(*parts)
-        assert torch.equal(lspn.scale(*parts), w)  # ReLU works in place, on sums of their own
-    for part, old, total, layer in zip(
-        parts, before, hidden, (lspn.proto_in, lspn.direction_in), strict=True
-    ):
-        torch.testing.assert_close(total, old["pcd"] + old["rgb"] + layer.bias)
-        assert all(torch.equal(part[mod], old[mod]) for mod in MODALITIES)

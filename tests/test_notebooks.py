@@ -2,49 +2,23 @@
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 
+from g2sf_lib.baselines import peer_stages
 from g2sf_lib.config import PROFILES, ConfigError, config_from_notebook, leaf_fields, make_config
+from g2sf_lib.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-CHAPTERS = [
-    "00_data",
-    "01_feature_extraction",
-    "02_memory_bank",
-    "03_lspn_training",
-    "04_anomaly_scoring",
-    "05_benchmark",
-    "06_table3_score_metrics",
-    "07_table4_loss_ablation",
-    "08_table5_aggregation",
-    "09_figure6_distributions",
-    "10_figure7_maps",
-    "11_analyses",
-    "12_metric_playground",
-    "13_training_cells",
-    "90_loss_weights",
-    "91_real_data",
-    "92_peer_settings",
-]
-BASE = {"profile", "dataset", "category", "seed", "device", "data_root"}
-LINES, PARAMETERS = 25, 30
-DRAWING = ("matplotlib", "seaborn", "plotly")
-SMALL = {
-    "IPython",
-    "dataclasses",
-    "itertools",
-    "json",
-    "math",
-    "pathlib",
-    "numpy",
-    "open3d",
-    "pandas",
-}
+sys.path.append(str(ROOT / "workflow"))
+from chapters import CHAPTERS as ROWS  # noqa: E402
 
+CHAPTERS = sorted(row.notebook for row in ROWS)
+LINES, PARAMETERS = 25, 30
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -134,7 +108,27 @@ def test_parameters_are_literals_with_comments(path):
     assert cell is not None and cell.source == code_cells(path)[0].source  # the first code cell
     for line in filter(str.strip, cell.source.splitlines()):
         assert re.fullmatch(r"\w+ = [^#]+  # .{3,}", line), line
-    assert set(parameters(path)) >= BASE
+    assert {"hide-input"} <= set(cell.metadata["tags"])  # folded on the page
+
+
+@each_notebook
+def test_every_parameter_is_read(path):
+    """By the notebook itself, or as a setting of a stage that it depends on."""
+    (row,) = [row for row in ROWS if row.notebook == path.stem]
+    source = "\n".join(c.source for c in code_cells(path)[1:])
+    own, names = extras(path), set(parameters(path))
+    for name in own:
+        assert re.search(rf"\b{name}\b", source.replace(f'"{name}"', "")), name
+    stages = [STAGES[s] for s in row.stages if s != "peers"] + peer_stages() * (
+        "peers" in row.stages
+    )
+    read = {"profile", "dataset", "data_root", "device"}
+    for stage in stages:
+        for key, value in stage.settings(make_config()).items():
+            read |= set(value) if isinstance(value, dict) else {key}
+    # What a page shows of one category or seed it asks the config for.
+    read |= {name for name in ("category", "seed") if row.per in ("category", "seed", "showcase")}
+    assert names - own <= read, names - own - read
 
 
 @each_notebook
@@ -178,52 +172,18 @@ def test_cells_are_short(path):
 
 
 @each_notebook
-def test_no_loop_is_nested(path):
-    loops = ast.For | ast.While | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
-    for cell in code_cells(path):
-        for node in ast.walk(ast.parse(cell.source)):
-            if isinstance(node, loops):
-                inside = [inner for inner in ast.walk(node) if isinstance(inner, loops)]
-                assert len(inside) == 1 and len(getattr(node, "generators", [1])) == 1, cell.source
-
-
-@each_notebook
-def test_imports_come_from_the_library_and_draw_nothing(path):
-    for cell in code_cells(path):
-        assert not re.search(r"^\s*[%!]", cell.source, flags=re.M), (
-            cell.source
-        )  # no shell, no magic
-        for node in ast.walk(ast.parse(cell.source)):
-            if isinstance(node, ast.Import):
-                modules = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                modules = [node.module]
-            else:
-                continue
-            for module in modules:
-                assert not module.startswith(DRAWING), cell.source
-                assert module.split(".")[0] in SMALL | {"g2sf_lib"}, cell.source
+def test_no_cell_asks_the_shell(path):
+    assert not any(re.search(r"^\s*[%!]", c.source, flags=re.M) for c in code_cells(path))
 
 
 @each_notebook
 def test_every_figure_has_alternative_text(path):
-    shown = 0
-    for cell in code_cells(path):
-        tree = ast.parse(cell.source)
-        made = [
-            call
-            for call in ast.walk(tree)
-            if isinstance(call, ast.Call) and ast.unparse(call.func).startswith("plots.")
-        ]
-        shows = calls(tree, "show")
-        # every figure that is made in the cell goes through `show`, and that asks for `alt`
-        assert len(made) == 2 * len(shows), cell.source
-        for call in shows:
-            (alt,) = [word.value for word in call.keywords if word.arg == "alt"]
-            texts = [c.value for c in ast.walk(alt) if isinstance(c, ast.Constant)]
-            assert len("".join(texts)) > 40, cell.source
-        shown += len(shows)
-    assert shown >= 1
+    shows = [call for c in code_cells(path) for call in calls(ast.parse(c.source), "show")]
+    assert shows
+    for call in shows:
+        (alt,) = [word.value for word in call.keywords if word.arg == "alt"]
+        texts = [c.value for c in ast.walk(alt) if isinstance(c, ast.Constant)]
+        assert len("".join(map(str, texts))) > 40, ast.unparse(call)
 
 
 @each_notebook
@@ -263,15 +223,3 @@ def test_the_equations_of_the_method_are_all_explained():
     )
     cited = set(re.findall(r"\{eq\}`eq-(\d+)`", text))
     assert cited >= {str(number) for number in range(1, 12)}
-
-
-def test_what_every_stage_writes_is_asked_for_by_its_notebook():
-    stages = ["run_data", "run_features", "run_bank", "run_lspn", "run_scores"]
-    stages += ["run_benchmark", "part_rows", "loss_rows", "rule_rows"]
-    stages += ["run_methods", "fitted", "run_studies", "compare_losses"]
-    stages += ["run_variants"]
-    stages += ["select_loss_weights"]
-    stages += ["read_paper"]  # it runs no stage, and reads what others measured
-    stages += ["select_peer_settings"]
-    for path, stage in zip(NOTEBOOKS, stages, strict=True):
-        assert any(calls(ast.parse(cell.source), stage) for cell in code_cells(path)), path.stem

@@ -12,8 +12,8 @@ import torch
 
 from g2sf_lib import experiments, quantities
 from g2sf_lib.benchmark import run_methods
-from g2sf_lib.config import MODALITIES, ConfigError, make_config, stage_dir
-from g2sf_lib.detector import flat_settings, query_banks, to_prediction
+from g2sf_lib.config import MODALITIES, ConfigError, flat_settings, make_config
+from g2sf_lib.detector import query_banks, to_prediction
 from g2sf_lib.evaluation import image_auroc
 from g2sf_lib.experiments import best_epoch, fitted, kept_epochs, run_bank
 from g2sf_lib.fusion import local_metric
@@ -30,7 +30,8 @@ from g2sf_lib.quantities import (
     run_epochs,
     run_quantities,
 )
-from g2sf_lib.storage import StoredFileError
+from g2sf_lib.stages import stage_dir
+from g2sf_lib.store import StoredFileError
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -50,12 +51,12 @@ def run(kept, small_config, made_run, tmp_path, tmp_path_factory):
     """A config whose bank and detector are there, and nothing is measured."""
     if not kept:
         runs = tmp_path_factory.mktemp("quantities") / "runs"
-        config = made_run(dataclasses.replace(small_config, runs_root=str(runs)))
+        config = made_run(small_config.replace(runs_root=str(runs)))
         run_bank(config)
         fitted(config)
         kept["runs"] = runs
     shutil.copytree(kept["runs"], tmp_path / "runs")
-    return dataclasses.replace(small_config, runs_root=str(tmp_path / "runs"))
+    return small_config.replace(runs_root=str(tmp_path / "runs"))
 
 
 def changed(config, **settings):

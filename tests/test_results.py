@@ -24,9 +24,10 @@ from g2sf_lib.benchmark import (
     measure,
     runs_of,
 )
-from g2sf_lib.config import make_config, results_file
+from g2sf_lib.config import make_config
 from g2sf_lib.evaluation import image_auroc
 from g2sf_lib.results import GROUPS, METHOD_NAMES, headline, origin, summarise, write_summary
+from g2sf_lib.stages import results_file
 from g2sf_lib.stats import LEVEL
 from g2sf_lib.timing import rate_table
 
@@ -290,9 +291,7 @@ def test_a_group_takes_all_its_kinds_and_only_categories_that_have_some():
 def test_other_data_sets_have_no_groups(tmp_path):
     """A cut of MVTec 3D-AD is not one of ours."""
     config = configured()
-    other = dataclasses.replace(
-        config, dataset="mvtec3d", category="bagel", data_root=str(tmp_path)
-    )
+    other = config.replace(dataset="mvtec3d", category="bagel", data_root=str(tmp_path))
     assert summarise(compared(config=other, categories=("bagel",)))["groups"] == []
 
 

@@ -10,15 +10,11 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from g2sf_lib import tuning
 from g2sf_lib.benchmark import Split, fitted_method
-from g2sf_lib.config import leaf_fields, make_config, scans_dir, stage_dir
-from g2sf_lib.detector import counted_cells, flat_settings
-from g2sf_lib.experiments import (
-    done_file,
-    fitted,
-    load_features,
-    run_bank,
-)
+from g2sf_lib.cells import counted_cells
+from g2sf_lib.config import flat_settings, leaf_fields, make_config
+from g2sf_lib.experiments import fitted, load_features, run_bank
 from g2sf_lib.features import foreground_features
+from g2sf_lib.stages import done_file, scans_dir, stage_dir
 from g2sf_lib.tables import candidate_table
 from g2sf_lib.tuning import (
     PEER_CANDIDATES,
@@ -83,8 +79,8 @@ def check_judged(row, scores, patches, labels):
 
 def test_weights_are_judged_on_pasted_validation_scans(run):
     table = select_loss_weights(run, [run.category])
-    patches, labels = load_features(run, "synthetic_validation")
-    untouched = load_features(run, "validation")[0]
+    pasted, untouched = Split(run, "synthetic_validation"), load_features(run, "validation")[0]
+    patches, labels = pasted.patches, pasted.cell_labels
     truth = [False] * len(untouched) + [True] * len(patches)
     for (_, row), weights in zip(table.iterrows(), tuning.WEIGHT_CANDIDATES, strict=True):
         assert row["category"] == "foam" and {name: row[name] for name in weights} == weights
@@ -106,11 +102,10 @@ def test_peers_are_judged_on_pasted_validation_scans(run):
     pairs = [(m, c) for m, candidates in tuning.PEER_CANDIDATES.items() for c in candidates]
     assert list(zip(table["method"], table["settings"], strict=True)) == pairs
     assert len(set(table["cell_ap"])) == len(table)  # the candidates did train apart
-    patches, labels = load_features(run, "synthetic_validation")
     for (_, row), (method, candidate) in zip(table.iterrows(), pairs, strict=True):
         pasted = Split(run, "synthetic_validation", [run.category])
         scorer = fitted_method(changed(run, candidate), method, Split(run, "train"))
-        check_judged(row, scorer.score(pasted)[0], patches, labels)
+        check_judged(row, scorer.score(pasted)[0], pasted.patches, pasted.cell_labels)
     record = json.loads(done_file(run, "peer_settings").read_text())
     assert record["result"]["rows"] == table.to_dict("records")
 

@@ -1,6 +1,5 @@
 """The Snakefile decides rightly what to run; notebooks fail, stop and succeed cleanly."""
 
-import contextlib
 import importlib.util
 import json
 import os
@@ -8,86 +7,63 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import nbformat
 import pytest
 import yaml
 
-from g2sf_lib import config as library
+from g2sf_lib.config import CATEGORIES, ConfigError, listed, make_config
+from g2sf_lib.stages import STAGES, results_file, stage_dir
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = (
-    "00_data",
-    "01_feature_extraction",
-    "02_memory_bank",
-    "03_lspn_training",
-    "04_anomaly_scoring",
-    "05_benchmark",
-    "06_table3_score_metrics",
-    "07_table4_loss_ablation",
-    "08_table5_aggregation",
-    "09_figure6_distributions",
-    "10_figure7_maps",
-    "11_analyses",
-    "12_metric_playground",
-    "13_training_cells",
-    "90_loss_weights",
-    "91_real_data",
-    "92_peer_settings",
-)
+sys.path.append(str(ROOT / "workflow"))
+from chapters import BY_NOTEBOOK, CHAPTERS  # noqa: E402
+
 ALL_JOBS = {
-    "data": 1, "features": 2, "bank": 2, "lspn": 4, "loss_weights": 1, "peer_settings": 1,
-    "scores": 1, "benchmark": 2, "comparison": 1, "real_data": 1, "book": 1, "all": 1,
-    "table3": 1, "table4_category": 2, "table4": 1, "table5": 1, "figure6": 1, "figure7": 1,
-    "analyses_category": 1, "analyses": 1, "playground": 1,
-    "staircase_category": 1, "staircase": 1,
+    "data": 1, "feature_extraction": 2, "memory_bank": 2, "lspn_training": 4,
+    "anomaly_scoring": 1, "benchmark_category": 2, "benchmark": 1, "table3_score_metrics": 1,
+    "table4_loss_ablation_category": 2, "table4_loss_ablation": 1, "table5_aggregation": 1,
+    "figure6_distributions": 1, "figure7_maps": 1, "analyses_category": 1, "analyses": 1,
+    "metric_playground": 1, "training_cells_category": 1, "training_cells": 1, "loss_weights": 1,
+    "peer_settings": 1, "real_data": 1, "book": 1, "all": 1,
 }  # fmt: skip
-TRAINING_NEEDS_NOT = ("data", "features", "bank", "peer_settings", "real_data", "playground")
-FROM_TRAINING = {k: v for k, v in ALL_JOBS.items() if k not in TRAINING_NEEDS_NOT}
-PARTS = ("table3", "table4_category", "table4", "table5", "figure7", "analyses_category")
-PARTS += (
-    "analyses",
-    "staircase_category",
-    "staircase",
-)  # what looks at parts and variants of G2SF, and at no peer
-COMPARED_AGAIN = {"benchmark": 2, "comparison": 1, "figure6": 1, "book": 1, "all": 1}
-ALARMS_AGAIN = {"analyses_category": 1, "analyses": 1}  # of the maximum, a method of banks, too
+TRAINING_NEEDS_NOT = ("data", "feature_extraction", "memory_bank", "peer_settings")
+TRAINING_NEEDS_NOT += ("metric_playground",)
+OF_PEERS = ("benchmark_category", "benchmark", "figure6_distributions", "analyses_category")
+OF_PEERS += ("analyses", "peer_settings", "real_data", "book", "all")
 PAPER_JOBS = {
-    "data": 1, "features": 10, "bank": 10, "lspn": 30,
-    "scores": 1, "benchmark": 10, "comparison": 1, "real_data": 1, "book": 1, "all": 1,
-    "table3": 1, "table5": 1, "figure6": 1, "figure7": 1, "playground": 1,
+    "data": 1, "feature_extraction": 10, "memory_bank": 10, "lspn_training": 30,
+    "anomaly_scoring": 1, "benchmark_category": 10, "benchmark": 1, "table3_score_metrics": 1,
+    "table5_aggregation": 1, "figure6_distributions": 1, "figure7_maps": 1,
+    "metric_playground": 1, "real_data": 1, "book": 1, "all": 1,
 }  # fmt: skip
 SLURM = ("--workflow-profile", "workflow/profiles/slurm")
 # Stand-ins for the two programs that jobs start: they leave the files and compute nothing.
 STAND_IN_NOTEBOOK = """
-import json, pathlib, sys
+import json, pathlib, re, sys
 out = pathlib.Path(sys.argv[2])
 given = json.loads(sys.argv[sys.argv.index("--parameters") + 1])
-sys.path.insert(0, ".")
-from g2sf_lib import config as library
-place = {name: given[name] for name in ("profile", "dataset", "data_root", "category")}
-config = library.make_config(**place)
-runs, category = library.dataset_dir(config), library.folder_name(given["category"])
-stage = {"00": "scans/data", "01": f"{category}/features", "02": f"{category}/bank",
-         "03": f"{category}/seed{given.get('seed')}/lspn", "04": f"{category}/scores",
-         "05": f"{category}/benchmark", "90": "loss_weights", "92": "peer_settings"}
-done = [runs / f"{name}.json" for name in [stage.get(out.name[:2])] if name]
-if out.name[:2] == "05":  # the comparison of all categories writes their records once more
-    names = map(library.folder_name, given["categories"])
-    again = [runs / name / "benchmark.json" for name in names]
-else:
-    again = []
+sys.path[:0] = [".", "workflow"]
+from chapters import BY_NOTEBOOK
+from g2sf_lib.config import make_config
+from g2sf_lib.stages import done_file, results_file
+chapter = BY_NOTEBOOK[re.sub(r"_seed\\d+$", "", out.stem)]
+place = {name: given[name] for name in ("profile", "dataset", "data_root", "category", "seed")
+         if name in given}
+if "category" not in place and place["dataset"] == "folder":
+    place["category"] = "any"
+config = make_config(**place)
+written = [out]
+if chapter.record:  # the comparison of all categories writes their records once more
+    config_of = lambda name: config.replace(category=name)
+    again = given.get("categories", []) if chapter.record == "benchmark" else []
+    written += [done_file(config_of(c), chapter.record) for c in again or [config.category]]
 if given.get("write_results"):
-    summaries = {"06": "table3", "07": "table4", "08": "table5", "09": "figure6",
-                 "11": "analyses", "13": "staircase"}
-    done = [library.results_file(config, summaries.get(out.name[:2]))]
-written = [out, *again, *done]
+    written.append(results_file(config, chapter.summary or None))
 for path in written:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(given | {"by": str(out)}))
@@ -123,21 +99,11 @@ def jobs(tree: Path, *config: str, profile: str = "smoke", more: tuple = ()) -> 
 def pristine(tmp_path_factory):
     """A copy of what the Snakefile reads, the jobs' programs replaced by stand-ins."""
     tree = tmp_path_factory.mktemp("tree")
-    ignore = shutil.ignore_patterns("__pycache__")
-    for name in ("workflow", "g2sf_lib"):
-        shutil.copytree(ROOT / name, tree / name, ignore=ignore)
-    for name in ("book/_ext", "book/_static"):
-        shutil.copytree(ROOT / name, tree / name, ignore=ignore)
+    for name in ("workflow", "g2sf_lib", "notebooks", "book/_ext", "book/_static", "data/paper"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("_config.yml", "book/_toc.yml"):
         shutil.copy2(ROOT / name, tree / name)
-    shutil.copytree(ROOT / "data" / "paper", tree / "data" / "paper")
-    (tree / "data" / "results").mkdir()
-    for name in ("scale", "mvtec3d_demo"):
-        (tree / "data" / "results" / f"{name}.json").write_text("{}")
     (tree / "book" / "intro.md").write_text("# Introduction\n")
-    (tree / "notebooks").mkdir()
-    for name in NOTEBOOKS:
-        (tree / "notebooks" / f"{name}.ipynb").write_text("{}")
     (tree / "workflow" / "run_notebook.py").write_text(STAND_IN_NOTEBOOK)
     (tree / "workflow" / "build_book.py").write_text(STAND_IN_BOOK)
     return tree
@@ -167,136 +133,83 @@ def edit(finished):
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
+def after(*changed: str) -> dict[str, int]:
+    """Return the jobs that follow from some."""
+    return {name: num for name, num in ALL_JOBS.items() if name in changed}
+
+
+FROM_TRAINING = after(*(set(ALL_JOBS) - set(TRAINING_NEEDS_NOT)))
+
+
 def test_second_run_has_nothing_to_do(finished):
     assert jobs(finished) == {}
 
 
-def test_parameters_reach_the_notebooks(finished):
+def test_a_notebook_is_given_parameters_that_it_has_and_no_others(finished):
     executed = finished / "book" / "executed" / "smoke" / "procedural"
     given = {
         path.relative_to(executed).with_suffix("").as_posix(): json.loads(path.read_text())
         for path in executed.rglob("*.ipynb")
     }
-    assert all(x["profile"] == "smoke" and x["dataset"] == "procedural" for x in given.values())
-    # Those of all categories get one of them: the notebook's default may not be there.
-    assert {x["category"] for name, x in given.items() if "/" not in name} == {"gland"}
-    assert all(x["category"] == name.split("/")[0] for name, x in given.items() if "/" in name)
+    for name, read in given.items():
+        chapter = BY_NOTEBOOK[re.sub(r"_seed\d+$", "", name.split("/")[-1])]
+        assert set(read) - {"by"} <= chapter.parameters(), name
+        assert read["profile"] == "smoke"
+        if "/" in name and "category" in read:
+            assert read["category"] == name.split("/")[0]
     assert given["cookie/03_lspn_training_seed1"]["seed"] == 1
     assert given["gland/04_anomaly_scoring"]["seeds"] == [0, 1]
-    assert "categories" not in given["gland/04_anomaly_scoring"]
     assert "cookie/04_anomaly_scoring" not in given
-    everything = ["cookie", "gland"]
-    assert given["92_peer_settings"]["categories"] == everything
     compared, one = given["05_benchmark"], given["cookie/05_benchmark"]
-    assert compared["categories"] == everything and one["categories"] == ["cookie"]
-    assert compared["seeds"] == one["seeds"] == [0, 1]
+    assert compared["categories"] == ["cookie", "gland"] and one["categories"] == ["cookie"]
     # Other jobs run beside that of one category: no frame rates, and no summary of all.
     assert compared["write_results"] and "frame_scans" not in compared
     assert one["frame_scans"] == 0 and "write_results" not in one
-    summary = json.loads((finished / "data" / "results" / "smoke.json").read_text())
-    assert summary == compared
+    assert json.loads((finished / "data" / "results" / "smoke.json").read_text()) == compared
 
 
-def test_changed_loss_weight_reruns_training_and_what_follows(finished):
-    assert jobs(finished, "settings={alpha: 2.5}") == FROM_TRAINING
-
-
-def test_changed_scoring_reruns_only_scoring(finished):
-    after = {"scores": 1} | COMPARED_AGAIN | {name: ALL_JOBS[name] for name in PARTS}
-    assert jobs(finished, "settings={blur_sigma_px: 2.0}") == after
-
-
-@pytest.mark.parametrize(
-    ("setting", "also"),
-    [
-        ("cfm_epochs: 9", {"peer_settings": 1}),
-        ("ast_learning_rate: 0.002", {"peer_settings": 1}),
-        ("svm_nu: 0.4", ALARMS_AGAIN),
-        ("reweight_neighbours: 9", ALARMS_AGAIN),
-    ],
-)
-def test_changed_setting_of_a_peer_reruns_only_the_benchmark(finished, setting, also):
-    assert jobs(finished, f"settings={{{setting}}}") == COMPARED_AGAIN | also
+def test_a_changed_setting_reruns_what_reads_it(finished):
+    assert jobs(finished, "settings={alpha: 2.5}") == FROM_TRAINING | after("metric_playground")
+    only = jobs(finished, "settings={blur_sigma_px: 2.0}")
+    assert not set(only) & {"feature_extraction", "memory_bank", "lspn_training", "loss_weights"}
+    assert {"anomaly_scoring", "benchmark", "table3_score_metrics"} <= set(only)
+    assert jobs(finished, "settings={cfm_epochs: 9}") == after(*OF_PEERS)
 
 
 def test_changed_settings_reach_the_notebooks_that_read_them(pristine):
-    changed = "settings={alpha: 2.5, cfm_epochs: 9, blur_sigma_px: 2.0}"
+    changed = "settings={alpha: 2.5, cfm_epochs: 9}"
     more = ("--forceall", "--printshellcmds", "--config", "profile=smoke", changed)
-    said = snakemake(pristine, "-n", *more)
     told = {}
-    for line in re.findall(r"^.*run_notebook\.py .*$", said, re.MULTILINE):
+    for line in re.findall(r"^.*run_notebook\.py .*$", snakemake(pristine, "-n", *more), re.M):
         words = shlex.split(line)
-        name = Path(words[words.index("--parameters") - 4]).stem
         given = json.loads(words[words.index("--parameters") + 1])
-        told[name] = {x for x in ("alpha", "cfm_epochs", "blur_sigma_px") if x in given}
-    assert told == {
-        "00_data": set(),
-        "01_feature_extraction": set(),
-        "02_memory_bank": set(),
-        "03_lspn_training": {"alpha"},
-        "04_anomaly_scoring": {"alpha", "blur_sigma_px"},
-        "05_benchmark": {"alpha", "cfm_epochs", "blur_sigma_px"},
-        "06_table3_score_metrics": {"alpha", "blur_sigma_px"},
-        "07_table4_loss_ablation": {"alpha", "blur_sigma_px"},
-        "08_table5_aggregation": {"alpha", "blur_sigma_px"},
-        "09_figure6_distributions": {"alpha", "cfm_epochs", "blur_sigma_px"},
-        "10_figure7_maps": {"alpha", "blur_sigma_px"},
-        "11_analyses": {"alpha", "blur_sigma_px"},
-        "12_metric_playground": set(),
-        "13_training_cells": {"alpha", "blur_sigma_px"},
-        "90_loss_weights": {"alpha"},
-        "91_real_data": set(),
-        "92_peer_settings": {"cfm_epochs"},
-    }
+        name = Path(words[words.index("--parameters") - 4]).stem
+        told[name] = {x for x in ("alpha", "cfm_epochs") if x in given}
+    assert told["02_memory_bank"] == set() and told["03_lspn_training"] == {"alpha"}
+    assert told["05_benchmark"] == {"alpha", "cfm_epochs"}
 
 
-def test_changed_default_in_config_reruns_only_its_stage(finished):
-    path = finished / "g2sf_lib" / "config.py"
-    text, stat = path.read_text(), path.stat()
-    changed = re.sub(r"(alpha: float = setting\()[\d.]+", r"\g<1>7.5", text)
-    assert changed != text
-    path.write_text(changed)
-    try:
-        assert jobs(finished) == FROM_TRAINING
-    finally:
-        path.write_text(text)
-        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-
-
-def test_changed_module_reruns_the_stages_that_use_it(finished, edit):
+def test_a_changed_line_of_code_reruns_what_depends_on_it_and_a_comment_nothing(finished, edit):
     edit("g2sf_lib/losses.py", "\n# another line\n")
-    assert jobs(finished) == FROM_TRAINING | {"playground": 1}  # which trains a toy by it
+    assert jobs(finished) == {}
+    edit("g2sf_lib/losses.py", "\nANOTHER = 1\n")
+    assert jobs(finished) == FROM_TRAINING | after("metric_playground")
 
 
-def test_changed_module_of_a_peer_leaves_the_other_chapters_alone(finished, edit):
-    edit("g2sf_lib/baselines/m3dm.py", "\n# another line\n")
-    assert jobs(finished) == COMPARED_AGAIN | ALARMS_AGAIN
+def test_a_changed_line_of_a_peer_leaves_training_alone(finished, edit):
+    edit("g2sf_lib/baselines/m3dm.py", "\nANOTHER = 1\n")
+    assert jobs(finished) == after(*OF_PEERS)
 
 
-def test_changed_table_of_the_paper_reruns_only_what_shows_it(finished, edit):
-    edit("data/paper/table1.csv", "\n")
-    tables = {"table3": 1, "table4_category": 2, "table4": 1, "table5": 1, "figure6": 1}
-    tables |= {"figure7": 1, "analyses_category": 1, "analyses": 1}
-    tables |= {"staircase_category": 1, "staircase": 1}
-    after = {"comparison": 1, "real_data": 1, "book": 1, "all": 1}
-    assert jobs(finished) == after | tables
-
-
-def test_changed_notebook_reruns_its_stage_and_what_follows(finished, edit):
+def test_a_changed_notebook_or_table_reruns_it_and_what_follows(finished, edit):
     edit("notebooks/02_memory_bank.ipynb", "\n")
-    before = ("data", "features", "real_data", "playground")
-    after = {k: v for k, v in ALL_JOBS.items() if k not in before}
-    assert jobs(finished) == after
+    before = ("data", "feature_extraction", "metric_playground")
+    assert jobs(finished) == {k: v for k, v in ALL_JOBS.items() if k not in before}
 
 
 def test_changed_prose_rebuilds_only_the_book(finished, edit):
     edit("book/intro.md", "One more sentence.\n")
     assert jobs(finished) == {"book": 1, "all": 1}
-
-
-def test_changed_measurements_run_only_the_chapter_that_shows_them(finished, edit):
-    edit("data/results/scale.json", "\n")
-    assert jobs(finished) == {"real_data": 1, "book": 1, "all": 1}
 
 
 def test_a_new_date_alone_reruns_nothing(finished, edit):
@@ -310,27 +223,18 @@ def test_lost_output_reruns_its_job_and_what_follows(finished):
     content, stat = done.read_bytes(), done.stat()
     done.unlink()
     try:
-        after = jobs(finished)
+        again = jobs(finished)
     finally:
         done.write_bytes(content)
         os.utime(done, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    # cookie is not the showcase, so no chapter reads it but those of all categories
-    again = ("lspn", "benchmark", "comparison", "table4_category", *PARTS[:1], "table4", "table5")
-    assert after == dict.fromkeys((*again, "figure6", "figure7", "book", "all"), 1)
-
-
-def test_every_module_of_the_library_is_an_input_of_some_job(pristine):
-    said = snakemake(pristine, "-n", "--forceall", "--config", "profile=smoke")
-    inputs = set(re.findall(r"g2sf_lib/[\w/]+\.py", said))
-    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "g2sf_lib").rglob("*.py")}
-    # config.py reaches the stages through their settings, see the test above
-    assert modules - inputs == {"g2sf_lib/__init__.py", "g2sf_lib/config.py"}
+    assert again["lspn_training"] == 1 and again["table3_score_metrics"] == 1
+    assert "anomaly_scoring" not in again  # cookie is not the showcase
 
 
 def test_failing_job_keeps_the_committed_table_and_the_old_book(finished, edit):
     fails = "\nif given.get('write_results'): sys.exit('planted failure')\n"
     edit("workflow/run_notebook.py", fails)
-    edit("notebooks/05_benchmark.ipynb", "\n")
+    edit("data/paper/table1.csv", "\n")
     table = finished / "data" / "results" / "smoke.json"
     before = table.read_bytes()
     said = snakemake(finished, "--config", "profile=smoke", check=False)
@@ -347,10 +251,10 @@ def test_failing_job_keeps_the_committed_table_and_the_old_book(finished, edit):
     [
         (["profile=smok"], "profile is 'smok'; expected one of "),
         (["profile=smoke", "settings={alhpa: 1.0}"], "unknown parameter 'alhpa'; allowed: "),
-        (["profile=smoke", "settings={epochs: many}"], "epochs is 'many'; expected int >= 1"),
+        (["profile=smoke", "settings={epochs: many}"], "epochs is 'many'; expected integer"),
         (["profile=smoke", "dataset=mvtec3d"], "needs data_root"),
-        (["profile=smoke", "dataset=mvtec"], "dataset is 'mvtec'; expected one of "),
-        (["profile=smoke", "device=gpu"], "device is 'gpu'; expected one of "),
+        (["profile=smoke", "dataset=mvtec"], "dataset is 'mvtec'; expected 'procedural'"),
+        (["profile=smoke", "device=gpu"], "device is 'gpu'; expected 'auto'"),
         (["profile=smoke", "categories=gland tire"], "category is 'tire'; found in dataset "),
         (["profile=smoke", "settings={category: rope}"], "category is 'rope'; this run has "),
         (["profile=smoke", "settings={device: cpu}"], "device is no setting of the profile"),
@@ -362,17 +266,6 @@ def test_wrong_settings_are_refused_before_anything_runs(pristine, config, messa
     assert message in snakemake(pristine, "-n", "--config", *config, check=False)
 
 
-def test_demo_has_its_categories_and_asks_for_no_gpu(pristine):
-    said = snakemake(pristine, "-n", "--config", "profile=demo")
-    assert re.search(r"^lspn +15$", said, re.MULTILINE)
-    assert re.search(r"^loss_weights +1$", said, re.MULTILINE)
-    assert re.search(r"^peer_settings +1$", said, re.MULTILINE)
-    assert re.search(r"^benchmark +5$", said, re.MULTILINE)
-    assert re.search(r"^table4_category +5$", said, re.MULTILINE)
-    assert re.search(r"^analyses_category +3$", said, re.MULTILINE)
-    assert "mem_mb=3000" in said and not re.search(r"gpu=[1-9]", said)
-
-
 # ------------------------------------------------------------------ real data
 
 
@@ -382,43 +275,17 @@ def data_root(tmp_path_factory):
 
     def make(dataset: str, names=None) -> Path:
         root = tmp_path_factory.mktemp(dataset)
-        for name in names or library.CATEGORIES[dataset]:
+        for name in names or CATEGORIES[dataset]:
             (root / name / "train" / "good" / "rgb").mkdir(parents=True)
         return root
 
     return make
 
 
-def resources(tree: Path, *arguments: str) -> dict[str, dict[str, int]]:
-    """Return rule -> its jobs' resources, and threads, all whole numbers, as a dry run has them."""
-    said = snakemake(tree, "-n", *arguments)
-    found = {}
-    for block in re.split(r"\n(?:local)?rule (?=\w+:)", said)[1:]:
-        rule = block.split(":")[0]
-        threads = re.search(r"^    threads: (\d+)$", block, re.MULTILINE)
-        line = re.search(r"^    resources: (.*)$", block, re.MULTILINE).group(1)
-        plain = {name: int(num) for name, num in re.findall(r"(\w+)=(\d+)(?=,|$)", line)}
-        plain |= {"threads": int(threads.group(1)) if threads else 1}
-        assert found.setdefault(rule, plain) == plain  # the same for every job of a rule
-    return found
-
-
 @pytest.mark.parametrize("more", [(), SLURM], ids=["here", "slurm"])
 def test_plan_of_all_of_mvtec3d(pristine, data_root, more):
     real = ("dataset=mvtec3d", f"data_root={data_root('mvtec3d')}")
     assert jobs(pristine, *real, profile="paper", more=more) == PAPER_JOBS
-
-
-def test_plans_of_eyecandies_of_a_part_and_of_ones_own_scans(pristine, data_root):
-    sweets = ("dataset=eyecandies", f"data_root={data_root('eyecandies')}")
-    assert jobs(pristine, *sweets, profile="paper") == PAPER_JOBS
-    part = ("dataset=mvtec3d", f"data_root={data_root('mvtec3d', ['tire', 'bagel'])}")
-    two = PAPER_JOBS | {"features": 2, "bank": 2, "lspn": 6, "benchmark": 2}
-    assert jobs(pristine, *part, profile="paper") == two
-    own = ("dataset=folder", f"data_root={data_root('folder', ['left door', 'lid (v1.2)'])}")
-    assert jobs(pristine, *own, profile="paper") == two
-    alone = PAPER_JOBS | {"features": 1, "bank": 1, "lspn": 3, "benchmark": 1}
-    assert jobs(pristine, *part, "categories=bagel", profile="paper") == alone
 
 
 def test_one_category_of_ones_own_runs_to_the_book(pristine, data_root, tmp_path):
@@ -428,106 +295,46 @@ def test_one_category_of_ones_own_runs_to_the_book(pristine, data_root, tmp_path
     root = data_root("folder", ["it's a (lid)"])
     given = ("profile=smoke", "dataset=folder", f"data_root={root}", f"html={tmp_path}/a book")
     snakemake(tree, "--quiet", "all", "--config", *given)
-    config = library.make_config("smoke", dataset="folder", data_root=str(root), category="any")
-    summary = json.loads((tree / library.results_file(config)).read_text())
+    config = make_config("smoke", dataset="folder", data_root=str(root), category="any")
+    summary = json.loads((tree / results_file(config)).read_text())
     assert summary["categories"] == ["it's a (lid)"] and summary["data_root"] == str(root)
     assert (tmp_path / "a book" / "index.html").read_text() == "a book"
     assert jobs(tree, *given[1:]) == {}
 
 
-def test_memory_time_and_gpu_of_each_rule_arrive_in_the_plan(pristine, data_root):
+def test_what_jobs_need_arrives_in_the_plan(pristine, data_root):
     real = ("dataset=mvtec3d", f"data_root={data_root('mvtec3d')}")
-    plan = resources(pristine, *SLURM, "--config", "profile=paper", *real)
-    wanted = ("mem_mb", "runtime", "gpu", "threads")
-    shown = {rule: tuple(x.get(n, 0) for n in wanted) for rule, x in plan.items() if rule != "all"}
-    assert shown == {
-        "data": (32000, 120, 0, 8),
-        "features": (12000, 240, 1, 1),
-        "bank": (12000, 120, 1, 1),
-        "lspn": (12000, 720, 1, 1),
-        "scores": (12000, 120, 1, 1),
-        "benchmark": (12000, 1440, 1, 1),
-        "comparison": (12000, 480, 1, 8),
-        "table3": (12000, 480, 1, 1),
-        "table5": (12000, 480, 1, 1),
-        "figure6": (12000, 480, 1, 1),
-        "figure7": (12000, 480, 1, 1),
-        "playground": (3000, 240, 0, 1),
-        "real_data": (3000, 240, 0, 1),
-        "book": (3000, 240, 0, 1),
-    }
-    again = ("--attempt", "2", "--config", "profile=paper", *real, "device=cpu")
-    tried_again_on_cpu = resources(pristine, *SLURM, *again)
-    assert not any(x.get("gpu") for x in tried_again_on_cpu.values())
-    assert tried_again_on_cpu["lspn"]["mem_mb"] == 24000
-    assert tried_again_on_cpu["lspn"]["runtime"] == 1440
-    on_gpu = resources(pristine, "--config", "profile=demo", "device=cuda")
-    assert {x["mem_mb"] for rule, x in on_gpu.items() if rule != "all"} == {3000}
-    assert {rule for rule, x in on_gpu.items() if x.get("gpu")} == {
-        "features", "bank", "lspn", "scores", "benchmark", "comparison",
-        "loss_weights", "peer_settings", "table3", "table4_category", "table4", "table5",
-        "figure6", "figure7", "analyses_category", "analyses", "staircase_category", "staircase",
-    }  # fmt: skip
-
-
-def test_nothing_runs_beside_the_measurement_of_frame_rates(pristine):
-    plan = resources(pristine, "--forceall", "--config", "profile=smoke")
-    assert plan["comparison"]["threads"] == 4  # all that the call offers
-    assert {x["threads"] for rule, x in plan.items() if rule not in ("comparison", "data")} == {1}
-
-
-def test_slurm_is_asked_for_what_the_plan_says(pristine, data_root):
-    """The plugin's own functions make sbatch's options of it."""
-    slurm = pytest.importorskip("snakemake_executor_plugin_slurm.submit_string")
-    from snakemake_executor_plugin_slurm.utils import set_gres_string
-
-    class Resources(dict):
-        __getattr__ = dict.__getitem__
-
-    real = ("dataset=mvtec3d", f"data_root={data_root('mvtec3d')}")
-    plan = resources(pristine, *SLURM, "--config", "profile=paper", *real)
-    named = ("run_uuid", "slurm_logfile", "comment_str", "account", "partition", "workdir")
-    options = {}
-    for rule in ("data", "lspn"):
-        job = SimpleNamespace(resources=Resources(plan[rule]), threads=plan[rule]["threads"])
-        call = slurm.get_submit_command(job, dict.fromkeys(named, "")) + set_gres_string(job)
-        options[rule] = set(re.findall(r"(?:--mem|-t|--gpus|--cpus-per-task)[ =]\S+", call))
-    assert options == {
-        "data": {"--mem 32000", "-t 120", "--cpus-per-task=8"},
-        "lspn": {"--mem 12000", "-t 720", "--cpus-per-task=1", "--gpus=1"},
-    }
+    said = snakemake(pristine, "-n", *SLURM, "--config", "profile=paper", *real)
+    found = {}
+    for block in re.split(r"\n(?:local)?rule (?=\w+:)", said)[1:]:
+        line = re.search(r"^    resources: (.*)$", block, re.MULTILINE).group(1)
+        found[block.split(":")[0]] = dict(re.findall(r"(\w+)=(\d+)(?=,|$)", line))
+    for chapter in CHAPTERS:
+        if not chapter.trains:
+            plan = found[chapter.name]
+            assert (int(plan["mem_mb"]), int(plan["runtime"])) == chapter.needs
+            assert int(plan.get("gpu", 0)) == chapter.on_gpu
+    on_demo = snakemake(pristine, "-n", "--config", "profile=demo")
+    assert "mem_mb=3000" in on_demo and not re.search(r"gpu=[1-9]", on_demo)
 
 
 def test_every_rule_that_the_slurm_profile_names_exists():
     text = (ROOT / "workflow/profiles/slurm/config.yaml").read_text()
     examples = text[text.index("#set-resources") :].splitlines()
     shown = "\n".join([text, *(line.removeprefix("#") for line in examples)])
-    rules = set(re.findall(r"^rule (\w+):", (ROOT / "workflow/Snakefile").read_text(), re.M))
     for profile in (yaml.safe_load(text), yaml.safe_load(shown)):
         assert profile["executor"] == "slurm" and profile["retries"] >= 1
-        assert profile["rerun-incomplete"] and profile["latency-wait"] > 0
-        assert set(profile.get("set-resources", {})) | set(profile["set-threads"]) <= rules
-    assert set(yaml.safe_load(shown)["set-resources"]) == {"lspn", "features"}
+        named = set(profile.get("set-resources", {})) | set(profile["set-threads"])
+        assert named <= set(ALL_JOBS)
 
 
-def test_paper_profile_chooses_no_settings_but_can_be_asked_to(pristine, data_root):
+def test_paper_profile_leaves_out_what_trains_many_times_but_can_be_asked_to(pristine, data_root):
     real = ("dataset=mvtec3d", f"data_root={data_root('mvtec3d')}")
     said = snakemake(pristine, "-n", "--printshellcmds", "--config", "profile=paper", *real)
-    assert "rule loss_weights" not in said and "rule peer_settings" not in said
-    left_out = shlex.split(re.search(r"--left-out .*", said).group())[1]
-    assert list(json.loads(left_out)) == [
-        "07_table4_loss_ablation",
-        "11_analyses",
-        "13_training_cells",
-        "90_loss_weights",
-        "92_peer_settings",
-    ]
-    for name in ("loss_weights", "peer_settings"):
-        asked = jobs(pristine, *real, profile="paper", more=(name,))
-        assert asked[name] == 1 and "lspn" not in asked and "benchmark" not in asked
-    asked = jobs(pristine, *real, profile="paper", more=("table4",))
-    assert asked["table4_category"] == 10 and "benchmark" not in asked
-    assert jobs(pristine, *real, profile="paper", more=("analyses",))["analyses_category"] == 3
+    left_out = json.loads(shlex.split(re.search(r"--left-out .*", said).group())[1])
+    assert set(left_out) == {c.notebook for c in CHAPTERS if c.trains}
+    asked = jobs(pristine, *real, profile="paper", more=("table4_loss_ablation",))
+    assert asked["table4_loss_ablation_category"] == 10 and "benchmark" not in asked
 
 
 # ------------------------------------------------------------------ run.py
@@ -550,7 +357,7 @@ def call_run(*arguments: str) -> subprocess.CompletedProcess:
 def test_a_wrong_folder_is_told_in_one_line(data_root, tmp_path):
     real = ("--profile", "paper", "--dataset", "mvtec3d", "--data-root")
     holds_others = data_root("folder", ["screws", "nuts"])
-    names = ", ".join(library.CATEGORIES["mvtec3d"])
+    names = ", ".join(CATEGORIES["mvtec3d"])
     for root, message in (
         ("", "dataset 'mvtec3d' needs data_root, the folder that holds its categories"),
         (str(tmp_path / "no"), f"data_root is '{tmp_path}/no', where there is no folder"),
@@ -588,34 +395,16 @@ def test_a_chapter_alone_is_found_and_an_unknown_one_is_told(tmp_path):
         "11_analyses": f"{where}/11_analyses.ipynb",
     }
     for chapter, target in targets.items():
-        assert plan.chapter_target(given, chapter, ROOT / "notebooks") == target
-    with pytest.raises(library.ConfigError, match="chapter is '7'; expected one of 00_data, "):
-        plan.chapter_target(given, "7", ROOT / "notebooks")
+        assert plan.chapter_target(given, chapter) == target
+    with pytest.raises(ConfigError, match="chapter is '7'; expected one of 00_data, "):
+        plan.chapter_target(given, "7")
 
 
 def test_a_chapter_alone_asks_for_what_it_needs_only(pristine):
     targets = "book/executed/smoke/procedural/07_table4_loss_ablation.ipynb"
-    needed = {"data": 1, "features": 2, "bank": 2, "lspn": 4, "table4_category": 2, "table4": 1}
+    needed = after("data", "feature_extraction", "memory_bank", "lspn_training")
+    needed |= after("table4_loss_ablation_category", "table4_loss_ablation")
     assert jobs(pristine, more=("--forceall", targets)) == needed
-
-
-def test_what_jobs_share_is_limited_by_the_machine(monkeypatch):
-    run = load("run")
-    monkeypatch.setattr(run.shutil, "which", lambda name: None)
-    (memory,) = run.limits()
-    assert int(memory.removeprefix("mem_mb=")) == run.psutil.virtual_memory().total // 2**20
-    monkeypatch.setattr(run.shutil, "which", lambda name: f"/usr/bin/{name}")
-    assert run.limits() == [memory, "gpu=1"]
-    command = run.snakemake_command(Path("run.json"), 3, ["loss_weights", "-n"])
-    assert command[-4:] == ["loss_weights", "-n", "--configfile", "run.json"]
-    assert command[command.index("loss_weights") - 2 :][:2] == ["--scheduler", "greedy"]
-
-
-def test_jobs_too_large_to_run_side_by_side_are_planned_all_the_same(pristine, data_root):
-    """On 8 GB a job of 12 GB is no error: it runs alone."""
-    real = ("dataset=mvtec3d", f"data_root={data_root('mvtec3d')}")
-    more = ("--resources", "mem_mb=8000", "gpu=1", "--scheduler", "greedy")
-    assert jobs(pristine, *real, profile="paper", more=more) == PAPER_JOBS
 
 
 # ------------------------------------------------------------------ texts on their way
@@ -684,8 +473,8 @@ def test_snakemake_called_directly_takes_texts_or_says_that_they_are_lost(odd_ru
     tree, root = odd_run
     named = f"data_root={json.dumps([str(root)], ensure_ascii=False)}"
     own = ("dataset=folder", named)
-    assert jobs(tree, *own, 'categories=["001"]')["bank"] == 1
-    assert jobs(tree, *own, "categories=['part a', 001]")["bank"] == 2
+    assert jobs(tree, *own, 'categories=["001"]')["memory_bank"] == 1
+    assert jobs(tree, *own, "categories=['part a', 001]")["memory_bank"] == 2
     said = snakemake(tree, "-n", "--config", *own, "categories=001", check=False)
     assert "categories is 1, no text any more; with Snakemake: --config 'categories=[" in said
     said = snakemake(tree, "-n", "--config", "dataset=folder", "data_root=/a: b", check=False)
@@ -703,9 +492,9 @@ def test_the_plan_reads_settings_by_their_type():
         assert plan.settings == expected
         assert plan.base.training.learning_rate == 1e-4 and plan.base.features.rgb_model == "001"
     for name in ("seed", "runs_root", "profile", "data_root"):  # accepted, they would be ignored
-        with pytest.raises(library.ConfigError, match=f"{name} is no setting of the profile"):
+        with pytest.raises(ConfigError, match=f"{name} is no setting of the profile"):
             make_plan({"settings": f"{{{name}: 1}}"})
-    with pytest.raises(library.ConfigError, match="html is '_build/{x}'; expected no braces"):
+    with pytest.raises(ConfigError, match="html is '_build/{x}'; expected no braces"):
         make_plan({"html": "_build/{x}"})
 
 
@@ -713,24 +502,10 @@ def test_some_categories_give_other_pastes_than_all_and_the_same_features():
     plan = load("plan").make_plan
     alone, both = (plan({"profile": "smoke", "categories": x}) for x in ("gland", "gland cookie"))
     assert both.base == plan({"profile": "smoke"}).base
-    assert library.listed(alone.base.synthesis.pasted_from) == ["gland"]
-    assert alone.base.stage_hash("data") == both.base.stage_hash("data")
-    assert alone.base.stage_hash("features") == both.base.stage_hash("features")
-    assert alone.base.stage_hash("pastes") != both.base.stage_hash("pastes")
-
-
-def test_every_entry_point_finds_the_home_folder(pristine, data_root, monkeypatch):
-    root = data_root("folder", ["lid"])
-    monkeypatch.setenv("HOME", str(root.parent))
-    text = f"~/{root.name}/"
-    assert jobs(pristine, "dataset=folder", f"data_root={text}")["data"] == 1
-    place = ("--dataset=folder", f"--data-root={text}")
-    done = call_run("--profile=smoke", *place, "--categories=lid/", "--chapter=00_data", "-n")
-    assert done.returncode == 0, done.stderr
-    check = [sys.executable, "-m", "g2sf_lib.datasets.check", *place, "--category=lid/"]
-    said = subprocess.run(check, cwd=ROOT, capture_output=True, text=True).stdout
-    assert f"{root}/lid" in said and "~" not in said  # it holds no scans, but it was found
-    assert "no category" not in said and "no such folder; expected the folder that" not in said
+    assert listed(alone.base.synthesis.pasted_from) == ["gland"]
+    assert STAGES["data"].hash(alone.base) == STAGES["data"].hash(both.base)
+    assert STAGES["features"].hash(alone.base) == STAGES["features"].hash(both.base)
+    assert STAGES["pastes"].hash(alone.base) != STAGES["pastes"].hash(both.base)
 
 
 # ------------------------------------------------------------------ two runs beside each other
@@ -762,14 +537,18 @@ def test_a_run_on_another_root_or_with_other_settings_is_made_again(pristine, da
     snakemake(tree, "--quiet", "all", "--config", "profile=smoke", *given[0])
     assert jobs(tree, *given[0]) == {}
     again = jobs(tree, *given[1])
-    assert {name for name in again if name not in ("all", "book")} >= {"data", "features", "lspn"}
-    assert jobs(tree, *given[0], "categories=bagel")["features"] == 1
+    assert {name for name in again if name not in ("all", "book")} >= {
+        "data",
+        "feature_extraction",
+        "lspn_training",
+    }
+    assert jobs(tree, *given[0], "categories=bagel")["feature_extraction"] == 1
     plans = [
         load("plan").make_plan({"dataset": "mvtec3d", "data_root": str(r)} | more)
         for r in roots
         for more in ({}, {"categories": "bagel"}, {"settings": "{alpha: 3}"})
     ]
-    folders = {library.stage_dir(plan.base, "lspn") for plan in plans}
+    folders = {stage_dir(plan.base, "lspn") for plan in plans}
     assert len(folders) == len(plans)
 
 
@@ -791,31 +570,11 @@ def test_pages_of_an_earlier_run_are_no_part_of_this_one(tmp_path, monkeypatch):
         path.with_suffix(".tsv").write_text("s\tmax_rss\n1.0\t2.0\n")
     source = tmp_path / "source"
     left_out = {"07_x": "Not asked for."}
-    builder.assemble(executed, "a", source, left_out, categories=["a"], data_root="/one")
+    builder.assemble(executed, "a", source, left_out, (["a"], "/one"))
     status = (source / "status.md").read_text()
     assert "executed/a/03_x_seed0.ipynb" in status and "executed/05_x.ipynb" in status
     assert "b/03_x" not in status and "07_x" not in status
     assert "Not asked for." in (source / "07_x.ipynb").read_text()
-
-
-def test_run_prints_and_reads_what_this_run_wrote(pristine, data_root, tmp_path, monkeypatch):
-    """The book's folder, and the table of this data set, whatever the locale writes."""
-    tree = tmp_path / "tree"
-    shutil.copytree(pristine, tree)
-    root = data_root("folder", ["lid"])
-    config = library.make_config("smoke", dataset="folder", data_root=str(root), category="lid")
-    method = {"method": "g2sf", "i_auroc": 0.9, "i_auroc_se": 0.1, "i_auroc_seed_std": 0.0}
-    method |= {"p_auroc": 0.8, "aupro_30": 0.7, "aupro_1": 0.1}
-    table = {"methods": [method], "differences": [], "seeds": [0]}
-    with (tree / "workflow" / "run_notebook.py").open("a") as file:
-        file.write(f"\nif out.name[:2] == '05' and given.get('write_results'):\n    "
-                   f"done[0].write_text({json.dumps(table)!r})\n")  # fmt: skip
-    plain = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
-    for name, value in plain.items():
-        monkeypatch.setenv(name, value)
-    said = run_in(tree, f"--data-root={root}/")
-    html = tree / f"_build/smoke-{library.run_name(config)}/html/index.html"
-    assert f"Book: {html}" in said and html.is_file() and "0.900 ± 0.100" in said
 
 
 # ------------------------------------------------------------------ the book's pages
@@ -875,30 +634,13 @@ def test_a_page_of_all_categories_goes_before_that_of_the_showcase(tmp_path, mon
         assert f"executed/{place}.ipynb" in status and (source / f"executed/{place}.ipynb").exists()
 
 
-def test_marks_in_the_prose_are_replaced_by_what_was_measured(tmp_path):
-    builder = load("build_book")
-    marks = {"cost": {"a_chapter": "3 s, 40 MB"}, "effect": {"k=1": "I-AUROC +0.100"}}
-    text = "took {{ cost a_chapter }}; {{effect k=1}}; {{ effect other }}; $w_{{i}}$"
-    told = "took 3 s, 40 MB; I-AUROC +0.100; not measured in this run; $w_{{i}}$"
-    assert builder.filled(text, marks) == told
-    with pytest.raises(SystemExit, match="costs a_chapter.*expected one of cost, effect"):
-        builder.filled("{{ costs a_chapter }}", marks)
-
-
-def test_every_mark_in_the_prose_names_a_chapter_or_a_row():
-    from g2sf_lib import ablations
-
-    rows = {variant.name for of_study in ablations.studies().values() for variant in of_study}
-    known = {"cost": set(NOTEBOOKS), "effect": rows, "where": {"effects"}}
-    found = {
-        tuple(mark.split())
-        for page in (ROOT / "book").glob("*.md")
-        for mark in re.findall(r"\{\{ (.+?) \}\}", page.read_text())
-    }
-    assert {("where", "effects"), ("effect", "recipe")} <= found
-    assert all(name in known[kind] for kind, name in found)
-    assert {name for kind, name in found if kind == "cost"} == set(NOTEBOOKS)  # each has its cost
-    assert set(ablations.FORMS) <= {name for kind, name in found if kind == "effect"}
+def test_every_chapter_has_a_row_and_its_cost_a_mark():
+    assert {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")} == set(BY_NOTEBOOK)
+    marks = re.findall(r"\{\{ cost (\w+) \}\}", (ROOT / "book" / "reproduce.md").read_text())
+    assert set(marks) == set(BY_NOTEBOOK)
+    pages = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+    files = re.findall(r"'file': '(\d\d_\w+)'", str(pages))
+    assert sorted(files) == sorted(BY_NOTEBOOK)
 
 
 def test_costs_of_a_chapter_are_those_of_all_its_runs(tmp_path):
@@ -909,25 +651,10 @@ def test_costs_of_a_chapter_are_those_of_all_its_runs(tmp_path):
     for path, (wall_s, peak_mb) in zip(paths, runs.values(), strict=True):
         path.parent.mkdir(exist_ok=True)
         path.with_suffix(".tsv").write_text(f"s\tmax_rss\n{wall_s}\t{peak_mb}\n")
-    assert builder.costs(tmp_path, paths) == {
+    assert builder.costs(paths) == {
         "03_x": "1 min 10 s in 3 runs, 300 MB",
         "11_y": "10 s, 50 MB",
     }
-
-
-def test_effects_come_from_the_summary_of_chapter_11(tmp_path):
-    builder = load("build_book")
-    assert builder.measured_effects(None) == ({}, "This run has not measured any.")
-    known = {"variant": "l1", "metric": "i_auroc", "difference": -0.1, "se": 0.02, "p": 0.03}
-    summary = {"profile": "demo", "dataset": "procedural", "categories": ["foam"], "seeds": [0, 1]}
-    summary |= {"reference": "run", "rows": [{"variant": "run"}, {"variant": "l1"}]}
-    known |= {"wins": 0, "num": 2}
-    summary |= {"effects": [known, known | {"metric": "aupro_30"}]}
-    path = tmp_path / "analyses_demo.json"
-    path.write_text(json.dumps(summary))
-    effects, where = builder.measured_effects(path)
-    assert "foam" in where and "0, 1" in where
-    assert set(effects) == {"l1"} and "0.100" in effects["l1"]
 
 
 # ------------------------------------------------------------------ one notebook
@@ -969,66 +696,20 @@ def is_running(pid: int) -> bool:
 
 def test_notebook_runs_with_parameters_and_threads_and_text_bars(tmp_path):
     bars = "from tqdm.auto import tqdm\nfor _ in tqdm(range(2), desc='seen from outside'): pass"
-    show = "import os\nprint(value, other, os.environ['OMP_NUM_THREADS'], os.getcwd())"
-    notebook = write_notebook(tmp_path / "in.ipynb", "value = 0\nother = 'x'", bars, show)
+    show = "import os\nprint(value, device, workers, os.environ['OMP_NUM_THREADS'], os.getcwd())"
+    notebook = write_notebook(
+        tmp_path / "in.ipynb", "value = 0\ndevice = 'x'\nworkers = 1", bars, show
+    )
     out = tmp_path / "deep" / "out.ipynb"
-    more = ["--parameters", '{"value": 7}', "--also", "other=cpu", "--threads", "3"]
+    more = ["--parameters", '{"value": 7}', "--device", "cpu", "--threads", "3"]
     done = subprocess.run(
         command(notebook, out, *more), cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert "seen from outside" in done.stderr and "in: cell 1 of " in done.stderr
     printed = nbformat.read(out, as_version=4).cells[-1].outputs[0].text
-    assert printed.split() == ["7", "cpu", "3", str(tmp_path)]
+    assert printed.split() == ["7", "cpu", "3", "3", str(tmp_path)]
     assert [path.name for path in out.parent.iterdir()] == ["out.ipynb"]
-
-
-def test_a_notebook_runs_whatever_the_folder_of_temporary_files(tmp_path, monkeypatch):
-    """The path of a socket has 107 bytes at most."""
-    notebook = write_notebook(tmp_path / "in.ipynb", "a = 1", "print(a)")
-    long = tmp_path / ("d" * 150)
-    long.mkdir()
-    monkeypatch.setenv("TMPDIR", str(long))
-    done = subprocess.run(
-        command(notebook, tmp_path / "out.ipynb"), cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "over TCP" not in done.stderr and not list(long.iterdir())
-
-
-def test_where_no_socket_can_be_made_the_kernel_talks_over_ports(tmp_path, monkeypatch):
-    notebook_runner = load("run_notebook")
-    with contextlib.ExitStack() as stack:
-        folder = Path(notebook_runner.kernel_channels(stack)["ip"]).parent
-        assert folder.is_dir()
-    assert not folder.exists()
-
-    class NoSocket(socket.socket):
-        def bind(self, address):
-            raise OSError("AF_UNIX is not known here")
-
-    monkeypatch.setattr(notebook_runner.socket, "socket", NoSocket)
-    with contextlib.ExitStack() as stack:
-        assert notebook_runner.kernel_channels(stack) == {"transport": "tcp"}
-    tcp = "module.kernel_channels = lambda stack: {'transport': 'tcp'}\nmodule.main()"
-    start = (
-        f"import sys; sys.path.insert(0, {str(ROOT / 'workflow')!r}); import run_notebook as module"
-    )
-    notebook = write_notebook(tmp_path / "in.ipynb", "a = 1")
-    out = tmp_path / "out.ipynb"
-    run = [sys.executable, "-c", f"{start}\n{tcp}", str(notebook), str(out)]
-    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and out.is_file(), done.stderr
-
-
-def test_texts_that_look_like_numbers_stay_texts_in_a_notebook(tmp_path):
-    show = "print(repr(category), repr(other), repr(workers))"
-    notebook = write_notebook(tmp_path / "in.ipynb", "category = other = ''\nworkers = 0", show)
-    out = tmp_path / "out.ipynb"
-    more = ["--parameters", '{"category": "001"}', "--also", "other=002", "--number", "workers=8"]
-    subprocess.run(command(notebook, out, *more), cwd=tmp_path, check=True, capture_output=True)
-    printed = nbformat.read(out, as_version=4).cells[-1].outputs[0].text
-    assert printed.split() == ["'001'", "'002'", "8"]
 
 
 def test_failing_notebook_names_its_cell_and_keeps_the_partial_copy(tmp_path):

@@ -16,22 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED_GB = 10  # 7.7 are installed, most of it torch's CUDA libraries; pip needs room beside
-LIBUSB_COMMANDS = {
-    "apt-get": "sudo apt-get install -y libusb-1.0-0",
-    "dnf": "sudo dnf install -y libusbx",
-    "brew": "brew install libusb",
-    "conda": "conda install -y -c conda-forge libusb",
-}
+LIBUSB = "sudo apt-get install -y libusb-1.0-0, dnf install libusbx, brew or conda install libusb"
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-NETWORK_SIGNS = (
-    "name resolution",
-    "NewConnectionError",
-    "Network is unreachable",
-    "Max retries exceeded",
-    "ConnectTimeout",
-    "ReadTimeout",
-    "from versions: none",
-)
 
 
 def stop(message: str) -> None:
@@ -39,62 +25,38 @@ def stop(message: str) -> None:
     raise SystemExit(f"g2sf-book: {message}")
 
 
-def can_use_apt() -> bool:
-    """Say whether packages can be installed without asking: root, and apt-get is there."""
-    return hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("apt-get") is not None
-
-
 def apt_install(package: str) -> bool:
-    """Install a Debian package and say whether that worked."""
+    """Install a Debian package where that needs no question (root), and say whether it worked."""
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        return False
     print(f"Installing {package} with apt-get", flush=True)
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     install = ["install", "-y", "-qq", "--no-install-recommends", package]
-    for command in (["update", "-qq"], install):
-        done = subprocess.run(["apt-get", *command], env=environment, stdout=subprocess.DEVNULL)
-        if done.returncode != 0:
-            return False
-    return True
+    return all(
+        subprocess.run(["apt-get", *c], env=environment, stdout=subprocess.DEVNULL).returncode == 0
+        for c in (["update", "-qq"], install)
+    )
 
 
-def check_python() -> None:
-    """Stop where this Python is too old or cannot make virtual environments."""
-    found = ".".join(map(str, sys.version_info[:3]))
+def has_libusb() -> bool:
+    """Say whether the loader, or an active conda environment, has libusb-1.0."""
+    prefix = os.environ.get("CONDA_PREFIX")
+    in_conda = prefix is not None and any(Path(prefix, "lib").glob("libusb-1.0*"))
+    return bool(ctypes.util.find_library("usb-1.0")) or in_conda
+
+
+def check_machine() -> None:
+    """Stop where Python is too old, has no venv, or Open3D's libusb-1.0 cannot be had."""
     if sys.version_info < (3, 11):  # noqa: UP036 - this file is run by whatever is there
+        found = ".".join(map(str, sys.version_info[:3]))
         stop(f"Python 3.11 or newer is needed, {sys.executable} is {found}; try `make PYTHON=...`")
     try:
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
     except ImportError:
-        stop(
-            f"Python {found} has no venv module; Debian and Ubuntu have it in "
-            f"`sudo apt-get install -y python3.{sys.version_info[1]}-venv`"
-        )
-
-
-def check_disk(folder: Path, needed_gb: float) -> None:
-    """Stop where the disk that holds `folder` has too little room."""
-    free_gb = shutil.disk_usage(folder).free / 1e9
-    if free_gb < needed_gb:
-        stop(f"{folder} has {free_gb:.1f} GB free, the environment needs {needed_gb:.0f} GB")
-
-
-def has_libusb() -> bool:
-    """Say whether the loader, or an active conda environment, has libusb-1.0."""
-    if ctypes.util.find_library("usb-1.0"):
-        return True
-    prefix = os.environ.get("CONDA_PREFIX")
-    return prefix is not None and any(Path(prefix, "lib").glob("libusb-1.0*"))
-
-
-def check_libusb() -> None:
-    """Open3D loads libusb-1.0, which no wheel brings: install it, or say how."""
-    if has_libusb():
-        return
-    if can_use_apt() and apt_install("libusb-1.0-0") and has_libusb():
-        return
-    found = [text for tool, text in LIBUSB_COMMANDS.items() if shutil.which(tool)]
-    commands = " or ".join(found or LIBUSB_COMMANDS.values())
-    stop(f"Open3D needs the system library libusb-1.0: {commands}")
+        stop(f"no venv module; `sudo apt-get install -y python3.{sys.version_info[1]}-venv`")
+    if not (has_libusb() or (apt_install("libusb-1.0-0") and has_libusb())):
+        stop(f"Open3D needs the system library libusb-1.0: {LIBUSB}")
 
 
 def find_browser() -> str | None:
@@ -102,32 +64,14 @@ def find_browser() -> str | None:
     return next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
 
 
-def ensure_browser() -> None:
-    """Install Chromium where that can be done without asking; the book's test needs it."""
-    if find_browser() or (can_use_apt() and apt_install("chromium") and find_browser()):
-        return
-    print("No Chromium: the test that opens the book's pages will be skipped", flush=True)
-
-
 def run_pip(python: Path, *arguments: str) -> None:
-    """Run pip, show what it says, and turn its failure into one line."""
+    """Run pip, and turn its failure into one line below what it said."""
     command = [str(python), "-m", "pip", "--disable-pip-version-check", *arguments]
-    said = []
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as pip:
-        for line in pip.stdout:
-            said.append(line)
-            if not line.startswith("WARNING: Location"):  # local index folders that do not exist
-                print(line, end="", flush=True)
-    if pip.returncode == 0:
-        return
-    text = "".join(said)
-    if "No space left" in text or "Errno 28" in text:
-        stop(f"the disk is full; the environment needs {NEEDED_GB} GB")
-    if any(sign in text for sign in NETWORK_SIGNS):
-        stop("PyPI cannot be reached; connect to the network, or set PIP_INDEX_URL to a mirror")
-    stop(f"pip failed (see above): {' '.join(command)}")
+    if subprocess.run(command, cwd=ROOT).returncode != 0:
+        stop(
+            f"pip failed (see above): {' '.join(command)}; it needs PyPI, or a mirror in "
+            f"PIP_INDEX_URL, and {NEEDED_GB} GB of disk"
+        )
 
 
 def install(folder: Path, faiss: str) -> None:
@@ -139,25 +83,26 @@ def install(folder: Path, faiss: str) -> None:
     """
     python = folder / "bin" / "python"
     if not python.exists():
-        check_disk(folder.parent, NEEDED_GB)
+        free_gb = shutil.disk_usage(folder.parent).free / 1e9
+        if free_gb < NEEDED_GB:
+            stop(f"{folder.parent} has {free_gb:.1f} GB free, .venv needs {NEEDED_GB} GB")
         print(f"Creating {folder} with {sys.executable}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     for stamp in folder.glob("installed-*"):
         stamp.unlink()
-    quick = ("install", "--quiet", "--retries", "2", "--progress-bar", "off")
     lock = ROOT / "requirements.lock"
     print(f"Installing {lock.name} (minutes, the first time)", flush=True)
-    if faiss == "cpu":
-        run_pip(python, "uninstall", "--quiet", "--yes", "faiss-gpu")
+    quick = ("install", "--quiet", "--retries", "2", "--progress-bar", "off")
+    other = "gpu" if faiss == "cpu" else "cpu"
+    run_pip(python, "uninstall", "--quiet", "--yes", f"faiss-{other}")
+    if faiss == "gpu":  # the same versions, but for faiss
+        lines = [line for line in lock.read_text().splitlines() if not line.startswith("faiss-cpu")]
+        lock = folder / "requirements-gpu.lock"
+        lock.write_text("\n".join(lines) + "\n")
+        run_pip(python, *quick, "-c", str(lock), "-e", ".[gpu,dev]")
+    else:
         run_pip(python, *quick, "-r", str(lock))
         run_pip(python, *quick, "--no-deps", "-e", ".")
-    else:
-        lines = [line for line in lock.read_text().splitlines() if not line.startswith("faiss-cpu")]
-        gpu_lock = folder / "requirements-gpu.lock"
-        gpu_lock.write_text("\n".join(lines) + "\n")
-        run_pip(python, "uninstall", "--quiet", "--yes", "faiss-cpu")
-        run_pip(python, *quick, "-r", str(gpu_lock))
-        run_pip(python, *quick, "-c", str(gpu_lock), "-e", ".[gpu,dev]")
     (folder / f"installed-{faiss}").touch()
 
 
@@ -185,13 +130,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.lock:
         write_lock(arguments.venv / "bin" / "python")
-        return
-    if arguments.browser:
-        ensure_browser()
-        return
-    check_python()
-    check_libusb()
-    install(arguments.venv.absolute(), arguments.faiss)
+    elif arguments.browser:
+        if not (find_browser() or (apt_install("chromium") and find_browser())):
+            print("No Chromium: the test that opens the book's pages will be skipped", flush=True)
+    else:
+        check_machine()
+        install(arguments.venv.absolute(), arguments.faiss)
 
 
 if __name__ == "__main__":

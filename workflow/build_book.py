@@ -5,9 +5,6 @@ Usage, from the repository root::
     python workflow/build_book.py --executed book/executed/demo/procedural --showcase foam
         --work _build/demo-procedural --html _build/html
 
-Pages of notebooks that a profile does not run are short ones that say so (`--left-out`), because
-the table of contents and other pages link to them.
-
 Every build starts from nothing: Sphinx repeats a page's warnings only when it reads the page, so
 a build on top of an old one could pass with warnings that a fresh clone would fail on.
 """
@@ -52,7 +49,7 @@ def page_notebook(path: Path) -> dict[str, Any]:
 
 def read_benchmark(path: Path) -> tuple[float, float]:
     """Return wall time in seconds and peak memory in MB that Snakemake measured for a job."""
-    with path.open(encoding="utf-8") as file:
+    with path.with_suffix(".tsv").open(encoding="utf-8") as file:
         row = next(csv.DictReader(file, delimiter="\t"))
     peak = row["max_rss"]
     return float(row["s"]), float("nan") if peak in ("NA", "-") else float(peak)
@@ -66,25 +63,23 @@ def duration(seconds: float) -> str:
 
 def status_page(executed: Path, notebooks: list[Path]) -> str:
     """Return the page that lists every executed notebook with its run time and peak memory."""
-    rows, total, largest = [], 0.0, 0.0
-    for path in notebooks:
+    rows, spent = [], [read_benchmark(path) for path in notebooks]
+    for path, (wall_s, peak_mb) in zip(notebooks, spent, strict=True):
         relative = path.relative_to(executed)
         category = relative.parent.as_posix() if len(relative.parts) > 1 else "all"
-        wall_s, peak_mb = read_benchmark(path.with_suffix(".tsv"))
-        total += wall_s
-        largest = max(largest, peak_mb)
         notebook = json.loads(path.read_text(encoding="utf-8"))
         ended = notebook["metadata"]["papermill"]["end_time"][:16].replace("T", " ")
         link = f"{{download}}`{path.stem} <executed/{relative.as_posix()}>`"
         rows.append(f"| {link} | {category} | {ended} | {duration(wall_s)} | {peak_mb:.0f} |")
+    total = duration(sum(wall_s for wall_s, _ in spent))
     return "\n".join(
         [
             "# Execution status",
             "",
             "Every number and figure of this book comes from one of these notebooks, run by",
             "papermill in the order that the workflow chose. The name is a link to the executed",
-            f"notebook. Together the {len(rows)} runs took {duration(total)} of wall time, several",
-            f"side by side; the largest held {largest:.0f} MB of memory.",
+            f"notebook. Together the {len(rows)} runs took {total} of wall time, several",
+            f"side by side; the largest held {max(peak for _, peak in spent):.0f} MB of memory.",
             "",
             "| Notebook | Category | Finished (UTC) | Run time | Peak memory in MB |",
             "|:--|:--|:--|--:|--:|",
@@ -94,15 +89,11 @@ def status_page(executed: Path, notebooks: list[Path]) -> str:
     )
 
 
-def costs(executed: Path, notebooks: list[Path]) -> dict[str, str]:
-    """Return chapter -> what its runs together took, for the marks in the prose.
-
-    A chapter that runs once for each category or seed has several of them.
-    """
+def costs(notebooks: list[Path]) -> dict[str, str]:
+    """Return chapter -> what its runs together took, for the marks ``{{ cost CHAPTER }}``."""
     found: dict[str, list[tuple[float, float]]] = {}
     for path in notebooks:
-        chapter = re.sub(r"_seed\d+$", "", path.stem)
-        found.setdefault(chapter, []).append(read_benchmark(path.with_suffix(".tsv")))
+        found.setdefault(re.sub(r"_seed\d+$", "", path.stem), []).append(read_benchmark(path))
     texts = {}
     for chapter, runs in found.items():
         wall_s, peak_mb = sum(run[0] for run in runs), max(run[1] for run in runs)
@@ -111,52 +102,12 @@ def costs(executed: Path, notebooks: list[Path]) -> dict[str, str]:
     return texts
 
 
-def measured_effects(path: Path | None) -> tuple[dict[str, str], str]:
-    """Return variant -> its effect as text, and in a sentence where the effects come from.
-
-    Args:
-        path: the summary that chapter 11 wrote; None where it was not part of the run.
-    """
-    if path is None:
-        return {}, "This run has not measured any."
-    sys.path.insert(0, str(ROOT))
-    from g2sf_lib.chapters import effect_texts
-
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    where = (
-        f"Here: profile `{summary['profile']}`, data set `{summary['dataset']}`, categories "
-        f"{', '.join(summary['categories'])}, seeds {', '.join(map(str, summary['seeds']))}."
-    )
-    return effect_texts(summary), where
-
-
-def filled(text: str, marks: dict[str, dict[str, str]]) -> str:
-    """Return prose with its marks, ``{{ KIND NAME }}``, replaced by what was measured.
-
-    Args:
-        text: of a page.
-        marks: kind -> name -> text. A name without one was not measured in this run, and the
-            page says so.
-
-    Raises:
-        SystemExit: for a kind that does not exist.
-    """
-
-    def text_of(match: re.Match) -> str:
-        kind, name = match.groups()
-        if kind not in marks:
-            raise SystemExit(f"{match[0]}: no such mark; expected one of {', '.join(marks)}")
-        return marks[kind].get(name, "not measured in this run")
-
-    return re.sub(r"\{\{ *(\w+) ([^ }]+) *\}\}", text_of, text)
-
-
-def left_out_page(notebook: Path, reason: str) -> dict[str, Any]:
+def left_out_page(name: str, reason: str) -> dict[str, Any]:
     """Return the notebook that stands for one that was not run: its title, and why.
 
     It is a notebook and no Markdown page, since links to it end in .ipynb.
     """
-    written = json.loads(notebook.read_text(encoding="utf-8"))
+    written = json.loads((ROOT / "notebooks" / name).read_text(encoding="utf-8"))
     title = "".join(written["cells"][0]["source"]).splitlines()[0]
     text = f"{title}\n\n```{{admonition}} Not part of this run\n:class: note\n{reason}\n```\n"
     cell = {"cell_type": "markdown", "id": "left-out", "metadata": {}, "source": text}
@@ -174,9 +125,7 @@ def assemble(
     showcase: str,
     source: Path,
     left_out: dict[str, str],
-    effects: Path | None = None,
-    categories: list[str] | None = None,
-    data_root: str | None = None,
+    place: tuple[list[str] | None, str | None] = (None, None),
 ) -> None:
     """Write the folder that Sphinx reads.
 
@@ -186,11 +135,10 @@ def assemble(
             lie in `executed` itself and come first. Of its trainings seed 0 is shown.
         source: the folder to write; emptied first.
         left_out: notebook -> why it was not run. One that was run all the same is shown.
-        effects: the summary of chapter 11, if it was run.
-        categories: sub-folders of `executed` that belong to this run; None: all. An earlier run may
-            have had others.
-        data_root: of this run; a notebook that was executed on another is left out.
+        place: sub-folders of `executed` and data_root of this run; an earlier one may have had
+            others, whose notebooks are left out.
     """
+    categories, data_root = place
     shutil.rmtree(source, ignore_errors=True)
     source.mkdir(parents=True)
     for path in sorted((ROOT / "book").glob("*.*")):
@@ -216,12 +164,13 @@ def assemble(
     for name, reason in left_out.items():
         page = source / f"{name}.ipynb"
         if not page.exists():
-            substitute = left_out_page(ROOT / "notebooks" / page.name, reason)
-            page.write_text(json.dumps(substitute), encoding="utf-8")
-    texts, where = measured_effects(effects)
-    marks = {"cost": costs(executed, notebooks), "effect": texts, "where": {"effects": where}}
+            page.write_text(json.dumps(left_out_page(page.name, reason)), encoding="utf-8")
+    texts = costs(notebooks)
     for page in source.glob("*.md"):
-        page.write_text(filled(page.read_text(encoding="utf-8"), marks), encoding="utf-8")
+        text = page.read_text(encoding="utf-8")
+        mark = r"\{\{ *cost ([^ }]+) *\}\}"
+        filled = re.sub(mark, lambda m: texts.get(m[1], "not measured in this run"), text)
+        page.write_text(filled, encoding="utf-8")
     (source / "status.md").write_text(status_page(executed, notebooks), encoding="utf-8")
 
 
@@ -252,26 +201,14 @@ def main() -> None:
     parser.add_argument("--showcase", required=True)
     parser.add_argument("--work", type=Path, required=True, help="folder for source and build")
     parser.add_argument("--html", type=Path, required=True)
+    parser.add_argument("--left-out", type=json.loads, default={}, help="JSON: notebook -> reason")
     parser.add_argument(
-        "--left-out",
-        type=json.loads,
-        default={},
-        metavar="JSON",
-        help="notebooks that were not run: name -> reason",
+        "--place", type=json.loads, default=(None, None), help="JSON: [folders, data_root]"
     )
-    parser.add_argument("--categories", type=json.loads, metavar="JSON", help="folders of this run")
-    parser.add_argument("--data-root", help="of this run; empty: the embedded parts")
-    parser.add_argument("--effects", type=Path, help="summary of chapter 11, if it was run")
     arguments = parser.parse_args()
     source = (arguments.work / "source").absolute()
     assemble(
-        arguments.executed,
-        arguments.showcase,
-        source,
-        arguments.left_out,
-        arguments.effects,
-        arguments.categories,
-        arguments.data_root or None,
+        arguments.executed, arguments.showcase, source, arguments.left_out, tuple(arguments.place)
     )
     build(source, arguments.work.absolute(), arguments.html)
 

@@ -6,39 +6,36 @@ in one line before anything starts.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from chapters import BY_NOTEBOOK
 
 from g2sf_lib.config import (
     CATEGORIES,
     Config,
     ConfigError,
-    category_name,
-    folder_name,
     from_text,
     leaf_fields,
     make_config,
     normal_path,
-    run_name,
 )
 from g2sf_lib.datasets import ScanError, category_names
+from g2sf_lib.stages import folder_name, run_name
 
 SHOWCASE = "foam"  # the book's examples are written for it; procedural and MVTec 3D-AD have it
 SEEDS = {"smoke": (0, 1), "demo": (0, 1, 2), "paper": (0, 1, 2)}
 SMOKE_CATEGORIES = ("cookie", "gland")  # of the procedural parts
 NUM_ANALYSED = {"smoke": 1, "demo": 3, "paper": 3}  # categories of chapter 11, which trains most
-# Chapters that are about one category; the others look at all.
-OF_SHOWCASE = ("01_feature_extraction", "02_memory_bank", "03_lspn_training", "04_anomaly_scoring")
 MAX_NAMES = 12  # of those found in a wrong folder, in its message
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Plan:
     """One run of the workflow.
 
@@ -66,24 +63,17 @@ class Plan:
         return f"book/executed/{self.base.profile}/{run_name(self.base)}"
 
 
-def chapter_target(plan: Plan, chapter: str, notebooks: Path) -> str:
+def chapter_target(plan: Plan, notebook: str) -> str:
     """Return the executed notebook that is the page of a chapter.
-
-    Args:
-        plan: of the run.
-        chapter: the notebook's name.
-        notebooks: the folder that it is in.
 
     Raises:
         ConfigError: there is no such notebook.
     """
-    known = sorted(path.stem for path in notebooks.glob("*.ipynb"))
-    if chapter not in known:
-        raise ConfigError(f"chapter is {chapter!r}; expected one of {', '.join(known)}")
-    folder = plan.executed
-    if chapter in OF_SHOWCASE:
-        folder += f"/{folder_name(plan.showcase)}"
-    return f"{folder}/{chapter}{'_seed0' if chapter == '03_lspn_training' else ''}.ipynb"
+    if notebook not in BY_NOTEBOOK:
+        raise ConfigError(f"chapter is {notebook!r}; expected one of {', '.join(BY_NOTEBOOK)}")
+    per = BY_NOTEBOOK[notebook].per
+    folder = "" if per in ("run", "both") else f"{folder_name(plan.showcase)}/"
+    return f"{plan.executed}/{folder}{notebook}{'_seed0' if per == 'seed' else ''}.ipynb"
 
 
 def _text(given: Mapping[str, Any], name: str) -> str | None:
@@ -116,13 +106,11 @@ def make_plan(given: Mapping[str, Any]) -> Plan:
 
     Args:
         given: `profile`, `dataset`, `data_root`, `device`, `html` (folder of the book),
-            `categories` (names in a list or the text of one, or in a text with blanks or commas
-            between them; nothing: all that are there) and `settings` (a mapping, or the text of
-            one); each may be missing.
+            `categories` (names in a list, or in a text with blanks or commas between them; nothing:
+            all that are there) and `settings` (a mapping, or the text of one); each may be missing.
 
     Raises:
-        ConfigError: for an unknown profile, data set, category or setting, and for a data_root
-            that is no folder or holds no category; the message says what was found and expected.
+        ConfigError: saying what was found and what was expected.
     """
     profile = _text(given, "profile") or "demo"
     dataset = _text(given, "dataset") or "procedural"
@@ -198,7 +186,7 @@ def _chosen(asked: Any, found: tuple[str, ...], dataset: str) -> tuple[str, ...]
         asked = text.replace(",", " ").split()
         if is_list:
             asked = _read("categories", text, "a list, e.g. \"['part a', '001']\"")
-    asked = [category_name(_text({"category": name}, "category") or "") for name in asked]
+    asked = [(_text({"category": name}, "category") or "").rstrip("/") for name in asked]
     for name in asked:
         if name not in found:
             raise ConfigError(

@@ -40,19 +40,11 @@ def hold_lock(path: Path) -> int:
 
 
 def check(given: dict, is_dry: bool, chapter: str | None = None) -> tuple[Any, str | None]:
-    """Leave with one line where the call is wrong, before Snakemake adds what it was doing.
-
-    Args:
-        given: the arguments for the Snakefile.
-        is_dry: whether the plan is only shown; it needs no weights.
-        chapter: the notebook that alone is wanted, with what it needs; None: the whole book.
-
-    Returns:
-        The `plan.Plan`, and where the chapter's executed notebook goes; None for the whole book.
+    """Return the `plan.Plan` of a call, and where a single chapter's executed notebook goes.
 
     Raises:
-        SystemExit: see `plan.make_plan`; or the features' weights are missing, which would
-            else stop the run only when all scans have been prepared.
+        SystemExit: in one line, where the call is wrong, or the features' weights are missing,
+            which would else stop the run only when all scans have been prepared.
     """
     sys.path.insert(0, str(ROOT))
     from plan import chapter_target, make_plan
@@ -61,7 +53,7 @@ def check(given: dict, is_dry: bool, chapter: str | None = None) -> tuple[Any, s
 
     try:
         plan = make_plan(given)
-        target = chapter and chapter_target(plan, chapter, ROOT / "notebooks")
+        target = chapter and chapter_target(plan, chapter)
     except ConfigError as error:
         raise SystemExit(f"g2sf-book: {error}") from None
     features = plan.base.features
@@ -74,28 +66,23 @@ def check(given: dict, is_dry: bool, chapter: str | None = None) -> tuple[Any, s
     return plan, target
 
 
-def limits() -> list[str]:
-    """Return what this machine has of the resources that jobs share, for Snakemake.
-
-    Jobs that together would not fit into memory then run one after the other (a single job that
-    asks for more than there is runs alone), and so do those that use the GPU: all take the first.
-    """
-    memory = psutil.virtual_memory().total // 2**20
-    return [f"mem_mb={memory}", *(["gpu=1"] if shutil.which("nvidia-smi") else [])]
-
-
 def snakemake_command(given: Path, jobs: int, more: list[str]) -> list[str]:
     """Return the command line of Snakemake.
+
+    Jobs that together would not fit into this machine's memory then run one after the other, and
+    so do those that use the GPU: all take the first.
 
     Args:
         given: a JSON file, whose texts arrive as they are; `--config` would read them as YAML.
         jobs: cores to use.
         more: further arguments; where one is given twice, Snakemake takes the last.
     """
+    limits = [f"mem_mb={psutil.virtual_memory().total // 2**20}"]
+    limits += ["gpu=1"] if shutil.which("nvidia-smi") else []
     return [
         *(sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile"),
         *("--cores", str(jobs), "--nolock", "--rerun-incomplete", "--keep-going"),
-        *("--quiet", "host", "rules", "--resources", *limits()),
+        *("--quiet", "host", "rules", "--resources", *limits),
         *("--scheduler", "greedy"),  # after those that take many values: `more` may be a target
         *more,
         *("--configfile", str(given)),

@@ -13,12 +13,10 @@ import json
 import logging
 import os
 import signal
-import socket
 import sys
 import tempfile
 import threading
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -52,31 +50,6 @@ def set_environment(threads: int, private: str) -> None:
     os.environ.setdefault("TQDM_MININTERVAL", "1" if sys.stderr.isatty() else "15")
 
 
-def kernel_channels(stack: ExitStack) -> dict[str, str]:
-    """Return how papermill and the kernel talk: by sockets in a new folder, else by ports.
-
-    Sockets are better, for two kernels that start together can draw the same port. But the path
-    of a socket has 107 bytes at most (macOS: 103), so a long TMPDIR is of no use, and not every
-    file system has them.
-
-    Args:
-        stack: removes the folder in the end.
-    """
-    for parent in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
-        try:
-            folder = tempfile.TemporaryDirectory(prefix="ipc-", dir=parent)
-        except OSError:
-            continue
-        name = stack.enter_context(folder)
-        try:
-            with socket.socket(socket.AF_UNIX) as probe:
-                probe.bind(f"{name}/kernel-0")  # jupyter_client's own are kernel-1 to kernel-5
-        except OSError:
-            continue
-        return {"transport": "ipc", "ip": f"{name}/kernel"}
-    return {"transport": "tcp"}
-
-
 def stop_with_parent() -> None:
     """Interrupt this process once its parent is gone.
 
@@ -104,37 +77,20 @@ def first_line(source: str) -> str:
     return next((line for line in lines if line and not line.startswith("#")), "")
 
 
-def failing_cell(notebook: Any) -> tuple[int, Any, Any] | None:
-    """Return number (among code cells, from 1), cell and error output of the cell that failed."""
-    number = 0
-    for cell in notebook.cells:
-        # papermill itself adds a Markdown cell above the failing one, which shifts plain indices
-        if cell.cell_type != "code":
-            continue
-        number += 1
-        for output in cell.get("outputs", []):
-            if output.output_type == "error":
-                return number, cell, output
-    return None
-
-
-def describe_failure(notebook_path: Path, partial: Path, error: Exception) -> str:
+def describe_failure(notebook: Path, partial: Path, error: Exception) -> str:
     """Return the message that names notebook, cell, error and the partially executed copy."""
-    import nbformat
+    from papermill.exceptions import PapermillExecutionError
 
-    found = None
-    if partial.exists():
-        try:
-            found = failing_cell(nbformat.read(partial, as_version=4))
-        except (ValueError, nbformat.reader.NotJSONError):
-            found = None  # killed while writing; the error itself still says what happened
-    if found is None:
-        what = f"{type(error).__name__}: {error}"
-        return f"{notebook_path} failed: {what}\n  executed so far: {partial}"
-    number, cell, output = found
+    if not isinstance(error, PapermillExecutionError):
+        return f"{notebook} failed: {type(error).__name__}: {error}\n  executed so far: {partial}"
+    cells = json.loads(partial.read_text(encoding="utf-8"))["cells"]
+    # papermill itself adds a Markdown cell above the failing one, which shifts plain indices
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    failed = [any(o["output_type"] == "error" for o in cell["outputs"]) for cell in code]
+    number = failed.index(True) + 1 if True in failed else "?"
     return (
-        f"{notebook_path} failed in code cell {number}: {first_line(cell.source)}\n"
-        f"  {output.ename}: {output.evalue}\n"
+        f"{notebook} failed in code cell {number}: {first_line(error.source)}\n"
+        f"  {error.ename}: {error.evalue}\n"
         f"  executed so far, with the traceback: {partial}"
     )
 
@@ -169,7 +125,7 @@ def run(notebook: Path, out: Path, parameters: dict[str, Any], threads: int = 1)
     Args:
         notebook: the notebook to run; its cell tagged `parameters` holds the defaults.
         out: where the executed notebook goes.
-        parameters: what replaces the defaults.
+        parameters: what replaces the defaults; one called ``workers`` is set to `threads`.
         threads: thread limit of the numerical libraries in the kernel.
 
     Raises:
@@ -185,9 +141,12 @@ def run(notebook: Path, out: Path, parameters: dict[str, Any], threads: int = 1)
     shown = [f"{name} {parameters[name]}" for name in ("category", "seed") if name in parameters]
     title = ", ".join([notebook.stem, *shown])
     papermill_engines.register("reporting", reporting_engine(title))
-    with ExitStack() as stack:
-        private = stack.enter_context(tempfile.TemporaryDirectory(prefix="ipython-"))
+    if "workers" in papermill.inspect_notebook(notebook):
+        parameters = {"workers": threads} | parameters
+    # Sockets, since two kernels that start together can draw the same port; their paths are short.
+    with tempfile.TemporaryDirectory(prefix="g2sf-", dir="/tmp") as private:
         set_environment(threads, private)
+        channels = {"transport": "ipc", "ip": f"{private}/kernel"}
         try:
             papermill.execute_notebook(
                 notebook,
@@ -196,7 +155,7 @@ def run(notebook: Path, out: Path, parameters: dict[str, Any], threads: int = 1)
                 engine_name="reporting",
                 progress_bar=False,
                 stderr_file=sys.stderr,  # the library's progress bars and warnings
-                config=Config({"KernelManager": kernel_channels(stack)}),
+                config=Config({"KernelManager": channels}),
             )
         except Exception as error:
             raise SystemExit(describe_failure(notebook, partial, error)) from None
@@ -209,16 +168,11 @@ def main() -> None:
     parser.add_argument("notebook", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--parameters", type=json.loads, default={}, help="a JSON object")
-    parser.add_argument("--also", metavar="NAME=TEXT", action="append", default=[])
-    parser.add_argument("--number", metavar="NAME=NUMBER", action="append", default=[])
+    parser.add_argument("--device", help="a parameter that does not make results out of date")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    for text in arguments.also:
-        name, _, value = text.partition("=")
-        arguments.parameters[name] = value
-    for text in arguments.number:
-        name, _, value = text.partition("=")
-        arguments.parameters[name] = int(value)
+    if arguments.device:
+        arguments.parameters["device"] = arguments.device
     signal.signal(signal.SIGTERM, interrupt)
     stop_with_parent()
     try:

@@ -17,8 +17,17 @@ from g2sf_lib.baselines.scans import Scans, Scorer
 from g2sf_lib.baselines.simple import Maximum, OneBank, Product, Sum
 from g2sf_lib.baselines.student_teacher import AST
 from g2sf_lib.config import MODALITIES, Config
+from g2sf_lib.stages import BANK, LSPN, SCORES, SCORING_CODE, Stage
 
-__all__ = ["METHODS", "Calibration", "Method", "Scans", "Scorer", "fit_concat_bank"]
+__all__ = [
+    "METHODS",
+    "Calibration",
+    "Method",
+    "Scans",
+    "Scorer",
+    "fit_concat_bank",
+    "peer_stages",
+]
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,7 @@ class Method:
         title: how tables call it.
         scorer: its class.
         banks: names of the banks whose distances it reads.
-        stage: of `config.STAGES`, where its training is kept; None: it trains no network.
+        stage: where its training is kept; None: it trains no network.
         is_seeded: whether it depends on the seed.
         modalities: whose features it needs.
         variant_of: the method that it is a variant of, which takes as long for a scan.
@@ -40,7 +49,7 @@ class Method:
     title: str
     scorer: type[Scorer]
     banks: tuple[str, ...] = ()
-    stage: str | None = None
+    stage: Stage | None = None
     is_seeded: bool = False
     modalities: tuple[str, ...] = MODALITIES
     variant_of: str | None = None
@@ -50,21 +59,33 @@ class Method:
     @property
     def is_ours(self) -> bool:
         """Whether it is G2SF or a variant of it."""
-        return self.stage == "lspn"
+        return self.stage is LSPN
 
     @property
-    def score_stage(self) -> str:
-        """The stage of `config.STAGES` where its scores are kept."""
-        return "scores" if self.is_ours else f"{self.stage or 'bank'}_scores"
+    def score_stage(self) -> Stage:
+        """Where its scores are kept."""
+        if self.is_ours:
+            return SCORES
+        if self.stage is not None:
+            return Stage(f"{self.stage.name}_scores", (self.stage,), ("scoring",), SCORING_CODE)
+        own = self.scorer.__module__.removeprefix("g2sf_lib.").replace(".", "/") + ".py"
+        sections, code = ("rules", "scoring"), (own, *SCORING_CODE)
+        return Stage("bank_scores", (BANK,), sections, code, self.is_seeded)
+
+
+def _network(name: str, module: str) -> Stage:
+    """Return the stage of a peer that trains networks on the features behind the banks."""
+    code = (f"baselines/{module}.py", "baselines/loop.py", "baselines/scans.py")
+    return Stage(name, (BANK,), (name,), code, is_seeded=True)
 
 
 METHODS = {
-    "g2sf": Method("G²SF", Ours, stage="lspn", is_seeded=True),
-    "w1": Method("G²SF with w = 1", Unweighted, stage="lspn", is_seeded=True, variant_of="g2sf"),
+    "g2sf": Method("G²SF", Ours, stage=LSPN, is_seeded=True),
+    "w1": Method("G²SF with w = 1", Unweighted, stage=LSPN, is_seeded=True, variant_of="g2sf"),
     "other_pastes": Method(
         "G²SF, other pastes",
         Ours,
-        stage="lspn",
+        stage=LSPN,
         is_seeded=True,
         variant_of="g2sf",
         settings=with_other_pastes,
@@ -77,6 +98,15 @@ METHODS = {
     "max": Method("calibrated maximum", Maximum, MODALITIES),
     "concat": Method("concatenated bank", OneBank, ("concat",)),
     "m3dm": Method("M3DM (SVMs)", M3DM, (*MODALITIES, "concat"), is_seeded=True),
-    "cfm": Method("CFM", CFM, stage="cfm", is_seeded=True),
-    "ast": Method("AST", AST, stage="ast", is_seeded=True, modalities=("rgb",)),
+    "cfm": Method("CFM", CFM, stage=_network("cfm", "cfm"), is_seeded=True),
+    "ast": Method(
+        "AST", AST, stage=_network("ast", "student_teacher"), is_seeded=True, modalities=("rgb",)
+    ),
 }
+
+
+def peer_stages() -> list[Stage]:
+    """Return the stages of all peers, each once: of their training, and of their scores."""
+    rows = [row for row in METHODS.values() if not row.is_ours]
+    found = [stage for row in rows for stage in (row.stage, row.score_stage) if stage is not None]
+    return list(dict.fromkeys(found))

@@ -138,12 +138,6 @@ class CFM(Scorer):
         """Return (n,) products, in [0, 4]."""
         return self.network.errors(scans.standard).prod(dim=1)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the weights of both networks."""
-        return self.network.state_dict()
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take the weights of both networks."""
-        self.network = Crossmodal({m: len(tensors[f"to_{m}.4.bias"]) for m in MODALITIES})
-        self.network.load_state_dict(tensors)
-        self.network.to(self.device)
+    def build(self, tensors: dict[str, Tensor]) -> Crossmodal:
+        """Return networks for features of the lengths that were stored."""
+        return Crossmodal({mod: len(tensors[f"to_{mod}.4.bias"]) for mod in MODALITIES})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from g2sf_lib.storage import read_tensors, write_tensors
+from g2sf_lib.store import read_tensors, write_tensors
 
 
 def build_seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:

@@ -18,7 +18,6 @@ from sklearn.linear_model import SGDOneClassSVM
 from torch import Tensor
 
 from g2sf_lib.baselines.scans import Scans, Scorer
-from g2sf_lib.baselines.simple import distances
 
 
 class M3DM(Scorer):
@@ -35,7 +34,7 @@ class M3DM(Scorer):
         Raises:
             ValueError: the distances of a bank are all zero: the bank holds every cell.
         """
-        cells = distances(train, self.banks)
+        cells = train.distances(self.banks)
         images = train.largest(cells, self.config.scoring.silhouette)
         self.scale = cells.mean(0)
         if not (self.scale > 0).all():
@@ -50,23 +49,15 @@ class M3DM(Scorer):
 
     def score_cells(self, scans: Scans) -> Tensor:
         """Return (n,) weighted distances."""
-        return self._weighted(distances(scans, self.banks), self.cell_weight)
+        return self._weighted(scans.distances(self.banks), self.cell_weight)
 
     def score_images(self, scans: Scans, cells: Tensor, silhouette: str) -> Tensor:
         """Return (I,) weighted largest distances, each bank's from a cell of its own."""
-        largest = scans.largest(distances(scans, self.banks), silhouette)
+        largest = scans.largest(scans.distances(self.banks), silhouette)
         return self._weighted(largest, self.image_weight)
 
     def _weighted(self, rows: Tensor, weight: Tensor) -> Tensor:
         return ((rows / self.scale) @ weight).clamp_min(0)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return scale and weights."""
-        return {name: getattr(self, name) for name in ("scale", "cell_weight", "image_weight")}
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take scale and weights."""
-        vars(self).update(tensors)
 
 
 def plane_normal(rows: Tensor, nu: float, seed: int) -> Tensor:

@@ -10,16 +10,17 @@ from typing import Any, Self
 import numpy as np
 import torch
 from scipy import ndimage
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pixel_unshuffle
 
 from g2sf_lib.baselines.banks import SideBySide
+from g2sf_lib.cells import counted_cells
 from g2sf_lib.config import Config
 from g2sf_lib.datasets import Sample
-from g2sf_lib.detector import counted_cells, pick_device, query_banks
+from g2sf_lib.detector import pick_device, query_banks
 from g2sf_lib.features import PackedPatches, foreground_features, nearest_index
 from g2sf_lib.memory import Rows
-from g2sf_lib.storage import read_described, write_described
+from g2sf_lib.store import read_described, write_described
 
 SILHOUETTES = ("exclude", "count")
 FILL_ROUNDS = 3  # holes of the depth image are closed from their rims
@@ -43,11 +44,7 @@ class Scans:
         stored: Any,
         samples: Iterable[Sample] = (),
     ):
-        self.config, self.patches, self.stored, self._samples = config, patches, stored, samples
-
-    def samples(self) -> Iterable[Sample]:
-        """Return the preprocessed scans."""
-        return self._samples
+        self.config, self.patches, self.stored, self.samples = config, patches, stored, samples
 
     @cached_property
     def feat(self) -> dict[str, Rows]:
@@ -77,6 +74,10 @@ class Scans:
             self._known[name] = index[:, 0], distance[:, 0]
         return {name: self._known[name] for name in names}
 
+    def distances(self, names: Sequence[str]) -> Tensor:
+        """Return (n, B) distances of all cells to the nearest prototype of each bank."""
+        return torch.stack([s for _, s in self.nearest(names).values()], dim=-1)
+
     def neighbours(self, num: int) -> tuple[dict[str, Tensor], Tensor]:
         """Return mod -> (n, num) prototypes, and (n, num, M) distances, nearest first."""
         if num not in self._known:
@@ -88,7 +89,7 @@ class Scans:
         """Return the `depth_map` of each scan, with `px` samples along a cell's side."""
         if ("depths", px) not in self._known:
             side = self.config.features.grid_size
-            self._known["depths", px] = [depth_map(s.xyz, side, px) for s in self.samples()]
+            self._known["depths", px] = [depth_map(s.xyz, side, px) for s in self.samples]
         return self._known["depths", px]
 
     def largest(self, values: Tensor, silhouette: str) -> Tensor:
@@ -103,7 +104,7 @@ def counted(patches: PackedPatches, silhouette: str) -> Tensor:
 
 
 def depth_map(xyz: np.ndarray, grid_size: int, px: int) -> Tensor:
-    """Return the depth samples of each cell, as channels, in millimetres.
+    """Return (px * px, grid_size, grid_size) depth samples of each cell, in millimetres.
 
     Depth is relative to the mean of the scan, so that it says how far a pixel stands out and
     not how far away the part lies. Three times, a pixel without a point takes the mean of its
@@ -112,13 +113,7 @@ def depth_map(xyz: np.ndarray, grid_size: int, px: int) -> Tensor:
     Args:
         xyz: (H, W, 3) metres; (0, 0, 0) where there is no point.
         grid_size: cells along each side.
-        px: samples along each side of a cell, read at the nearest pixel.
-
-    Returns:
-        (px * px, grid_size, grid_size); channel i * px + j is row i and column j of the cell.
-
-    Raises:
-        ValueError: there is no point.
+        px: samples along each side of a cell; that in row i and column j is channel i * px + j.
 
     Source: as of `AST`, whose paper unshuffles its depth images too. Ours: the unit, and how
     holes are closed.
@@ -145,7 +140,12 @@ class Scorer:
     Args:
         config: of the run; its seed is the method's.
         banks: names of the banks that it reads.
+
+    Attributes:
+        network: what `fit` trained, where the method trains one.
     """
+
+    network: nn.Module
 
     def __init__(self, config: Config, banks: Sequence[str] = ()):
         self.config, self.banks = config, banks
@@ -177,16 +177,13 @@ class Scorer:
         image = {rule: self.score_images(scans, cells, rule) for rule in silhouettes}
         return cells, {rule: value.double().numpy() for rule, value in image.items()}
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return what `fit` found, name -> tensor."""
-        return {}
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take what `tensors` gave, of the same settings."""
+    def build(self, tensors: dict[str, Tensor]) -> nn.Module:
+        """Return a network of the shape of stored tensors."""
+        raise NotImplementedError
 
     def save(self, folder: Path) -> None:
-        """Write what `fit` found: ``method.json`` and ``method.safetensors``."""
-        write_described(folder / "method.json", {}, self.tensors())
+        """Write the network: ``method.json`` and ``method.safetensors``."""
+        write_described(folder / "method.json", {}, self.network.state_dict())
 
     def load(self, folder: Path) -> Self:
         """Read what `save` wrote; return the method itself.
@@ -194,5 +191,7 @@ class Scorer:
         Raises:
             StoredFileError: naming the file that is missing, truncated or changed.
         """
-        self.restore(read_described(folder / "method.json")[1])
+        tensors = read_described(folder / "method.json")[1]
+        self.network = self.build(tensors).to(self.device).eval()
+        self.network.load_state_dict(tensors)
         return self

@@ -5,13 +5,9 @@ Source: facts.md, section 7.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Self
-
 import torch
 from torch import Tensor
 
-from g2sf_lib.baselines.banks import Calibration
 from g2sf_lib.baselines.scans import Scans, Scorer, counted
 from g2sf_lib.memory import MemoryBank
 
@@ -21,8 +17,7 @@ class OneBank(Scorer):
 
     def score_cells(self, scans: Scans) -> Tensor:
         """Return (n,) distances."""
-        (found,) = scans.nearest(self.banks).values()
-        return found[1]
+        return scans.distances(self.banks)[:, 0]
 
     def score_images(self, scans: Scans, cells: Tensor, silhouette: str) -> Tensor:
         """Return (I,) largest distances; of one modality `reweighted`, where settings say so."""
@@ -63,59 +58,27 @@ def reweighted(
     return float((1 - torch.exp(distance - torch.logsumexp(s_b, 0))).clamp_min(0) * distance)
 
 
-def distances(scans: Scans, banks: tuple[str, ...]) -> Tensor:
-    """Return (n, B) distances of all cells to the nearest prototype of each bank."""
-    return torch.stack([s for _, s in scans.nearest(banks).values()], dim=-1)
-
-
-class Fusion(Scorer):
-    """A rule that makes one score of the distances of both modalities."""
-
-    def fit(self, train: Scans, folder: Path | None = None, progress: bool = False) -> Self:
-        """Take the calibration of held-out normal cells, which lies with the banks."""
-        self.calibration = train.stored.calibration
-        return self
+class Sum(Scorer):
+    """Distances of both modalities divided by their normal means, added."""
 
     def score_cells(self, scans: Scans) -> Tensor:
-        """Return (n,) fused distances."""
-        return self.fuse(distances(scans, self.banks), self.calibration)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the calibration."""
-        return vars(self.calibration)
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take a calibration."""
-        self.calibration = Calibration(**tensors)
-
-    @staticmethod
-    def fuse(s0: Tensor, calibration: Calibration) -> Tensor:
-        """Return (n,) scores, not negative, of (n, M) distances."""
-        raise NotImplementedError
+        """Return (n,) sums."""
+        return (scans.distances(self.banks) / scans.stored.calibration.mean).sum(-1)
 
 
-class Sum(Fusion):
-    """Distances divided by their normal means, added."""
-
-    @staticmethod
-    def fuse(s0: Tensor, calibration: Calibration) -> Tensor:
-        """Return (n,) scores of (n, M) distances."""
-        return (s0 / calibration.mean).sum(-1)
-
-
-class Product(Fusion):
+class Product(Scorer):
     """The same, multiplied."""
 
-    @staticmethod
-    def fuse(s0: Tensor, calibration: Calibration) -> Tensor:
-        """Return (n,) scores of (n, M) distances."""
-        return (s0 / calibration.mean).prod(-1)
+    def score_cells(self, scans: Scans) -> Tensor:
+        """Return (n,) products."""
+        return (scans.distances(self.banks) / scans.stored.calibration.mean).prod(-1)
 
 
-class Maximum(Fusion):
+class Maximum(Scorer):
     """The larger z-score, cut at zero (the rule of Shape-Guided)."""
 
-    @staticmethod
-    def fuse(s0: Tensor, calibration: Calibration) -> Tensor:
-        """Return (n,) scores of (n, M) distances."""
-        return ((s0 - calibration.mean) / calibration.std).amax(-1).clamp_min(0)
+    def score_cells(self, scans: Scans) -> Tensor:
+        """Return (n,) z-scores."""
+        normal = scans.stored.calibration
+        z = (scans.distances(self.banks) - normal.mean) / normal.std
+        return z.amax(-1).clamp_min(0)

@@ -48,15 +48,12 @@ def ast_input(
     return flat.view(-1, *grid)
 
 
-def position_encoding(rows: int, columns: int, channels: int = POSITION_CHANNELS) -> Tensor:
+def position_encoding(rows: int, columns: int) -> Tensor:
     """Return (channels, rows, columns) sines and cosines: half of the channels tell the row.
 
-    Args:
-        rows: of the grid.
-        columns: of the grid.
-        channels: divisible by 4; wave lengths grow from 2 pi cells to ten thousand times that.
+    Wave lengths grow from 2 pi cells to ten thousand times that.
     """
-    num = channels // 4
+    num = POSITION_CHANNELS // 4
     frequency = 10_000.0 ** -(torch.arange(num) / num)
     row = frequency[:, None] * torch.arange(rows)
     column = frequency[:, None] * torch.arange(columns)
@@ -113,14 +110,11 @@ class _Residual(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1),
-            nn.BatchNorm2d(channels),
-            nn.LeakyReLU(LEAK),
-            nn.Conv2d(channels, channels, 3, padding=1),
-            nn.BatchNorm2d(channels),
-            nn.LeakyReLU(LEAK),
-        )
+        layers = []
+        for _ in range(2):
+            layers += [nn.Conv2d(channels, channels, 3, padding=1)]
+            layers += [nn.BatchNorm2d(channels), nn.LeakyReLU(LEAK)]
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)
@@ -164,7 +158,7 @@ class StudentTeacher(nn.Module):
         self.register_buffer("position", position_encoding(*grid))
 
     def standardised(self, maps: Tensor, foreground: Tensor) -> tuple[Tensor, Tensor]:
-        """Return inputs (B, C, rows, columns), zero on background, and (B, 1, rows, columns).
+        """Return inputs, zero on background, and the foreground as (B, 1, rows, columns).
 
         Args:
             maps: (B, C, rows, columns), of any float type.
@@ -178,10 +172,7 @@ class StudentTeacher(nn.Module):
     def teach(self, x: Tensor, is_inside: Tensor, rev: bool = False) -> tuple[Tensor, Tensor]:
         """Return the teacher's outputs (B, C, rows, columns) and log-determinants (B,).
 
-        Args:
-            x: (B, C, rows, columns) of `standardised`; outputs, to go back from them with `rev`.
-            is_inside: (B, 1, rows, columns) bool.
-            rev: whether the inputs are wanted that give `x` as outputs.
+        With `rev` it goes back, from outputs to inputs.
         """
         condition = torch.cat([self._positions(x), is_inside.to(x)], dim=1)
         return self.teacher(x, c=[condition], rev=rev)
@@ -307,10 +298,9 @@ class AST(Scorer):
         """Return (n,) distances; one scan at a time, so none depends on its company."""
         parts = []
         for one, p in zip(self._maps(scans), scans.patches, strict=True):
-            distance = self.network.distance(
-                *self.network.standardised(one[None], p.foreground[None])
-            )
-            parts.append(distance.flatten().cpu()[p.foreground.cpu()])
+            given = self.network.standardised(one[None], p.foreground[None])
+            distance = self.network.distance(*given).flatten().cpu()
+            parts.append(distance[p.foreground.cpu()])
         return torch.cat(parts)
 
     def _maps(self, scans: Scans) -> Iterator[Tensor]:
@@ -320,13 +310,7 @@ class AST(Scorer):
             colour = scans.stored.standardiser(p.cells)["rgb"]
             yield ast_input(colour, p.foreground, p.grid, depth)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the weights of both networks, and the units of their inputs."""
-        return self.network.state_dict()
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take weights and units."""
+    def build(self, tensors: dict[str, Tensor]) -> StudentTeacher:
+        """Return networks for maps of the shape that was stored."""
         grid = tuple(tensors["position"].shape[1:])
-        self.network = StudentTeacher(len(tensors["mean"]), grid, self.config.ast)
-        self.network.load_state_dict(tensors)
-        self.network.to(self.device).eval()
+        return StudentTeacher(len(tensors["mean"]), grid, self.config.ast)

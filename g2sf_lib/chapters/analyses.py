@@ -20,10 +20,9 @@ from g2sf_lib.ablations import (
     own_variant,
     run_variants,
     studies,
-    with_settings,
 )
 from g2sf_lib.chapters.wording import p_cell, p_text, signed, with_error, with_spread
-from g2sf_lib.config import Config, ConfigError, leaf_fields, listed
+from g2sf_lib.config import Config, ConfigError, leaf_fields, listed, with_settings
 from g2sf_lib.stats import LEVEL, METRIC_NAMES, holm
 from g2sf_lib.training import COLLAPSED, CollapseWarning
 

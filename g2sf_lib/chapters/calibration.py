@@ -6,7 +6,6 @@ needs one, and has normal scans to set it.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -117,14 +116,14 @@ def alarm_rows(
     categories, seeds = checked_categories(config, categories), checked_seeds(seeds)
     rows = []
     for category in categories:
-        of_category = dataclasses.replace(config, category=category)
+        of_category = config.replace(category=category)
         train, validation = (Split(of_category, name) for name in ("train", "validation"))
         test, _ = run_methods(of_category, asked, seeds, progress=False)
         good = np.array([label == "good" for label in test.labels])
         where = counted_pixels(test.maps.patches, config.scoring)[good]
         inside = counted_pixels(validation.patches, config.scoring)
         for method, seed in runs_of(asked, seeds):
-            of_seed = dataclasses.replace(of_category, seed=seed)
+            of_seed = of_category.replace(seed=seed)
             cells, image = fitted_method(of_seed, method, train).score(validation)
             known = {
                 "pixel": _pixels(cells, validation, inside),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 import torch
 
-from g2sf_lib.ablations import RUN, with_settings
+from g2sf_lib.ablations import RUN
 from g2sf_lib.benchmark import Split
 from g2sf_lib.chapters.analyses import Study
-from g2sf_lib.config import MODALITIES, Config
+from g2sf_lib.config import MODALITIES, Config, with_settings
 from g2sf_lib.experiments import fitted
 
 

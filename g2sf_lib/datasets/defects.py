@@ -37,60 +37,28 @@ RANGES: dict[str, tuple[float, float]] = {
 # Factors on both ends of a range: what is plain on one part is lost on another.
 CATEGORY_SCALE: dict[str, dict[str, float]] = {
     "cookie": {
-        "dent_depth_mm": 0.42,
-        "cut_depth_mm": 0.42,
-        "stain_darkening": 0.45,
-        "colour_shift": 0.4,
-        "hole_depth_mm": 0.5,
-        "hole_darkening": 0.45,
-        "lump_height_mm": 0.5,
-        "lump_cover": 0.45,
+        "dent_depth_mm": 0.42, "cut_depth_mm": 0.42, "stain_darkening": 0.45, "colour_shift": 0.4,
+        "hole_depth_mm": 0.5, "hole_darkening": 0.45, "lump_height_mm": 0.5, "lump_cover": 0.45,
     },
     "dowel": {
-        "dent_depth_mm": 0.32,
-        "cut_depth_mm": 0.22,
-        "cut_length_mm": 0.5,
-        "cut_width_mm": 0.8,
-        "stain_darkening": 0.17,
-        "colour_shift": 0.4,
-        "hole_depth_mm": 0.25,
-        "hole_darkening": 0.1,
-        "lump_height_mm": 0.3,
-        "lump_cover": 0.1,
+        "dent_depth_mm": 0.32, "cut_depth_mm": 0.22, "cut_length_mm": 0.5, "cut_width_mm": 0.8,
+        "stain_darkening": 0.17, "colour_shift": 0.4, "hole_depth_mm": 0.25,
+        "hole_darkening": 0.1, "lump_height_mm": 0.3, "lump_cover": 0.1,
     },
     "foam": {
-        "dent_depth_mm": 0.43,
-        "cut_depth_mm": 0.7,
-        "stain_darkening": 1.15,
-        "stain_width_mm": 1.4,
-        "colour_shift": 1.6,
-        "colour_width_mm": 1.4,
-        "hole_depth_mm": 0.5,
-        "lump_height_mm": 0.5,
+        "dent_depth_mm": 0.43, "cut_depth_mm": 0.7, "stain_darkening": 1.15, "stain_width_mm": 1.4,
+        "colour_shift": 1.6, "colour_width_mm": 1.4, "hole_depth_mm": 0.5, "lump_height_mm": 0.5,
     },
     "gland": {
-        "dent_depth_mm": 0.4,
-        "cut_depth_mm": 0.3,
-        "cut_length_mm": 0.5,
-        "cut_width_mm": 0.8,
-        "stain_darkening": 0.28,
-        "colour_shift": 0.32,
-        "hole_depth_mm": 0.4,
-        "hole_darkening": 0.15,
-        "lump_height_mm": 0.45,
-        "lump_cover": 0.15,
+        "dent_depth_mm": 0.4, "cut_depth_mm": 0.3, "cut_length_mm": 0.5, "cut_width_mm": 0.8,
+        "stain_darkening": 0.28, "colour_shift": 0.32, "hole_depth_mm": 0.4,
+        "hole_darkening": 0.15, "lump_height_mm": 0.45, "lump_cover": 0.15,
     },
     "rope": {
-        "dent_depth_mm": 0.7,
-        "cut_depth_mm": 1.0,
-        "stain_darkening": 0.5,
-        "colour_shift": 0.5,
-        "hole_depth_mm": 1.0,
-        "hole_darkening": 0.5,
-        "lump_height_mm": 1.0,
-        "lump_cover": 0.5,
+        "dent_depth_mm": 0.7, "cut_depth_mm": 1.0, "stain_darkening": 0.5, "colour_shift": 0.5,
+        "hole_depth_mm": 1.0, "hole_darkening": 0.5, "lump_height_mm": 1.0, "lump_cover": 0.5,
     },
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -178,14 +146,9 @@ class VisibleSurface:
 def draw_defect(
     rng: np.random.Generator, category: str, label: str, sound: VisibleSurface, pixel_m: float
 ) -> Defect:
-    """Return a random defect, on a visible place away from the outline.
+    """Return a random defect, on a visible place of the sound part away from its outline.
 
-    Args:
-        rng: source of place, size and strength.
-        category: key of `CATEGORY_SCALE`.
-        label: one of `DEFECTS`.
-        sound: the part without the defect, as the camera sees it.
-        pixel_m: width of a pixel on the floor, metres.
+    `label` is one of `DEFECTS`, `pixel_m` the width of a pixel on the floor.
     """
 
     def draw(name: str) -> float:

@@ -9,9 +9,8 @@ from torch import Tensor
 from g2sf_lib.config import MODALITIES
 from g2sf_lib.detector import query_banks
 from g2sf_lib.evaluation import image_auroc
-from g2sf_lib.fusion import aggregate, local_metric
+from g2sf_lib.fusion import Metric, aggregate, local_metric
 from g2sf_lib.playground.toy import Toy, across, along, other
-from g2sf_lib.training import Metric
 
 _ANGLES = 48  # of a drawn ball
 

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from g2sf_lib.config import MODALITIES
 from g2sf_lib.detector import query_banks
-from g2sf_lib.fusion import aggregate
+from g2sf_lib.fusion import Metric, aggregate
 from g2sf_lib.playground.balls import ell_of
 from g2sf_lib.playground.toy import AGGREGATIONS, Toy, curve, nearest_place, other
-from g2sf_lib.training import Metric
 
 _NEAR = 1e-4  # to either side of a boundary
 

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from g2sf_lib.cells import Cells
 from g2sf_lib.config import MODALITIES, Config, ConfigError, listed
 from g2sf_lib.detector import query_banks
 from g2sf_lib.memory import MemoryBank, greedy_coreset
-from g2sf_lib.training import TERMS, Cells
+from g2sf_lib.training import TERMS
 
 SWITCHES = {"mar": "alpha", "cns": "beta", "sc": "gamma", "cma": "mu"}  # term -> its weight
 KINDS = ("both", "pcd", "rgb", "either")  # what an anomaly leaves: both curves, or one of them

@@ -11,11 +11,11 @@ import numpy as np
 
 from g2sf_lib.config import MODALITIES, LossConfig, ModelConfig, TrainingConfig
 from g2sf_lib.evaluation import image_auroc
-from g2sf_lib.fusion import aggregate
+from g2sf_lib.fusion import Metric, aggregate
 from g2sf_lib.playground.balls import ell_of, plain_ell, shape_of_balls, toy_aurocs, unit_balls
 from g2sf_lib.playground.boundaries import ScoreMap, score_map
 from g2sf_lib.playground.toy import SWITCHES, Toy, ToySettings, make_toy
-from g2sf_lib.training import CollapseWarning, Metric, best_row, train_metric
+from g2sf_lib.training import CollapseWarning, best_row, train_metric
 
 # All terms weigh enough to be seen at work in a toy.
 TOY_WEIGHTS = LossConfig(alpha=1.0, beta=1.0, gamma=0.3, mu=0.1)

@@ -1,6 +1,5 @@
 """Made-up scans for the methods, and a run that is killed after any epoch."""
 
-import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -80,9 +79,7 @@ def scan(make_patches):
 @pytest.fixture
 def config(small_config):
     """Networks are trained for a moment; four depth samples a cell, as `made_depth` makes them."""
-    return dataclasses.replace(
-        small_config, ast=dataclasses.replace(small_config.ast, ast_depth_px=2)
-    )
+    return small_config.replace(ast=small_config.ast.replace(ast_depth_px=2))
 
 
 @pytest.fixture

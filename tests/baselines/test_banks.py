@@ -1,13 +1,14 @@
 """Rules of fusion, one bank of both features, and PatchCore's image score: by hand, and cdist."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from g2sf_lib.baselines.banks import Calibration, SideBySide, fit_concat_bank
 from g2sf_lib.baselines.simple import Maximum, Product, Sum, reweighted
-from g2sf_lib.config import MODALITIES, BankConfig
+from g2sf_lib.config import MODALITIES, BankConfig, make_config
 from g2sf_lib.memory import MemoryBank
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -25,12 +26,17 @@ CALIBRATION = Calibration(mean=torch.tensor([2.0, 4.0]), std=torch.tensor([0.5, 
     ],
 )
 def test_rules_by_hand_whatever_the_units(rule, expected):
-    assert rule.fuse(S0, CALIBRATION).tolist() == pytest.approx(expected)
+    def fuse(s0, calibration=CALIBRATION):
+        stored = SimpleNamespace(calibration=calibration)
+        scans = SimpleNamespace(distances=lambda banks: s0, stored=stored)
+        return rule(make_config("smoke")).score_cells(scans)
+
+    assert fuse(S0).tolist() == pytest.approx(expected)
     farther = S0 + torch.tensor([[0.5, 0.0], [0.0, 3.0], [2.0, 2.0]])
-    assert (rule.fuse(farther, CALIBRATION) >= rule.fuse(S0, CALIBRATION)).all()
+    assert (fuse(farther) >= fuse(S0)).all()
     unit = torch.tensor([1000.0, 0.1])
     other = Calibration(CALIBRATION.mean * unit, CALIBRATION.std * unit)
-    assert rule.fuse(S0 * unit, other).tolist() == pytest.approx(expected)
+    assert fuse(S0 * unit, other).tolist() == pytest.approx(expected)
 
 
 def test_calibration_by_hand():

@@ -11,7 +11,7 @@ from torch import nn
 from g2sf_lib.baselines.cfm import train_cfm
 from g2sf_lib.baselines.loop import build_seeded, train_epochs
 from g2sf_lib.config import CFMConfig
-from g2sf_lib.storage import StoredFileError, read_tensors
+from g2sf_lib.store import StoredFileError, read_tensors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -23,7 +23,7 @@ def distances(num, seed=0, scale=(1.0, 5.0, 0.1)):
 def scans(cells):
     """Scans of thirty cells each, whose distances are known."""
     return SimpleNamespace(
-        nearest=lambda names: {n: (None, s) for n, s in zip(names, cells.T, strict=True)},
+        distances=lambda names: cells,
         largest=lambda values, rule: values.view(-1, 30, 3).amax(1),
     )
 
@@ -62,8 +62,8 @@ def test_a_larger_distance_to_any_bank_is_more_anomalous():
 
 def test_scores_by_hand_and_never_negative():
     decision = M3DM(make_config("smoke"), BANKS[:2])
-    weights = {"scale": [2.0, 4.0], "cell_weight": [1.0, 3.0], "image_weight": [1.0, -1.0]}
-    decision.restore({name: torch.tensor(value) for name, value in weights.items()})
+    decision.scale = torch.tensor([2.0, 4.0])
+    decision.cell_weight, decision.image_weight = torch.tensor([[1.0, 3.0], [1.0, -1.0]])
     rows = torch.tensor([[2.0, 4.0], [4.0, 2.0], [0.0, 8.0]])
     found = scans(rows)
     found.largest = lambda values, rule: values
@@ -80,7 +80,7 @@ def test_the_unit_of_a_bank_does_not_change_a_score():
 
 def test_same_seed_same_weights_and_the_global_generator_is_left_alone():
     cells, before = distances(600), np.random.get_state()[1].tobytes()
-    found = [fitted(cells, seed).tensors() for seed in (SEED, SEED, SEED + 1)]
+    found = [vars(fitted(cells, seed)) for seed in (SEED, SEED, SEED + 1)]
     assert np.random.get_state()[1].tobytes() == before
     for name in ("cell_weight", "image_weight"):
         assert torch.equal(found[0][name], found[1][name])

@@ -236,13 +236,6 @@ def test_same_seed_same_bytes_other_seed_other_bytes(bytes_of):
     assert bytes_of(train_ast(*data, QUICK, 1, CPU).state_dict()) != bytes_of(first)
 
 
-def test_two_threads_give_the_same_bytes_twice(bytes_of):
-    torch.set_num_threads(2)
-    data = world(6, 0)
-    first, second = (train_ast(*data, QUICK, 0, CPU).state_dict() for _ in range(2))
-    assert bytes_of(first) == bytes_of(second)
-
-
 @pytest.mark.parametrize("written", [1, 3, 4])
 def test_an_interrupted_training_ends_with_the_same_bytes(written, tmp_path, kill_after, bytes_of):
     """Killed while the teacher learns, between the two, and while the student learns."""

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from g2sf_lib.storage import StoredFileError, read_described, write_described, write_json
+from g2sf_lib.store import StoredFileError, read_described, write_described, write_json
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([True, False])}
 CONTENT = {"note": "x", "numbers": [0.1, 2], "nested": {"k": None}, "not_a_number": float("nan")}

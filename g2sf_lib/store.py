@@ -1,15 +1,21 @@
-"""Files of tensors and JSON: written atomically, refused by name when changed."""
+"""The one way to keep a result: written whole or not at all, known by the code that made it."""
 
 from __future__ import annotations
 
+import ast
+import functools
 import hashlib
 import json
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from filelock import FileLock
+
+if TYPE_CHECKING:  # torch takes seconds to import, and the workflow asks for names of files only
+    from torch import Tensor
 
 FORMAT_VERSION = 1
 
@@ -28,6 +34,8 @@ def write_json(path: Path, content: dict) -> None:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write tensors as a safetensors file, atomically; its folder exists."""
+    from safetensors.torch import save_file
+
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, temporary)
     os.replace(temporary, path)
@@ -39,6 +47,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         StoredFileError: naming the file, where it is missing or damaged.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -101,4 +112,56 @@ def read_described(description: Path) -> tuple[dict, dict[str, Tensor]]:
         raise StoredFileError(
             f"{path}: truncated or changed: SHA-256 {found[:12]}..., expected {sha[:12]}..."
         )
-    return content, load_file(path)
+    return content, read_tensors(path)
+
+
+# ---------------------------------------------------------------- what a result depends on
+
+
+@functools.cache
+def _code(part: str) -> str:
+    """Return code as it was when this process first asked, for that is what it runs.
+
+    Comments are no part of it, and docstrings are taken out.
+    """
+    name, _, wanted = part.partition(":")
+    path, nodes = Path(__file__).parent / name, []
+    for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
+        tree = ast.parse(file.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and node.body:
+                first = node.body[0]
+                if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                    node.body = node.body[1:] or [ast.Pass()]
+        nodes += [node for node in tree.body if not wanted or wanted in _names(node)]
+    if not nodes:
+        raise ValueError(f"code_hash: {path} has no {wanted!r}")
+    return "\n".join(map(ast.unparse, nodes))
+
+
+def code_hash(parts: Sequence[str]) -> str:
+    """Return 12 hex digits of the library's code, which comments and docstrings do not change.
+
+    Args:
+        parts: files of the library (``memory.py``), folders of them (``features``), or single
+            functions and constants of a file (``experiments.py:synthetic_scans``).
+    """
+    return hashlib.sha256("\n".join(map(_code, parts)).encode()).hexdigest()[:12]
+
+
+def _names(node: ast.stmt) -> set[str]:
+    """Return the names that a statement of a module defines."""
+    if isinstance(node, ast.Assign):
+        return {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return {getattr(node, "name", "")}
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process computes what belongs into a folder, and keep others out.
+
+    The lock is the operating system's: it ends with the process, however that ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        yield
