@@ -31,11 +31,8 @@ class Rows:
     on disk until they are read), and once for several cells that share a feature, as four
     cells share one of the image where its grid is half as fine as the common one.
 
-    Args:
-        parts: (n, D) tensors, one after another; at least one.
-        place: (N,) which of the stored rows each cell has; None: cell i has row i.
-        mean: subtracted when reading.
-        std: divided by when reading.
+    `parts` are (n, D) tensors, one after another; `place` (N,) says which of the stored rows each
+    cell has (None: cell i has row i); `mean` and `std` scale the rows when they are read.
     """
 
     def __init__(
@@ -158,14 +155,10 @@ class Standardiser:
 
     @classmethod
     def fit(cls, feat: Mapping[str, Tensor], which: Literal["both", "rgb"]) -> Standardiser:
-        """Return the statistics of normal cells; a modality left out keeps 0 and 1.
+        """Return the statistics of features mod -> (N, D_mod) of normal cells.
 
-        Args:
-            feat: mod -> (N, D_mod).
-            which: "both", or "rgb" as in the published preprocessing.
-
-        Raises:
-            ValueError: for features that do not vary: they tell no cell from another.
+        With "rgb", as in the published preprocessing, "pcd" keeps 0 and 1. Features that do not
+        vary are refused with a ValueError: they tell no cell from another.
         """
         chosen = MODALITIES if which == "both" else ("rgb",)
         found = {
@@ -413,18 +406,11 @@ class MemoryBank:
         faiss finds them by brute force (on a GPU that it was not built for, torch does); the
         distances are then recomputed from the differences, because both expand the square and
         give a prototype a distance to itself that is not zero. Shared rows are searched once.
-
-        Args:
-            feat: (N, D).
-            k: how many.
-            device: where the search runs; None: where the features are.
+        The search runs on `device`, or where the features are.
 
         Returns:
             index: (N, k) rows of `prototypes`, on the device of the features.
             distance: (N, k) Euclidean, ascending; 0 for a prototype itself.
-
-        Raises:
-            ValueError: when the bank has fewer than k prototypes.
         """
         if k > len(self.prototypes):
             raise ValueError(

@@ -440,18 +440,9 @@ def synthesise_set(
     """Yield `num` synthetic anomalies named "synthetic/000", "synthetic/001", ..., one at a time.
 
     Sample i stands on target i modulo their number and has random numbers of its own, so it
-    is the same however many are asked for. A scan is not its own source unless it is the
-    only one. Scans are in memory, or entries of `list_prepared`.
-
-    Args:
-        targets: preprocessed normal scans.
-        sources_rgb: preprocessed normal scans of the same category.
-        sources_pcd: preprocessed normal scans, of any category.
-        num: how many.
-        category: of the targets.
-        config: see `synthesise`.
-        seed: same seed, same bytes.
-        is_wanted: says of a number, when its turn comes, whether it is to be made.
+    is the same however many are asked for, and whichever are left out (`is_wanted`). A scan is not
+    its own source unless it is the only one. All scans are preprocessed and normal, in memory or
+    entries of `list_prepared`; those of `sources_pcd` may be of any category.
     """
     for i in filter(is_wanted, range(num)):
         generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(i,)))

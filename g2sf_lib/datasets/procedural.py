@@ -25,14 +25,7 @@ from tqdm.auto import tqdm
 from g2sf_lib import config as library
 from g2sf_lib.config import DataConfig
 from g2sf_lib.datasets import SPLITS, Sample, ScanError, in_processes
-from g2sf_lib.datasets.defects import (
-    CATEGORY_SCALE,
-    DEFECTS,
-    RANGES,
-    Defect,
-    VisibleSurface,
-    draw_defect,
-)
+from g2sf_lib.datasets.defects import CATEGORY_SCALE, DEFECTS, RANGES, Defect, draw_defect
 from g2sf_lib.datasets.parts import MAKERS, Part, grid_normals, grid_triangles, smoothstep
 
 CATEGORIES = library.CATEGORIES["procedural"]
@@ -241,12 +234,9 @@ def render_truth(
         albedo[hits.is_part] = part.albedo(hits.surface, hits.sheet)
     else:
         rng, sound, pixel_m = _child(seed, 2), hits, FIELD_OF_VIEW_M / size
-        surface = VisibleSurface(
-            point=hits.point.reshape(size, size, 3),
-            normal=hits.normal.reshape(size, size, 3),
-            is_part=hits.is_part.reshape(size, size),
-            facing=_facing(rays, hits.normal).reshape(size, size),
-        )
+        flat = {"point": hits.point, "normal": hits.normal, "is_part": hits.is_part}
+        flat["facing"] = _facing(rays, hits.normal)
+        surface = {key: one.reshape(size, size, *one.shape[1:]) for key, one in flat.items()}
         for _ in range(20):
             change = draw_defect(rng, category, defect, surface, pixel_m)
             hits = _cast(part, change, position, rays)
