@@ -37,7 +37,7 @@ from g2sf_lib.experiments import (
     synthetic_scans,
 )
 from g2sf_lib.features import PackedPatches
-from g2sf_lib.stages import recorded, scans_dir, stage_dir
+from g2sf_lib.stages import SCORES, recorded, scans_dir, stage_dir
 from g2sf_lib.store import read_described, write_described
 
 SEEDED = tuple(name for name, row in METHODS.items() if row.is_seeded)
@@ -392,7 +392,7 @@ def run_benchmark(
     scores, tables = {}, []
     for category in categories:
         of_category = config.replace(category=category)
-        with recorded(of_category, "benchmark", hash_of="scores") as result:
+        with recorded(of_category, "benchmark", SCORES) as result:
             scores[category], table = run_methods(of_category, methods, seeds)
             result |= {"methods": list(methods), "seeds": list(seeds)}
             tables.append(table)

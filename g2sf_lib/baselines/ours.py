@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from g2sf_lib.baselines.scans import Scans, Scorer
 from g2sf_lib.config import Config
 from g2sf_lib.detector import G2SF, CellScores
-from g2sf_lib.fusion import aggregate
 
 
 class Ours(Scorer):
@@ -34,9 +32,7 @@ class Unweighted(Ours):
 
     def score_cells(self, scans: Scans) -> Tensor:
         """Return (n,) scores."""
-        with torch.no_grad():
-            plain = (self._scores(scans).s * self.detector.metric.sigma()).sum(-1)
-        return aggregate(plain, self.config.scoring.aggregate)
+        return self._scores(scans).w1_score
 
 
 def with_other_pastes(config: Config) -> Config:
