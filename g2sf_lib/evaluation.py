@@ -1,16 +1,11 @@
 """How well scores separate good from anomalous: AUROC of images and pixels, and AUPRO.
 
-All functions take scores of which a larger one means more anomalous, and truth in which
-anything but zero means anomalous. Maps may differ in size from image to image; a map and its
-mask may not. Arrays and tensors, whole stacks (N, H, W) and lists of (H, W), are the same to
-them.
-
-AUPRO comes in two protocols, which differ most at small limits:
-
-- every threshold (``num_thresholds=None``), the exact area under the curve;
-- the published one (``num_thresholds=100``), which draws the curve through that many points.
-
-Report which one a number belongs to.
+A larger score means more anomalous; in the truth anything but zero is anomalous. Maps and masks
+are arrays, tensors, stacks (N, H, W) or lists of (H, W); sizes may differ from image to image.
+AUPRO comes in two protocols, which differ most at small limits: every threshold
+(``num_thresholds=None``), and the published 100. Report which one a number belongs to. All
+functions raise a ValueError for shapes that do not fit, scores that are not finite, and truth of
+one class only.
 """
 
 from __future__ import annotations
@@ -31,19 +26,12 @@ _LOWEST_RATE = 1e-4  # below it the thresholds of `bootstrap_aupro` are those of
 def resize_mask(
     mask: np.ndarray, size: int, rule: Literal["regions", "nearest"] = "regions"
 ) -> np.ndarray:
-    """Return a mask at the size of the score maps, by nearest neighbour.
+    """Return a (H, W) mask at the size (size, size) of the score maps, by nearest neighbour.
 
     Sampled at pixel centres, a thin scratch of a large scan can lose every pixel, and a defect
-    that is not in the ground truth counts against whoever finds it. So a region (8-connected) of
-    which nothing is left keeps the one pixel in which most of it lies.
-
-    Args:
-        mask: (H, W) bool.
-        size: side of the square map, in px.
-        rule: "regions", or "nearest", the published protocol, which lets regions go.
-
-    Returns:
-        (size, size) bool.
+    that is not in the ground truth counts against whoever finds it. So with rule "regions" a region
+    (8-connected) of which nothing is left keeps the one pixel in which most of it lies; "nearest",
+    the published protocol, lets it go.
     """
     small, lost = _sampled(mask, size)
     for rows, columns in lost if rule == "regions" else ():
@@ -70,16 +58,6 @@ def _sampled(mask: np.ndarray, size: int) -> tuple[np.ndarray, list[tuple[np.nda
 def image_auroc(scores: Any, labels: Any) -> float:
     """Return the chance that an anomalous image scores above a good one; a tie counts half.
 
-    Args:
-        scores: (N,) image scores.
-        labels: (N,) bool or integers, not zero where the image is anomalous.
-
-    Returns:
-        The area under the ROC curve, in [0, 1].
-
-    Raises:
-        ValueError: if lengths differ, a score is not finite, or only one class is there.
-
     Source: Section 4.1, I-AUROC.
     """
     scores, truth = _scores_and_truth(scores, labels)
@@ -93,24 +71,18 @@ def bootstrap_auroc(
 ) -> np.ndarray:
     """Return the AUROC of `num` resamples of the images, good and anomalous drawn apart.
 
-    The standard deviation over the resamples is the standard error of the AUROC. Each
-    resample serves all methods, so the standard deviation of a difference of two rows is
-    that of the paired difference.
-
-    An AUROC is the mean, over pairs (good, anomalous), of 1, 1/2 or 0. A resample only changes
-    how often a pair counts, so all resamples are two matrix products over one table of pairs.
+    Each resample serves all methods, so that differences of two rows are paired. A resample only
+    changes how often a pair (good, anomalous) counts, so all resamples are two matrix products over
+    one table of pairs.
 
     Args:
         scores: (N,) image scores, or (M, N) those of M methods for the same images.
-        labels: (N,) bool or integers, not zero where the image is anomalous.
+        labels: (N,).
         num: how many resamples.
         generator: where the resamples come from; None draws fresh entropy.
 
     Returns:
         (num,) or (M, num) areas in [0, 1].
-
-    Raises:
-        ValueError: if lengths differ, a score is not finite, or only one class is there.
     """
     scores, truth = _scores_and_truth(scores, labels)
     if scores.ndim > 2:
@@ -129,18 +101,8 @@ def bootstrap_auroc(
 def pixel_auroc(score_maps: Any, masks: Any) -> float:
     """Return the area under the ROC curve over all pixels of all images, background included.
 
-    As `image_auroc`, but counted: to sort the many good scores and to look up the few anomalous
-    ones is cheaper than a curve through millions of points.
-
-    Args:
-        score_maps: N maps (H, W).
-        masks: N masks (H, W), not zero on anomalous pixels.
-
-    Returns:
-        The area, in [0, 1].
-
-    Raises:
-        ValueError: as `aupro`.
+    To sort the many good scores and to look up the few anomalous ones is cheaper than a curve
+    through millions of points.
 
     Source: Section 4.1, P-AUROC.
     """
@@ -157,23 +119,10 @@ def aupro(
     limits: Sequence[float] = LIMITS,
     num_thresholds: int | None = None,
 ) -> dict[float, float]:
-    """Return the area under the per-region overlap up to each false positive rate.
+    """Return limit -> area under the per-region overlap up to a false positive rate, divided by it.
 
-    The curve (see `pro_curve`) is interpolated linearly at the limit, integrated by
-    trapezoids from 0 to it, and divided by it, so that a perfect map scores 1.
-
-    Args:
-        score_maps: N maps (H, W).
-        masks: N masks (H, W), not zero on anomalous pixels.
-        limits: false positive rates in (0, 1].
-        num_thresholds: None for every threshold; 100 for the published protocol.
-
-    Returns:
-        limit -> area in [0, 1].
-
-    Raises:
-        ValueError: if maps and masks differ in number or shape, a score is not finite, only
-            one class is there, or a limit or the number of thresholds is out of range.
+    The curve (see `pro_curve`) is interpolated linearly at the limit, and integrated by trapezoids
+    from 0 to it; a perfect map scores 1.
 
     Source: Section 4.1, AUPRO@30% and AUPRO@1%.
     """
@@ -190,37 +139,19 @@ def bootstrap_aupro(
     generator: np.random.Generator | None = None,
     num_thresholds: int = 500,
 ) -> dict[float, np.ndarray]:
-    """Return the AUPRO of `num` resamples of the images, good and anomalous drawn apart.
+    """Return limit -> (num,) AUPRO of resamples of the images, good and anomalous drawn apart.
 
     As `bootstrap_auroc`, and with its resamples: generators of one seed draw the same images for
-    every method and for both functions, as long as the images are the same and in one order, so
-    that differences of two results are paired.
+    every method and for both functions, as long as the images are the same and in one order.
 
     A resample repeats or drops whole images. So each image is counted once, at fixed thresholds:
     its false positives, and the sum over its regions of the share that scores at or above. A
     resample is then a weighted sum of images, all resamples are two matrix products, and each
-    gets its own false positive rates and its own mean over regions. The curve is a straight line
-    between two thresholds. Half of these are scores of anomalous pixels, at equal steps of the
-    overlap, from the lowest to the highest; half are scores of good pixels, at rates in equal
-    ratios from 1e-4 to 1, past each limit, because the rates of a resample are others. Between
-    two thresholds the overlap rises by 2 / num_thresholds (by more only where scores are equal,
-    or a pixel is much of its region), so that an area is within about 1 / num_thresholds of
-    that of `aupro(..., num_thresholds=None)` for the images drawn; for 90 maps of 224 x 224 and
-    500 thresholds, within 1e-4.
-
-    Args:
-        score_maps: N maps (H, W).
-        masks: N masks (H, W), not zero on anomalous pixels. Images without such pixels are good.
-        limits: false positive rates in (0, 1].
-        num: how many resamples.
-        generator: where the resamples come from; None draws fresh entropy.
-        num_thresholds: at how many thresholds, at most, each image is counted.
-
-    Returns:
-        limit -> (num,) areas in [0, 1].
-
-    Raises:
-        ValueError: as `aupro`, and if no image is good or there are fewer than 4 thresholds.
+    gets its own false positive rates and its own mean over regions. Half of the thresholds are
+    scores of anomalous pixels, at equal steps of the overlap; half are scores of good pixels, at
+    rates in equal ratios from 1e-4 to 1. Between two of them the overlap rises by
+    2 / num_thresholds, so that an area is within about 1 / num_thresholds of the exact one; for 90
+    maps of 224 x 224 and 500 thresholds, within 1e-4.
     """
     _need_rates(limits)
     if num_thresholds < 4:
@@ -254,25 +185,14 @@ def pro_curve(
     whatever the image) above it.
 
     With every threshold, PRO is the true positive rate of a ROC curve in which an anomalous
-    pixel weighs 1 / (regions * pixels of its region): one sort of good and one of anomalous
-    scores give all of it. Pixels of equal score pass together.
-
+    pixel weighs 1 / (regions * pixels of its region). Pixels of equal score pass together.
     The published protocol sorts the T scores of good pixels, takes the thresholds at
     `num_thresholds` equidistant places of that order, first and last included, counts as
-    detected what lies strictly above, and calls 1 - (place + 1) / T the false positive rate
-    (which is that of distinct scores; equal scores are not looked for). Below the rate of the
-    second-highest threshold, 1 % for 100 of them, its curve is a straight line.
-
-    Args:
-        score_maps: N maps (H, W).
-        masks: N masks (H, W), not zero on anomalous pixels.
-        num_thresholds: None for every threshold; 100 for the published protocol.
+    detected what lies strictly above, and calls 1 - (place + 1) / T the false positive rate.
+    Below the rate of the second-highest threshold, 1 % for 100 of them, it is a straight line.
 
     Returns:
         fpr, pro: (points,) each, the corners of the curve, both rising, from a rate of 0 to (1, 1).
-
-    Raises:
-        ValueError: as `aupro`.
     """
     if num_thresholds is not None and num_thresholds < 2:
         raise ValueError(f"num_thresholds is {num_thresholds}; expected None or at least 2")

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from g2sf_lib.baselines import Calibration, fit_concat_bank
 from g2sf_lib.cells import Cells, counted_cells, labelled_cells, labelled_scans, pasted_patches
 from g2sf_lib.config import CATEGORIES, MODALITIES, Config, ConfigError, listed
-from g2sf_lib.datasets import Sample, category_names
+from g2sf_lib.datasets import DATASETS, SPLITS, Sample, category_names
 from g2sf_lib.datasets.preprocess import list_prepared, load_prepared, prepare
 from g2sf_lib.detector import G2SF, bank_tensors, banks_from, pick_device, query_banks
 from g2sf_lib.features import (
@@ -103,9 +103,8 @@ def run_data(config: Config, categories: Sequence[str], workers: int = 1) -> dic
             dataset=config.dataset,
         )
         for category in categories:
-            splits = ("train", "validation", "test")
             result[category] = sum(
-                len(list_prepared(scans_dir(config), category, split)) for split in splits
+                len(list_prepared(scans_dir(config), category, split)) for split in SPLITS
             )
     return result
 
@@ -113,8 +112,7 @@ def run_data(config: Config, categories: Sequence[str], workers: int = 1) -> dic
 def point_sources(config: Config, categories: Sequence[str]) -> list[Path]:
     """Return training scans of every category whose points are pasted (Section 3.7)."""
     draw = np.random.default_rng([SYNTHETIC_SEED, 1])
-    published = 24 if config.dataset == "eyecandies" else 8
-    wanted = config.synthesis.sources_per_category or published
+    wanted = config.synthesis.sources_per_category or DATASETS[config.dataset].num_sources
     chosen = []
     for category in listed(config.synthesis.pasted_from) or categories:
         paths = list_prepared(scans_dir(config), category, "train")

@@ -1,8 +1,7 @@
 """Memory bank: a greedy k-centre coreset of normal features and exact nearest neighbours.
 
 Features of a data set do not fit into memory as float32 (244 scans of 3136 cells of 1152
-numbers are 3.5 GB, before anything is computed). So nothing here asks for more than a block
-of them at a time: `Rows` reads blocks from wherever the features are.
+numbers are 3.5 GB). So nothing here asks for more than a block of them at a time.
 """
 
 from __future__ import annotations
@@ -32,14 +31,8 @@ class Rows:
     on disk until they are read), and once for several cells that share a feature, as four
     cells share one of the image where its grid is half as fine as the common one.
 
-    Args:
-        parts: (n, D) tensors, one after another; at least one.
-        place: (N,) which of the stored rows each cell has; None: cell i has row i.
-        mean: subtracted when reading.
-        std: divided by when reading.
-
-    Attributes:
-        shape: (N, D), as of a tensor.
+    `parts` are (n, D) tensors, one after another; `place` (N,) says which of the stored rows each
+    cell has (None: cell i has row i); `mean` and `std` scale the rows when they are read.
     """
 
     def __init__(
@@ -87,30 +80,22 @@ class Rows:
         if isinstance(which, slice) and self.place is None:
             found = self._range(*which.indices(len(self))[:2])
         else:
-            if isinstance(which, slice):
-                which = self.place[which]
-            else:
-                which = torch.nonzero(which)[:, 0] if which.dtype == torch.bool else which
-                which = which.to(self.device)
-                which = which if self.place is None else self.place[which]
-            found = self._gather(which.long())
+            if isinstance(which, Tensor):
+                which = _numbers(which).to(self.device)
+            found = self._gather((which if self.place is None else self.place[which]).long())
         if (self.mean, self.std) == (0.0, 1.0):
             return found
         return found.sub_(self.mean).div_(self.std)
 
     def _range(self, start: int, stop: int) -> Tensor:
         """Return stored rows start to stop as a new float32 tensor."""
-        pieces, before = [], 0
-        for part in self.parts:
-            low, high = max(start - before, 0), min(stop - before, len(part))
-            if low < high:
-                pieces.append(part[low:high])
-            before += len(part)
-        if not pieces:
-            return torch.empty(0, self.shape[1], device=self.device)
-        return (
-            torch.cat(pieces).float() if len(pieces) > 1 else pieces[0].to(torch.float32, copy=True)
-        )
+        starts = [0, *self._ends.tolist()]
+        pieces = [
+            part[max(start - before, 0) : max(stop - before, 0)]
+            for part, before in zip(self.parts, starts, strict=False)
+            if start < before + len(part) and stop > before
+        ]
+        return torch.cat(pieces or [self.parts[0][:0]]).float()
 
     def _gather(self, rows: Tensor) -> Tensor:
         """Return the stored rows of the given numbers as a new float32 tensor."""
@@ -128,7 +113,7 @@ class Rows:
 
     def at(self, which: Tensor) -> Rows:
         """Return some of the cells, by number or by mask; nothing is copied."""
-        which = torch.nonzero(which)[:, 0] if which.dtype == torch.bool else which
+        which = _numbers(which)
         place = which if self.place is None else self.place[which]
         return Rows(self.parts, place, self.mean, self.std)
 
@@ -152,6 +137,10 @@ class Rows:
         return cls(parts, torch.cat(places))
 
 
+def _numbers(which: Tensor) -> Tensor:
+    return torch.nonzero(which)[:, 0] if which.dtype == torch.bool else which
+
+
 def as_rows(features: Tensor | Rows) -> Rows:
     """Return a tensor as `Rows`; `Rows` as they are."""
     return Rows([features]) if isinstance(features, Tensor) else features
@@ -166,14 +155,10 @@ class Standardiser:
 
     @classmethod
     def fit(cls, feat: Mapping[str, Tensor], which: Literal["both", "rgb"]) -> Standardiser:
-        """Return the statistics of training features; a modality left out keeps 0 and 1.
+        """Return the statistics of features mod -> (N, D_mod) of normal cells.
 
-        Args:
-            feat: mod -> (N, D_mod) features of normal foreground cells.
-            which: "both", or "rgb" as in the published preprocessing.
-
-        Raises:
-            ValueError: for features that do not vary: they tell no cell from another.
+        With "rgb", as in the published preprocessing, "pcd" keeps 0 and 1. Features that do not
+        vary are refused with a ValueError: they tell no cell from another.
         """
         chosen = MODALITIES if which == "both" else ("rgb",)
         found = {
@@ -211,19 +196,17 @@ def _mean_and_std(features: Tensor | Rows) -> tuple[float, float]:
     return mean, (squares / max(num - 1, 1)) ** 0.5
 
 
-def _greedy(features: Tensor | Rows, num: int, start: int, progress: bool) -> tuple[Tensor, Tensor]:
+def _greedy(rows: Rows, num: int, start: int, progress: bool) -> tuple[Tensor, Tensor]:
     """Return chosen rows (num,) and the coverage radius after each choice (num,).
 
     A plain greedy loop reads all rows once a choice. Here a round takes the rows that are
     farthest from those chosen so far, the pool, and chooses among them until what is left
     there is no farther than the rows outside may be; then one product updates the distances
     of all rows to all choices of the round. Distances only fall, so a choice that is farther
-    than any row outside the pool was at the start of the round is the farthest of all, and the
-    result is that of the plain loop.
+    than any row outside the pool was at the start of the round is the farthest of all.
     """
-    if not 1 <= num <= len(features):
-        raise ValueError(f"greedy_coreset: num is {num}; expected 1 to {len(features)}")
-    rows = as_rows(features)
+    if not 1 <= num <= len(rows):
+        raise ValueError(f"greedy_coreset: num is {num}; expected 1 to {len(rows)}")
     # Seen from the row in the middle norms are small, so little cancels below; a row rather
     # than the mean itself, because differences of rows on a lattice are exact, ties included.
     mean = sum(block.sum(0, dtype=torch.float64) for block in rows.blocks()) / len(rows)
@@ -278,16 +261,12 @@ def _update(distance2: Tensor, rows: Rows, norm2: Tensor, middle: Tensor, chosen
     distance2[chosen] = -torch.inf
 
 
-def _grouped(
-    features: Tensor | Rows, num: int, start: int, progress: bool
-) -> tuple[Tensor, Tensor]:
+def _grouped(rows: Rows, num: int, start: int, progress: bool) -> tuple[Tensor, Tensor]:
     """Return rows (num,) chosen greedily in random groups, and bounds (num,) of their radius.
 
-    The groups take turns, so that the first rows are a smaller coreset of the same kind. A row
-    has a prototype of its own group within that group's radius, so the largest radius of a
-    group bounds the coverage radius of all; the first row chosen is `start`.
+    The groups take turns, so that the first rows are a smaller coreset of the same kind. The
+    largest radius of a group bounds the coverage radius of all.
     """
-    rows = as_rows(features)
     num_groups = min(_GROUPS, num)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(start))
     order = torch.cat([order.new_tensor([start]), order[order != start]])
@@ -295,10 +274,9 @@ def _grouped(
     for group in range(num_groups):
         members = order[group::num_groups].to(rows.device)
         share = -(-(num - group) // num_groups)
-        chosen, radius = _greedy(rows[members], share, 0, progress)
-        turns.append(
-            torch.cat([members.cpu()[chosen], torch.full((1,), -1)])[: num // num_groups + 1]
-        )
+        chosen, radius = _greedy(as_rows(rows[members]), share, 0, progress)
+        none = chosen.new_tensor([-1])
+        turns.append(torch.cat([members.cpu()[chosen], none])[: num // num_groups + 1])
         radii.append(torch.cat([radius, radius[-1:]])[: num // num_groups + 1])
     # A group that chose one row less has -1, or the last radius once more, in its last turn.
     chosen = torch.stack(turns, dim=1).flatten()
@@ -306,25 +284,15 @@ def _grouped(
     return chosen[chosen >= 0], bound[chosen >= 0]
 
 
-def greedy_coreset(features: Tensor, num: int, start: int = 0, progress: bool = False) -> Tensor:
-    """Return rows of an exact greedy k-centre coreset: each the farthest from those before.
+def greedy_coreset(features: Tensor, num: int, start: int = 0) -> Tensor:
+    """Return rows (num,) of an exact greedy k-centre coreset: each the farthest from those before.
 
-    Args:
-        features: (N, D).
-        num: how many rows, 1 to N.
-        start: the first row.
-        progress: whether a progress bar is shown.
-
-    Returns:
-        (num,) distinct rows in the order of choice; the first n of them are the coreset of
-        size n. Their coverage radius is at most twice the smallest possible.
-
-    Raises:
-        ValueError: when `num` is out of range.
+    The first n of them are the coreset of size n; their coverage radius is at most twice the
+    smallest possible. `start` is the first row.
 
     Source: PatchCore's selection, as in Section 3.2.
     """
-    return _greedy(features, num, start, progress)[0]
+    return _greedy(as_rows(features), num, start, progress=False)[0]
 
 
 @dataclass(frozen=True)
@@ -335,8 +303,7 @@ class MemoryBank:
         prototypes: (B, D) float32.
         rows: (B,) which training rows they are.
         radius: (B,) distance of the farthest training row after each choice, in the space
-            the choice was made in; empty where nothing was chosen by distance: in a random bank,
-            and in one of all rows.
+            the choice was made in; empty where nothing was chosen by distance.
     """
 
     prototypes: Tensor
@@ -357,21 +324,16 @@ class MemoryBank:
         """Return the bank of a fraction of the rows.
 
         Args:
-            features: (N, D) normal features; rows that several cells share are chosen once, and
+            features: (N, D) of normal cells; rows that several cells share are chosen once, and
                 count as often as they occur in the size of the bank.
             fraction: share of cells, in (0, 1], that is the number of prototypes.
             coreset: "greedy" k-centre; "approximate", greedy in each of eight random groups of
-                the rows, an eighth of the work for a radius about a tenth larger (a benchmark
-                compares them); or "random" rows.
+                the rows, an eighth of the work for a radius about a tenth larger; or "random".
             projection_eps: choose in a sparse random projection with this distortion
                 (0.9 as published); None: in the features themselves.
             seed: of the projection and of random rows.
             progress: whether a progress bar is shown.
-            device: where rows are chosen; None: where the features are. Prototypes stay with
-                the features.
-
-        Raises:
-            ValueError: for empty or non-finite features.
+            device: where rows are chosen; None: where the features are.
         """
         is_table = len(features.shape) == 2 and len(features) > 0
         stored = as_rows(features).stored if is_table else None
@@ -392,7 +354,7 @@ class MemoryBank:
         if projection_eps is not None:
             space = _project(stored, projection_eps, seed, device)
         choose = _grouped if coreset == "approximate" else _greedy
-        rows, radius = choose(space.to(device), num, 0, progress)
+        rows, radius = choose(as_rows(space).to(device), num, 0, progress)
         return cls(stored[rows], rows, radius)
 
     @cached_property
@@ -421,19 +383,9 @@ class MemoryBank:
     def query_without(
         self, feat: Tensor | Rows, k: int, own: Tensor, device: torch.device | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return what `query` does, where some prototypes are not in the bank.
+        """Return what `query` does, where the prototypes of numbers `own` are not in the bank.
 
-        Only where the others are fewer than k do they come after all others: in banks so small
-        that there is hardly anything to learn.
-
-        Args:
-            feat: (N, D).
-            k: how many.
-            own: (n,) numbers of prototypes left out, as those of the scan that `feat` is of.
-            device: where the search runs; None: where the features are.
-
-        Raises:
-            ValueError: when the bank has fewer than k prototypes.
+        Only where the others are fewer than k do they come after all others.
         """
         num, size = k, len(self.prototypes)
         while True:  # most cells have few of their own scan's prototypes near
@@ -447,78 +399,48 @@ class MemoryBank:
         return index.gather(1, order), distance.gather(1, order)
 
     def query(
-        self,
-        feat: Tensor | Rows,
-        k: int,
-        device: torch.device | None = None,
-        progress: bool = False,
+        self, feat: Tensor | Rows, k: int, device: torch.device | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the k nearest prototypes of each feature, nearest first, exactly.
+        """Return the k nearest prototypes of (N, D) features, nearest first, exactly.
 
         faiss finds them by brute force (on a GPU that it was not built for, torch does); the
-        distances are then recomputed from the differences, because both expand the square
-        and give a prototype a distance to itself that is not zero. Rows that several cells
-        share are searched once.
-
-        Args:
-            feat: (N, D).
-            k: how many, at most the size of the bank.
-            device: where the search runs; None: where the features are.
-            progress: whether a progress bar over blocks of `Rows` is shown.
+        distances are then recomputed from the differences, because both expand the square and
+        give a prototype a distance to itself that is not zero. Shared rows are searched once.
+        The search runs on `device`, or where the features are.
 
         Returns:
             index: (N, k) rows of `prototypes`, on the device of the features.
             distance: (N, k) Euclidean, ascending; 0 for a prototype itself.
-
-        Raises:
-            ValueError: when the bank has fewer than k prototypes.
         """
         if k > len(self.prototypes):
             raise ValueError(
                 f"MemoryBank.query: k is {k}, but the bank has {len(self.prototypes)} prototypes"
             )
-        if not isinstance(feat, Tensor) and not len(feat):
-            feat = feat[:]  # a scan of which no cell is needed
-        if not isinstance(feat, Tensor):
-            blocks = tqdm(
-                feat.stored.blocks(), desc="neighbours", disable=not progress, mininterval=1.0
-            )
-            found = [self.query(block, k, device) for block in blocks]
-            index, distance = (torch.cat(parts) for parts in zip(*found, strict=True))
-            if feat.place is None:
-                return index, distance
-            return index[feat.place], distance[feat.place]
-        if device is not None and feat.device != torch.device(device):
-            index, distance = self.query(feat.to(device), k)
-            return index.to(feat.device), distance.to(feat.device)
-        feat = feat.detach().float()
+        rows = as_rows(feat)
+        blocks = rows.stored.blocks() if len(rows) else [rows[:]]
+        found = [self._query_block(block, k, device or block.device) for block in blocks]
+        index, distance = (torch.cat(parts) for parts in zip(*found, strict=True))
+        if rows.place is None:
+            return index, distance
+        return index[rows.place], distance[rows.place]
+
+    def _query_block(self, block: Tensor, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        feat = block.detach().to(device)
         prototypes = self._gpu_prototypes if feat.is_cuda else self.prototypes.to(feat)
-        if feat.is_cuda and self._gpu_index is None:
+        search = self._gpu_index if feat.is_cuda else self._index
+        if search is None:
             index = nearest(feat, prototypes, k)
         else:
-            search = self._gpu_index if feat.is_cuda else self._index
             index = torch.from_numpy(search.search(feat.cpu().contiguous().numpy(), k)[1])
             index = index.to(feat.device)
-        distance = torch.cat(
-            [
-                torch.linalg.vector_norm(part[:, None] - prototypes[rows], dim=-1)
-                for part, rows in zip(
-                    feat.split(_ROWS_AT_ONCE), index.split(_ROWS_AT_ONCE), strict=True
-                )
-            ]
-        )
-        distance, order = distance.sort(dim=1, stable=True)
-        return index.gather(1, order), distance
+        pairs = zip(feat.split(_ROWS_AT_ONCE), index.split(_ROWS_AT_ONCE), strict=True)
+        norms = [torch.linalg.vector_norm(f[:, None] - prototypes[i], dim=-1) for f, i in pairs]
+        distance, order = torch.cat(norms).sort(dim=1, stable=True)
+        return index.gather(1, order).to(block.device), distance.to(block.device)
 
 
 def nearest(feat: Tensor, prototypes: Tensor, k: int) -> Tensor:
-    """Return (N, k) rows of the k nearest prototypes by brute force in torch, nearest first.
-
-    Args:
-        feat: (N, D).
-        prototypes: (B, D), on the same device.
-        k: at most B.
-    """
+    """Return (N, k) rows of the k nearest prototypes by brute force in torch, nearest first."""
     middle = prototypes.mean(0)  # seen from there norms are small, so little cancels
     centred = prototypes - middle
     norm2 = centred.square().sum(1)

@@ -207,3 +207,16 @@ def means(
     by_seed = rows.groupby([key, "seed"], sort=False)[metrics].mean()
     groups = by_seed.groupby(key, sort=False)
     return groups.mean().join(groups.std().add_suffix("_seed_std"))
+
+
+def threshold(normal: np.ndarray, rate: float) -> tuple[float, float]:
+    """Return the lowest threshold that promises at most a rate of alarms, and what it promises.
+
+    An alarm is a score above the threshold. If a new score and the n known ones (n,) are drawn
+    alike, it is above the j-th highest of them with probability j / (n + 1); j is the largest whole
+    number that keeps this at or below the rate. Infinity and NaN where n is too small for the rate.
+    """
+    allowed = int(rate * (len(normal) + 1) + 1e-9)
+    if allowed == 0:
+        return float("inf"), float("nan")
+    return float(np.partition(normal, -allowed)[-allowed]), allowed / (len(normal) + 1)

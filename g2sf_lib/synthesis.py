@@ -12,12 +12,10 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from g2sf_lib.config import SynthesisConfig
-from g2sf_lib.datasets import Sample, ScanError
+from g2sf_lib.datasets import DATASETS, Sample, ScanError
 from g2sf_lib.datasets.preprocess import load_prepared
 
 NOISE_SIZE = 512
-# Parts that always lie the same way round: turning them far would not be normal any more.
-MILD_CATEGORIES = frozenset({"dowel", "tire", "foam", "rope", "cable_gland", "gland"})
 # Label of a synthetic scan -> which of (points, image) its pastes changed.
 CHANGED = {
     "synthetic": (True, True),
@@ -28,10 +26,7 @@ _MAX_TRIES = 50
 
 
 def _corner_weights(size: int, num_cells: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return two (size, num_cells + 1): fade weight, and fade weight times offset, a lattice line.
-
-    A pixel has weight on the two lattice lines around it only.
-    """
+    """Return two (size, num_cells + 1), a column a lattice line: fade weight, and times offset."""
     position = (np.arange(size) + 0.5) * num_cells / size
     cell = np.floor(position).astype(int)
     t = position - cell
@@ -47,7 +42,7 @@ def _corner_weights(size: int, num_cells: int) -> tuple[np.ndarray, np.ndarray]:
 def perlin_noise(
     shape: tuple[int, int], grid: tuple[int, int], generator: np.random.Generator
 ) -> np.ndarray:
-    """Return gradient noise after Perlin, scaled to [-1, 1] and zero on the lattice points.
+    """Return (H, W) gradient noise after Perlin, scaled to [-1, 1] and zero on the lattice points.
 
     noise(y, x) = sqrt(2) * sum over the four lattice points around (y, x) of
     fade_y * fade_x * <gradient, offset>. Both fades are separable, so the sum over all
@@ -58,11 +53,7 @@ def perlin_noise(
         grid: lattice cells along H and W.
         generator: draws one gradient direction a lattice point.
 
-    Returns:
-        (H, W) float64.
-
-    Source:
-        Perlin (2002), "Improving noise": fade 6 t^5 - 15 t^4 + 10 t^3.
+    Source: Perlin (2002), "Improving noise": fade 6 t^5 - 15 t^4 + 10 t^3.
     """
     angle = generator.uniform(0, 2 * np.pi, (grid[0] + 1, grid[1] + 1))
     weight_y, slope_y = _corner_weights(shape[0], grid[0])
@@ -72,10 +63,8 @@ def perlin_noise(
     return np.sqrt(2) * left @ right.T
 
 
-def _noise_components(
-    config: SynthesisConfig, generator: np.random.Generator
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return (rows, columns) of each component of one thresholded noise map, of allowed size."""
+def _noise_components(config: SynthesisConfig, generator: np.random.Generator) -> list[np.ndarray]:
+    """Return the pixels (2, n) of each component of one thresholded noise map, of allowed size."""
     grid = 2 ** generator.integers(0, 5, size=2)
     noise = perlin_noise((NOISE_SIZE, NOISE_SIZE), (int(grid[0]), int(grid[1])), generator)
     picture = Image.fromarray(noise.astype(np.float32))
@@ -85,30 +74,27 @@ def _noise_components(
     allowed = (sizes >= config.min_component_px) & (sizes <= config.max_component_px)
     allowed[0] = False
     boxes = ndimage.find_objects(labels)
-    components = []
-    for number in np.flatnonzero(allowed):
-        box = boxes[number - 1]
-        rows, columns = np.nonzero(labels[box] == number)
-        components.append((rows + box[0].start, columns + box[1].start))
-    return components
+    numbers = np.flatnonzero(allowed)
+    return [_pixels(labels[boxes[n - 1]] == n, boxes[n - 1]) for n in numbers]
 
 
-def _share_on(region: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> float:
-    """Return the fraction of the pixels that lie on a bool region; outside the image is off."""
-    height, width = region.shape
-    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    return region[rows[inside], columns[inside]].sum() / len(rows)
+def _pixels(mask: np.ndarray, box: tuple[slice, slice]) -> np.ndarray:
+    """Return rows and columns (2, n) of what is True, where the mask is that of a box."""
+    return np.array(np.nonzero(mask)) + np.array([[side.start] for side in box])
 
 
-def _move_onto(
-    places: np.ndarray,
-    rows: np.ndarray,
-    columns: np.ndarray,
-    generator: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pixels moved so that their centroid lies on a random one of `places` (P, 2)."""
-    row, column = places[generator.integers(len(places))]
-    return rows + (row - round(rows.mean())), columns + (column - round(columns.mean()))
+def _share_on(region: np.ndarray, pixels: np.ndarray) -> float:
+    """Return the fraction of (2, n) pixels that lie on a bool region; outside the image is off."""
+    inside = ((pixels >= 0) & (pixels < np.array(region.shape)[:, None])).all(0)
+    return region[tuple(pixels[:, inside])].sum() / pixels.shape[1]
+
+
+def _moved_onto(
+    places: np.ndarray, pixels: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+    """Return (2, n) pixels moved so that their centroid lies on a random one of `places` (P, 2)."""
+    place = places[generator.integers(len(places))]
+    return pixels + (place - np.rint(pixels.mean(1)).astype(int))[:, None]
 
 
 def _resize_nearest(array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -120,32 +106,41 @@ def _resize_nearest(array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return array[rows[:, None], columns]
 
 
-def _paste_labels(
+def paste_labels(
     foreground: np.ndarray, config: SynthesisConfig, generator: np.random.Generator
 ) -> np.ndarray:
-    """Return (H, W) int32: 1, 2, ... where a component is to be pasted, 0 elsewhere."""
+    """Return (H, W) int32: 1, 2, ... where a component is to be pasted, 0 elsewhere.
+
+    The noise is drawn at 512 x 512 with 2^0 to 2^4 lattice cells along each side, turned
+    within 90 degrees either way and thresholded; components of `min_component_px` to
+    `max_component_px` are kept. One that has less than two thirds of its pixels on the object
+    is shifted to a random place where it has (and is dropped if none is found soon); none
+    touches another. Drawn again until `min_paste_px` are kept; then resized by nearest neighbour.
+
+    Source: Section 3.7 and facts.md, section 4.
+    """
     large = _resize_nearest(foreground, (NOISE_SIZE, NOISE_SIZE))
     places = np.argwhere(large)
     last = NOISE_SIZE - 1
     for _ in range(_MAX_TRIES if len(places) else 0):
         components = _noise_components(config, generator)
-        lying = [(_share_on(large, *pixels) >= 2 / 3, pixels) for pixels in components]
+        lying = [(_share_on(large, pixels) >= 2 / 3, pixels) for pixels in components]
         labels = np.zeros(large.shape, dtype=np.int32)
         near = np.zeros(large.shape, dtype=bool)
         number = 0
-        for stays, pixels in sorted(lying, key=lambda item: not item[0]):
+        for stays, found in sorted(lying, key=lambda item: not item[0]):
             for _ in range(1 if stays else _MAX_TRIES):
-                rows, columns = pixels if stays else _move_onto(places, *pixels, generator)
-                if min(rows.min(), columns.min(), last - rows.max(), last - columns.max()) < 0:
+                pixels = found if stays else _moved_onto(places, found, generator)
+                if pixels.min() < 0 or pixels.max() > last:
                     continue
-                if near[rows, columns].any() or _share_on(large, rows, columns) < 2 / 3:
+                if near[tuple(pixels)].any() or _share_on(large, pixels) < 2 / 3:
                     continue
                 number += 1
-                labels[rows, columns] = number
+                labels[tuple(pixels)] = number
                 # A rim of two pixels keeps components apart, at half the size too.
                 for shift in np.ndindex(3, 3):
-                    rim = np.clip([rows + 2 * shift[0] - 2, columns + 2 * shift[1] - 2], 0, last)
-                    near[rim[0], rim[1]] = True
+                    rim = np.clip(pixels + 2 * np.array(shift)[:, None] - 2, 0, last)
+                    near[tuple(rim)] = True
                 break
         if np.count_nonzero(labels) >= config.min_paste_px:
             return _resize_nearest(labels, foreground.shape)
@@ -155,43 +150,9 @@ def _paste_labels(
     )
 
 
-def anomaly_mask(
-    foreground: np.ndarray, config: SynthesisConfig, generator: np.random.Generator
-) -> np.ndarray:
-    """Return where to paste: components of thresholded Perlin noise, each mostly on the object.
-
-    The noise is drawn at 512 x 512 with 2^0 to 2^4 lattice cells along each side, turned
-    within 90 degrees either way and thresholded; components of `min_component_px` to
-    `max_component_px` are kept. One that has less than two thirds of its pixels on the object
-    is shifted to a random place where it has (and is dropped if none is found soon); none
-    touches another. Drawn again until `min_paste_px` are kept; then resized by nearest
-    neighbour.
-
-    Args:
-        foreground: (H, W) bool, the object.
-        config: threshold and sizes, in pixels of 512 x 512.
-        generator: of all random choices.
-
-    Returns:
-        (H, W) bool.
-
-    Raises:
-        ScanError: where the object is too small for any mask.
-
-    Source:
-        Section 3.7 and facts.md, section 4.
-    """
-    return _paste_labels(np.asarray(foreground, dtype=bool), config, generator) > 0
-
-
-def _is_set(values: np.ndarray) -> np.ndarray:
-    """Return (H, W) bool: whether any of three channels is not zero (faster than `any`)."""
-    return (values[..., 0] != 0) | (values[..., 1] != 0) | (values[..., 2] != 0)
-
-
 def _silhouette(sample: Sample) -> np.ndarray:
     """Return (H, W) bool: the object, pixels where only the sensor saw no point included."""
-    return sample.foreground | _is_set(sample.rgb)
+    return sample.foreground | sample.rgb.any(-1)
 
 
 def _with_alpha(rgb: np.ndarray, inside: np.ndarray) -> Image.Image:
@@ -205,20 +166,12 @@ def augment_target(sample: Sample, category: str, generator: np.random.Generator
     Image, points, raw points and mask move together: nearest neighbour for points and mask,
     bilinear for colours, weighted so that the black background does not darken the outline.
     The points keep their coordinates: it is the same cloud, stored in another pixel order.
+    Categories that always lie the same way round (`Dataset.upright`) are turned within 10 degrees,
+    shifted by 5 % and scaled by 0.9 to 1.1; others within 45 degrees, mirrored, 10 %, 0.8 to 1.25.
 
-    Args:
-        sample: a preprocessed scan.
-        category: decides the range: within 10 degrees, 5 % shift, scale 0.9 to 1.1 for
-            `MILD_CATEGORIES`; else 45 degrees, mirroring, 10 %, scale 0.8 to 1.25.
-        generator: of all random choices.
-
-    Returns:
-        A `Sample` of the same size, zero wherever the object does not come to lie.
-
-    Source:
-        facts.md, section 4.
+    Source: facts.md, section 4.
     """
-    mild = category in MILD_CATEGORIES
+    mild = any(category in dataset.upright for dataset in DATASETS.values())
     turn, shift, low, high = (10, 0.05, 0.9, 1.1) if mild else (45, 0.1, 0.8, 1.25)
     height, width = sample.mask.shape
     angle = np.deg2rad(generator.uniform(-turn, turn))
@@ -314,35 +267,21 @@ def _cartoon(rgb: np.ndarray, inside: np.ndarray, generator: np.random.Generator
     return np.where(edges & away, np.asarray(flat) // 4, flat)
 
 
-_CHANGES: tuple[Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray], ...] = (
-    _blur,
-    _gamma,
-    _brightness,
-    _hue_and_saturation,
-    _autocontrast,
-    _elastic,
-    _invert,
-    _cartoon,
+_CHANGES = (
+    *(_blur, _gamma, _brightness, _hue_and_saturation),
+    *(_autocontrast, _elastic, _invert, _cartoon),
 )
 
 
 def corrupt_rgb(rgb: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Return the image after three different ones of eight photometric changes.
+    """Return (H, W, 3) uint8 colours after three different ones of eight photometric changes.
 
     Blur, gamma, brightness, hue and saturation, autocontrast, elastic distortion, inversion,
     cartoon (few tones, dark edges). Black background takes no part and stays black.
 
-    Args:
-        rgb: (H, W, 3) uint8, zero on the background.
-        generator: of all random choices.
-
-    Returns:
-        (H, W, 3) uint8, a new array.
-
-    Source:
-        facts.md, section 4; the strengths are ours.
+    Source: facts.md, section 4; the strengths are ours.
     """
-    inside = _is_set(rgb)
+    inside = rgb.any(-1)
     changed = rgb
     for number in generator.choice(len(_CHANGES), size=3, replace=False):
         changed = _CHANGES[number](changed, inside, generator)
@@ -353,32 +292,31 @@ def _cut(
     values: np.ndarray,
     region: np.ndarray,
     places: np.ndarray,
-    rows: np.ndarray,
-    columns: np.ndarray,
+    pixels: np.ndarray,
     generator: np.random.Generator,
 ) -> np.ndarray:
-    """Return (P, C) values of a source under a component, cut where the source has an object.
+    """Return (n, C) values of a source under (2, n) pixels, cut where the source has an object.
 
     The place of the target is taken if the object covers 95 % of it there; else the best of
     ten random places on the object. Pixels not covered take the value of the nearest one that
     is, so a patch has no holes of its own.
     """
-    best_rows, best_columns, best = rows, columns, _share_on(region, rows, columns)
+    best, most = pixels, _share_on(region, pixels)
     for _ in range(10):
-        if best >= 0.95:
+        if most >= 0.95:
             break
-        moved = _move_onto(places, rows, columns, generator)
-        share = _share_on(region, *moved)
-        if share > best:
-            best_rows, best_columns, best = *moved, share
-    pixels = np.column_stack([best_rows, best_columns])
-    inside = np.clip(pixels, 0, np.array(region.shape) - 1)
-    known = region[tuple(inside.T)] & (inside == pixels).all(axis=1)
+        moved = _moved_onto(places, pixels, generator)
+        share = _share_on(region, moved)
+        if share > most:
+            best, most = moved, share
+    inside = np.clip(best, 0, np.array(region.shape)[:, None] - 1)
+    known = region[tuple(inside)] & (inside == best).all(0)
     if not known.any():  # a thin ring about the only place: take the place itself
-        return np.repeat(values[places[:1, 0], places[:1, 1]], len(rows), axis=0)
-    patch = values[tuple(inside.T)]
+        return np.repeat(values[places[:1, 0], places[:1, 1]], pixels.shape[1], axis=0)
+    patch = values[tuple(inside)]
     if not known.all():
-        patch[~known] = patch[known][cKDTree(pixels[known]).query(pixels[~known])[1]]
+        nearest = cKDTree(best.T[known]).query(best.T[~known])[1]
+        patch[~known] = patch[known][nearest]
     return patch
 
 
@@ -408,14 +346,12 @@ def synthesise(
     With `paste_in` "either", the sample's pastes change colour and depth, colour alone or depth
     alone, each with equal chance; where they change one of both they stay on the object. The
     sample's label says what they change: a key of `CHANGED`.
-    For pixels that the source does not cover see `_cut`.
 
     Args:
         target: a preprocessed normal scan; with its `raw_xyz`, or pastes stay on the object.
         source_rgb: another normal scan; colours come from its object.
         source_pcd: a normal scan of any category and size; depths come from its object.
-        category: of the target, see `augment_target`, which takes the generator first where the
-            target is to be augmented.
+        category: of the target, see `augment_target`, which takes the generator first.
         config: mask, offset, blending, augmentation.
         generator: of all random choices.
 
@@ -426,14 +362,13 @@ def synthesise(
     Raises:
         ScanError: where target or source has no object, or too small a one.
 
-    Source:
-        Section 3.7 and facts.md, section 4.
+    Source: Section 3.7 and facts.md, section 4.
     """
     if config.augment == "published":
         target = augment_target(target, category, generator)
     rgb, xyz = target.rgb.copy(), target.xyz.copy()
     raw = target.xyz.copy() if target.raw_xyz is None else target.raw_xyz.copy()
-    on_object, has_raw = target.foreground, _is_set(raw)
+    on_object, has_raw = target.foreground, raw.any(-1)
     can_show = _silhouette(target) | has_raw
     parts = "both" if config.paste_in == "both" else generator.choice(("both", "rgb", "pcd"))
     if parts != "both":
@@ -447,53 +382,49 @@ def synthesise(
     changed = corrupt_rgb(source_rgb.rgb, generator)
     own = corrupt_rgb(target.rgb, generator) if config.colour_from == "both" else None
     mask = np.zeros(on_object.shape, dtype=bool)
-    labels = _paste_labels(on_object, config, generator)
+    labels = paste_labels(on_object, config, generator)
     for number, box in enumerate(ndimage.find_objects(labels), start=1):
         if box is None:  # lost in resizing
             continue
-        rows, columns = np.nonzero((labels[box] == number) & can_show[box])
-        rows, columns = rows + box[0].start, columns + box[1].start
-        anchors = on_object[rows, columns]
+        pixels = _pixels((labels[box] == number) & can_show[box], box)
+        here = tuple(pixels)
+        anchors = on_object[here]
         if not anchors.any():  # nothing to stand on: only holes of the cloud
             continue
         if own is not None and generator.random() < 0.5:
-            colour = own[rows, columns]
+            colour = own[here]
         else:
-            colour = _cut(changed, region_rgb, places_rgb, rows, columns, generator)
-        depth = _cut(source_pcd.xyz[..., 2], region_pcd, places_pcd, rows, columns, generator)
+            colour = _cut(changed, region_rgb, places_rgb, pixels, generator)
+        depth = _cut(source_pcd.xyz[..., 2], region_pcd, places_pcd, pixels, generator)
         blend = generator.uniform(config.min_blend, 1)
         offset = generator.uniform(config.min_offset_m, config.max_offset_m)
         offset *= generator.choice((-1, 1))
         relief = generator.uniform(config.min_relief, 1)
-        mask[rows, columns] = True
+        mask[here] = True
         if parts != "pcd":
-            mixed = blend * colour + (1 - blend) * target.rgb[rows, columns]
-            rgb[rows, columns] = np.rint(mixed).astype(np.uint8)
+            rgb[here] = np.rint(blend * colour + (1 - blend) * target.rgb[here]).astype(np.uint8)
         if parts == "rgb":
             continue
         depth = depth.astype(np.float64)
-        centroid = xyz[rows[anchors], columns[anchors], 2].mean(dtype=np.float64)
-        depth += centroid - depth[anchors].mean()
-        before = xyz[rows[anchors], columns[anchors], 2]
+        before = xyz[here][anchors, 2]
+        depth += before.mean(dtype=np.float64) - depth[anchors].mean()
         depth[anchors] = before + relief * (depth[anchors] - before)
         depth += offset
-        seen = has_raw[rows, columns]
-        raw[rows[seen], columns[seen], 2] = depth[seen]
-        xyz[rows[seen], columns[seen]] = raw[rows[seen], columns[seen]]
+        seen = tuple(pixels[:, has_raw[here]])
+        raw[(*seen, 2)] = depth[has_raw[here]]
+        xyz[seen] = raw[seen]
     if not mask.any():
         raise ScanError(f"{target.name}: no paste found a place; expected an object with points")
     label = "synthetic" if parts == "both" else f"synthetic_{parts}"
     return dataclasses.replace(target, rgb=rgb, xyz=xyz, mask=mask, label=label, raw_xyz=raw)
 
 
-def _others(sources: Sequence[Path | Sample], target: Path | Sample) -> Sequence[Path | Sample]:
-    """Return the sources without the target, or all where there is no other."""
-    paths = isinstance(target, Path)
-    return [s for s in sources if s is not target and not (paths and s == target)] or sources
-
-
 def _loaded(scan: Path | Sample) -> Sample:
     return load_prepared(scan) if isinstance(scan, Path) else scan
+
+
+def _is_same(one: Path | Sample, other: Path | Sample) -> bool:
+    return one is other or (isinstance(one, Path) and one == other)
 
 
 def synthesise_set(
@@ -506,29 +437,19 @@ def synthesise_set(
     seed: int,
     is_wanted: Callable[[int], bool] = lambda i: True,
 ) -> Iterator[Sample]:
-    """Yield `num` synthetic anomalies, one at a time.
+    """Yield `num` synthetic anomalies named "synthetic/000", "synthetic/001", ..., one at a time.
 
     Sample i stands on target i modulo their number and has random numbers of its own, so it
-    is the same however many are asked for. A scan is not its own source unless it is the
-    only one.
-
-    Args:
-        targets: preprocessed normal scans, in memory or as entries of `list_prepared`.
-        sources_rgb: preprocessed normal scans of the same category.
-        sources_pcd: preprocessed normal scans, of any category.
-        num: how many.
-        category: of the targets.
-        config: see `synthesise`.
-        seed: same seed, same bytes.
-        is_wanted: says of a number, when its turn comes, whether it is to be made.
-
-    Yields:
-        Samples named "synthetic/000", "synthetic/001", ...
+    is the same however many are asked for, and whichever are left out (`is_wanted`). A scan is not
+    its own source unless it is the only one. All scans are preprocessed and normal, in memory or
+    entries of `list_prepared`; those of `sources_pcd` may be of any category.
     """
     for i in filter(is_wanted, range(num)):
         generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(i,)))
         target = targets[i % len(targets)]
-        choices = _others(sources_rgb, target), _others(sources_pcd, target)
-        rgb, pcd = (_loaded(scans[generator.integers(len(scans))]) for scans in choices)
-        sample = synthesise(_loaded(target), rgb, pcd, category, config, generator)
+        drawn = []
+        for sources in (sources_rgb, sources_pcd):
+            others = [one for one in sources if not _is_same(one, target)] or sources
+            drawn.append(_loaded(others[generator.integers(len(others))]))
+        sample = synthesise(_loaded(target), *drawn, category, config, generator)
         yield dataclasses.replace(sample, name=f"synthetic/{i:03d}")

@@ -19,7 +19,7 @@ from g2sf_lib.cells import kept_cells, labelled_scans
 from g2sf_lib.config import MODALITIES, Config, flat_settings, make_config
 from g2sf_lib.detector import G2SF, to_prediction
 from g2sf_lib.experiments import best_epoch, fitted
-from g2sf_lib.stages import recorded
+from g2sf_lib.stages import BANK, LSPN, recorded
 
 WEIGHT_CANDIDATES = (
     {"alpha": 0.0, "beta": 0.0, "gamma": 0.0, "mu": 0.0},
@@ -55,7 +55,7 @@ def select_loss_weights(config: Config, categories: Sequence[str]) -> pd.DataFra
         `training._observe`), ``best_epoch``.
     """
     rows = []
-    with recorded(config, "loss_weights", hash_of="lspn") as result:
+    with recorded(config, "loss_weights", LSPN) as result:
         pairs = [(c, weights) for c in categories for weights in WEIGHT_CANDIDATES]
         for category, weights in tqdm(pairs, desc="loss weights"):
             trial = make_config(**flat_settings(config) | weights | {"category": category})
@@ -75,7 +75,7 @@ def select_peer_settings(config: Config, categories: Sequence[str]) -> pd.DataFr
         ``cell_ap`` and ``cell_auroc`` of counted cells.
     """
     rows = []
-    with recorded(config, "peer_settings", hash_of="bank") as result:
+    with recorded(config, "peer_settings", BANK) as result:
         for category in categories:
             of_category = config.replace(category=category)
             train = Split(of_category, "train")

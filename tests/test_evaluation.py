@@ -127,15 +127,6 @@ def test_regions_touching_at_a_corner_are_one():
     assert pro[2] == pytest.approx(1 / 2)  # one of two regions; 1/3 if the corner parted them
 
 
-def test_every_region_weighs_the_same_whatever_its_size_and_image():
-    masks = np.zeros((2, 8, 8), dtype=bool)
-    masks[0, :5, :5] = True
-    masks[1, 0, 0] = True
-    maps = np.zeros((2, 8, 8))
-    maps[1, 0, 0] = 1.0
-    assert pro_curve(maps, masks)[1][2] == pytest.approx(1 / 2)
-
-
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_aupro_is_that_of_the_loop_over_all_thresholds(seed):
     maps, masks = blobs(np.random.default_rng(seed), num=4, side=24)
@@ -172,17 +163,6 @@ def test_perfect_maps_score_one(num_thresholds):
     assert pixel_auroc(masks.astype(float), masks) == 1.0
 
 
-def test_random_scores_score_half_the_limit():
-    rng = np.random.default_rng(4)
-    masks = np.zeros((20, 64, 64), dtype=bool)
-    masks[:, 8:40, 8:40] = True
-    maps = rng.random((20, 64, 64))
-    assert pixel_auroc(maps, masks) == pytest.approx(0.5, abs=0.01)
-    for num_thresholds in (None, 100):
-        areas = aupro(maps, masks, limits=(1.0, 0.3), num_thresholds=num_thresholds)
-        assert areas == pytest.approx({1.0: 0.5, 0.3: 0.15}, abs=0.01)
-
-
 @pytest.mark.parametrize("num_thresholds", [None, 100])
 def test_only_the_order_of_scores_counts(num_thresholds):
     maps, masks = blobs(np.random.default_rng(5))
@@ -215,13 +195,6 @@ def test_published_protocol_misses_the_steep_start_of_the_curve():
     assert published[0.01] < every[0.01] - 0.02
 
 
-def test_published_protocol_is_a_line_below_one_percent():
-    maps, masks = blobs(np.random.default_rng(8), num=12)
-    fpr, _ = pro_curve(maps, masks, num_thresholds=100)
-    assert len(fpr) == 101
-    assert np.sum((fpr > 0) & (fpr < 0.01)) == 0
-
-
 def test_published_protocol_counts_only_what_lies_strictly_above():
     mask = np.array([[True, False, False, False]])
     score_map = np.array([[0.5, 0.5, 0.1, 0.0]])
@@ -238,14 +211,6 @@ def test_lists_of_different_sizes_tensors_and_stacks_are_the_same():
     odd = [*maps, np.full((3, 50), -9.0, dtype=np.float32)]
     more_good = aupro(odd, [*masks, np.zeros((3, 50))], limits=(1.0,))
     assert more_good[1.0] > aupro(maps, masks, limits=(1.0,))[1.0]
-
-
-def test_scores_are_left_as_they_are():
-    maps, masks = blobs(np.random.default_rng(10))
-    copies = maps.copy(), masks.copy()
-    aupro(maps, masks)
-    aupro(maps, masks, num_thresholds=100)
-    assert np.array_equal(maps, copies[0]) and np.array_equal(masks, copies[1])
 
 
 def test_image_auroc_by_hand():
@@ -363,13 +328,6 @@ def test_bootstrapped_aupros_of_one_seed_are_paired():
     # The spread of the resamples is that of AUPRO over other images of the same kind.
     others = [aupro(*blobs(np.random.default_rng(100 + i), num=20), (0.3,))[0.3] for i in range(60)]
     assert draw[0][0.3].std() == pytest.approx(np.std(others), rel=0.4)
-
-
-def test_every_resample_of_perfect_maps_scores_one():
-    _, masks = blobs(np.random.default_rng(17))
-    areas = bootstrap_aupro(masks.astype(float), masks, num=50)
-    for limit in LIMITS:
-        assert areas[limit] == pytest.approx(np.ones(50))
 
 
 @pytest.mark.parametrize(

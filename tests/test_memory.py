@@ -70,11 +70,6 @@ def test_rows_without_places_read_ranges_over_parts():
     assert torch.equal(both[:], torch.cat([plain, parts[2][[7, 7, 0]]]))
 
 
-def test_rows_are_scaled_once():
-    with pytest.raises(ValueError, match="scaled already"):
-        Rows([gaussian(4, 2)]).scaled(1.0, 2.0).scaled(1.0, 2.0)
-
-
 def test_statistics_and_bank_of_rows_are_those_of_the_tensor(rows_and_plain):
     rows, plain = rows_and_plain
     feat = {"pcd": rows.stored, "rgb": rows.stored}
@@ -165,15 +160,6 @@ def test_the_radius_is_the_coverage_after_each_choice():
     assert (bank.radius.diff() <= 0).all()
 
 
-def test_greedy_covers_better_than_random():
-    features = gaussian(800, 4)
-    radius = {}
-    for coreset in ("greedy", "random"):
-        bank = MemoryBank.fit(features, 0.05, coreset)
-        radius[coreset] = torch.cdist(features, bank.prototypes).amin(1).max()
-    assert radius["greedy"] < 0.9 * radius["random"]
-
-
 @pytest.mark.parametrize("num", [1, 3, 8, 20, 61])
 def test_the_approximate_choice_takes_different_rows_and_bounds_its_radius(num):
     features = gaussian(500, 6, num)
@@ -193,15 +179,6 @@ def test_the_approximate_choice_lies_between_greedy_and_random():
         bank = MemoryBank.fit(features, 0.05, coreset)
         radius[coreset] = torch.cdist(features, bank.prototypes).amin(1).max().item()
     assert radius["greedy"] <= radius["approximate"] < 0.9 * radius["random"]
-
-
-def test_fit_keeps_the_fraction_and_says_which_rows():
-    features = gaussian(97, 5)
-    for coreset in ("greedy", "random"):
-        bank = MemoryBank.fit(features, 0.1, coreset)
-        assert bank.prototypes.shape == (10, 5) and len(bank.rows.unique()) == 10
-        assert torch.equal(bank.prototypes, features[bank.rows])
-    assert len(MemoryBank.fit(features, 0.001).prototypes) == 1
 
 
 def test_a_random_bank_follows_its_seed():

@@ -18,6 +18,17 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from g2sf_lib import plots
+from g2sf_lib.plots import (
+    ablations,
+    clouds,
+    distributions,
+    features,
+    maps,
+    page,
+    results,
+    scans,
+    training,
+)
 from g2sf_lib.plots.scans import square_around
 
 
@@ -57,7 +68,7 @@ def panels(fig):
 
 def image_of(fig):
     """The figure as pixels, as `show` draws it."""
-    text = plots.bundle(fig, "alt")["text/html"]
+    text = page.bundle(fig, "alt")["text/html"]
     data = re.search(r"data:image/png;base64,([^\"]+)", text)[1]
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
 
@@ -79,27 +90,27 @@ def all_figures(history):
     maps = [rng.random((30, 30)) for _ in scans]
     curve = (np.linspace(0, 1, 500), np.linspace(0, 1, 500) ** 0.5)
     return {
-        "defect_gallery": (plots.defect_gallery(scans, titles, margin=8), 6),
+        "defect_gallery": (scans.defect_gallery(scans, titles, margin=8), 6),
         "score_histograms": (
-            plots.score_histograms([rng.random(99)] * 3, [rng.random(9)] * 3, ["a", "b", "c"]),
+            features.score_histograms([rng.random(99)] * 3, [rng.random(9)] * 3, ["a", "b", "c"]),
             3,
         ),
-        "loss_curves": (plots.loss_curves(history), 6),
-        "scale_curve": (plots.scale_curve(history), 2),
-        "sigma_curve": (plots.sigma_curve(history), 1),
-        "score_maps": (plots.score_maps(scans, {"RGB": maps}, titles, is_shared=True), 6),
-        "quantity_maps": (plots.quantity_maps(scans, {"w": maps, "s": maps}, titles), 6),
+        "loss_curves": (training.loss_curves(history), 6),
+        "scale_curve": (training.scale_curve(history), 2),
+        "sigma_curve": (training.sigma_curve(history), 1),
+        "score_maps": (maps.score_maps(scans, {"RGB": maps}, titles, is_shared=True), 6),
+        "quantity_maps": (maps.quantity_maps(scans, {"w": maps, "s": maps}, titles), 6),
         "cell_classes": (
-            plots.cell_classes(scans, [{"a": np.eye(4).ravel() > 0}] * 2, (4, 4), titles),
+            maps.cell_classes(scans, [{"a": np.eye(4).ravel() > 0}] * 2, (4, 4), titles),
             2,
         ),
-        "method_dots": (plots.method_dots(results()), 4),
-        "defect_dots": (plots.defect_dots(results("defect")), 4),
-        "pro_curves": (plots.pro_curves({"every threshold": curve}), 2),
-        "method_panels": (plots.method_panels(scans, {"RGB": maps, "G2SF": maps}, titles), 10),
-        "alarm_rates": (plots.alarm_rates(alarms()), 2),
-        "effect_dots": (plots.effect_dots(*effects(), "the run"), 2),
-        "curve_with_bands": (plots.curve_with_bands(by_number(), "J", ["i_auroc"], "J"), 1),
+        "method_dots": (results.method_dots(results()), 4),
+        "defect_dots": (results.defect_dots(results("defect")), 4),
+        "pro_curves": (results.pro_curves({"every threshold": curve}), 2),
+        "method_panels": (maps.method_panels(scans, {"RGB": maps, "G2SF": maps}, titles), 10),
+        "alarm_rates": (distributions.alarm_rates(alarms()), 2),
+        "effect_dots": (ablations.effect_dots(*effects(), "the run"), 2),
+        "curve_with_bands": (ablations.curve_with_bands(by_number(), "J", ["i_auroc"], "J"), 1),
     }
 
 
@@ -137,7 +148,7 @@ def test_every_figure_has_its_panels_and_says_what_they_show(all_figures):
 def test_every_public_figure_is_tested_and_documented(all_figures):
     public = set()
     for module in vars(plots).values():
-        if inspect.ismodule(module) and module is not plots.style:
+        if inspect.ismodule(module) and not module.__name__.endswith((".style", ".toy")):
             functions = inspect.getmembers(module, inspect.isfunction)
             of_module = {name for name, value in functions if value.__module__ == module.__name__}
             public |= {name for name in of_module if not name.startswith("_")}
@@ -160,7 +171,7 @@ def test_every_figure_is_drawn_in_the_one_colour_map(all_figures):
 
 def test_style_does_not_leak(history):
     before = dict(plt.rcParams)
-    plots.loss_curves(history)
+    training.loss_curves(history)
     assert dict(plt.rcParams) == before
 
 
@@ -168,16 +179,16 @@ def test_height_counts_from_the_farthest_point_in_mm():
     xyz = np.zeros((10, 10, 3), dtype=np.float32)
     xyz[2:] = [0.01, 0.01, 0.450]
     xyz[5, 5, 2] = 0.447
-    height = plots.height_mm(xyz)
+    height = scans.height_mm(xyz)
     assert np.isnan(height[:2]).all()
     assert height[5, 5] == pytest.approx(3.0, abs=1e-3)
     assert height[8, 8] == pytest.approx(0.0, abs=1e-3)
     with pytest.raises(ValueError, match="no point"):
-        plots.height_mm(np.zeros((4, 4, 3)))
+        scans.height_mm(np.zeros((4, 4, 3)))
 
 
 def test_relief_shows_a_bump_that_the_shape_hides():
-    fig = plots.defect_gallery([scan()], ["bulge"], margin=10)
+    fig = scans.defect_gallery([scan()], ["bulge"], margin=10)
     relief = panels(fig)[2].images[0].get_array()
     window = square_around(scan().mask, 10)
     mask = scan().mask[window]
@@ -196,7 +207,7 @@ def test_a_window_stays_inside_the_image():
 
 
 def test_loss_curves_mark_the_epoch_that_was_kept(history):
-    fig = plots.loss_curves(history)
+    fig = training.loss_curves(history)
     assert "epoch 3 is kept" in panels(fig)[5].get_title()
     assert list(panels(fig)[0].lines[1].get_ydata()) == list(history["heldout_sep"])
 
@@ -206,22 +217,22 @@ def test_score_maps_share_a_scale_over_rows_and_only_then_over_methods():
     low, high = [np.zeros((9, 9)), np.ones((9, 9))], [np.ones((9, 9)), np.full((9, 9), 5.0)]
     limits = [
         ax.images[0].get_clim()
-        for ax in panels(plots.score_maps(scans, {"a": low, "b": high}, "xy"))
+        for ax in panels(maps.score_maps(scans, {"a": low, "b": high}, "xy"))
     ]
     assert limits[2::4] == [(0, 1), (0, 1)] and limits[3::4] == [(1, 5), (1, 5)]
-    shared = plots.score_maps(scans, {"a": low, "b": high}, "xy", is_shared=True)
+    shared = maps.score_maps(scans, {"a": low, "b": high}, "xy", is_shared=True)
     clims = [ax.images[0].get_clim() for ax in panels(shared)]
     assert clims[2:4] == clims[6:8] == [(0, 5), (0, 5)]
 
 
 def test_a_score_map_lies_on_the_scan_whatever_its_size():
-    fig = plots.score_maps([scan(side=64)], {"a": [np.eye(28)]}, ["x"])
+    fig = maps.score_maps([scan(side=64)], {"a": [np.eye(28)]}, ["x"])
     assert panels(fig)[2].images[0].get_extent() == [-0.5, 63.5, 63.5, -0.5]
 
 
 def test_quantity_maps_share_a_scale_over_rows_of_a_quantity():
     low, high = [np.zeros((9, 9)), np.ones((9, 9))], [np.ones((9, 9)), np.full((9, 9), 5.0)]
-    fig = plots.quantity_maps([scan(), scan()], {"a": low, "b": high}, "xy")
+    fig = maps.quantity_maps([scan(), scan()], {"a": low, "b": high}, "xy")
     limits = [ax.images[0].get_clim() for ax in panels(fig)]
     assert limits[1::3] == [(0, 1)] * 2 and limits[2::3] == [(1, 5)] * 2
 
@@ -230,7 +241,7 @@ def test_cell_classes_put_each_cell_where_it_is_and_once():
     first, second = np.zeros(16, dtype=bool), np.zeros(16, dtype=bool)
     first[[0, 5]] = True
     second[5] = True  # in both: drawn as the later one
-    fig = plots.cell_classes([scan(64)], [{"near": first, "far": second}], (4, 4), ["x"])
+    fig = maps.cell_classes([scan(64)], [{"near": first, "far": second}], (4, 4), ["x"])
     ax = panels(fig)[0]
     near, far = (c.get_offsets().tolist() for c in ax.collections[:2])
     assert near == [[7.5, 7.5]]
@@ -241,7 +252,7 @@ def test_cell_classes_put_each_cell_where_it_is_and_once():
 def test_method_dots_draw_each_value_and_the_best_apart():
     table = results()
     for ax, category in zip(
-        panels(plots.method_dots(table)), table["category"].unique(), strict=True
+        panels(results.method_dots(table)), table["category"].unique(), strict=True
     ):
         values = table.loc[table["category"] == category, "i_auroc"]
         plain, best = (bars.lines[0].get_xdata().tolist() for bars in ax.containers)
@@ -251,33 +262,33 @@ def test_method_dots_draw_each_value_and_the_best_apart():
 
 def test_pro_curves_thin_long_curves_but_keep_their_ends():
     fpr = np.linspace(0, 1, 100_000)
-    fig = plots.pro_curves({"every": (fpr, fpr)}, limits=(0.3,))
+    fig = results.pro_curves({"every": (fpr, fpr)}, limits=(0.3,))
     drawn = panels(fig)[0].lines[0]
     assert len(drawn.get_xdata()) <= 1000
     assert drawn.get_xdata()[0] == 0 and drawn.get_xdata()[-1] > 0.3
     assert drawn.get_marker() == "None"
-    few = plots.pro_curves({"published": (fpr[::1000], fpr[::1000])}, limits=(0.3,))
+    few = results.pro_curves({"published": (fpr[::1000], fpr[::1000])}, limits=(0.3,))
     assert panels(few)[0].lines[0].get_marker() == "o"
 
 
 def test_matplotlib_bundle_is_an_image_with_alternative_text(history):
-    content = plots.bundle(plots.sigma_curve(history), 'sigma "starts" at <1/2>')
+    content = page.bundle(training.sigma_curve(history), 'sigma "starts" at <1/2>')
     assert 'alt="sigma &quot;starts&quot; at &lt;1/2&gt;"' in content["text/html"]
     assert content["text/plain"] == 'sigma "starts" at <1/2>'
-    assert image_of(plots.sigma_curve(history)).std() > 0  # something is drawn
+    assert image_of(training.sigma_curve(history)).std() > 0  # something is drawn
     assert np.array_equal(
-        image_of(plots.sigma_curve(history)), image_of(plots.sigma_curve(history))
+        image_of(training.sigma_curve(history)), image_of(training.sigma_curve(history))
     )
 
 
 def test_show_publishes_the_bundle(history, monkeypatch):
     published = []
     monkeypatch.setattr(plots.page, "display", lambda data, raw: published.append((data, raw)))
-    plots.show(plots.sigma_curve(history), "influence of the modalities")
+    page.show(training.sigma_curve(history), "influence of the modalities")
     ((data, raw),) = published
     assert raw and 'alt="influence of the modalities"' in data["text/html"]
     with pytest.raises(ValueError, match="alt is empty"):
-        plots.show(plots.sigma_curve(history), " ")
+        page.show(training.sigma_curve(history), " ")
 
 
 def decoded(values):
@@ -286,8 +297,8 @@ def decoded(values):
 
 
 def test_cloud_bundle_needs_nothing_but_the_plotly_of_the_page():
-    fig = plots.cloud(scan(200).xyz, "</script> part", values=scan(200).mask, label="score")
-    content = plots.bundle(fig, "a part that can be turned")
+    fig = clouds.cloud(scan(200).xyz, "</script> part", values=scan(200).mask, label="score")
+    content = page.bundle(fig, "a part that can be turned")
     page = content["text/html"]
     assert 'role="img" aria-label="a part that can be turned"' in page
     assert len(page) < 300_000  # plotly.min.js alone is 4 MB
@@ -306,19 +317,19 @@ def test_cloud_thins_but_keeps_extent_and_peak_in_mm():
     values[123, 45] = 7.0
     xyz[:5] = 0
     xyz[9, 9] = np.nan
-    trace = plots.cloud(xyz, "noise", values=values).data[0]
-    assert 7000 < len(trace.x) <= plots.MAX_CLOUD_POINTS
+    trace = clouds.cloud(xyz, "noise", values=values).data[0]
+    assert 7000 < len(trace.x) <= clouds.MAX_CLOUD_POINTS
     there = xyz[5:].reshape(-1, 3)
     there = there[np.isfinite(there).all(axis=1)] * 1000
     for axis, drawn in enumerate((trace.x, trace.y, trace.z)):
         assert drawn.min() == pytest.approx(there[:, axis].min(), rel=1e-5)
         assert drawn.max() == pytest.approx(there[:, axis].max(), rel=1e-5)
     assert max(trace.marker.color) == 7.0
-    again = plots.cloud(xyz, "noise", values=values).data[0]
+    again = clouds.cloud(xyz, "noise", values=values).data[0]
     assert np.array_equal(again.x, trace.x)  # thinned the same way every time
     assert np.allclose(
         decoded(
-            plots.bundle(go.Figure(trace), "a")["application/vnd.plotly.v1+json"]["data"][0]["x"]
+            page.bundle(go.Figure(trace), "a")["application/vnd.plotly.v1+json"]["data"][0]["x"]
         ),
         trace.x,
     )
@@ -327,7 +338,7 @@ def test_cloud_thins_but_keeps_extent_and_peak_in_mm():
 def test_cloud_keeps_all_of_a_small_scan_with_its_colours():
     xyz = np.array([[0, 0, 0], [0.01, 0, 0.4], [0, 0.02, 0.4]])
     colour = np.array([[9, 9, 9], [255, 0, 16], [0, 128, 255]], dtype=np.uint8)
-    trace = plots.cloud(xyz, "two points", colour=colour).data[0]
+    trace = clouds.cloud(xyz, "two points", colour=colour).data[0]
     assert list(trace.x) == pytest.approx([10, 0])
     assert list(trace.marker.color) == ["#ff0010", "#0080ff"]
 
@@ -335,7 +346,7 @@ def test_cloud_keeps_all_of_a_small_scan_with_its_colours():
 def test_a_millimetre_is_as_long_on_every_axis_of_a_cloud():
     rng = np.random.default_rng(3)
     xyz = rng.uniform([-0.05, -0.02, 0.4], [0.05, 0.02, 0.41], (500, 3))
-    scene = plots.cloud(xyz, "slab", values=xyz[:, 2]).layout.scene
+    scene = clouds.cloud(xyz, "slab", values=xyz[:, 2]).layout.scene
     length = {name: abs(np.ptp(scene[f"{name}axis"].range)) for name in "xyz"}
     per_mm = [scene.aspectratio[name] / length[name] for name in "xyz"]
     assert per_mm == pytest.approx([per_mm[0]] * 3)
@@ -344,21 +355,21 @@ def test_a_millimetre_is_as_long_on_every_axis_of_a_cloud():
 
 def test_cloud_refuses_nothing_to_draw():
     with pytest.raises(ValueError, match="no point"):
-        plots.cloud(np.zeros((4, 4, 3)), "empty", values=np.zeros((4, 4)))
+        clouds.cloud(np.zeros((4, 4, 3)), "empty", values=np.zeros((4, 4)))
 
 
 def test_clouds_of_one_method_share_a_scale_that_begins_at_zero():
     xyz = scan().xyz
-    alone = plots.cloud(xyz, "a", values=xyz[..., 2]).data[0].marker
+    alone = clouds.cloud(xyz, "a", values=xyz[..., 2]).data[0].marker
     assert alone.cmin is None and alone.cmax is None
     for factor in (0.1, 30.0):
-        marker = plots.cloud(xyz, "a", values=factor * xyz[..., 2], top=2.0).data[0].marker
+        marker = clouds.cloud(xyz, "a", values=factor * xyz[..., 2], top=2.0).data[0].marker
         assert (marker.cmin, marker.cmax) == (0.0, 2.0)
 
 
 def test_method_panels_paint_all_methods_on_one_scale_that_ends_where_it_is_told():
     low, high = [np.zeros((9, 9))] * 2, [np.full((28, 28), 7.0)] * 2
-    fig = plots.method_panels([scan(), scan()], {"a": low, "b": high}, ["x", "y"], top=3.0)
+    fig = maps.method_panels([scan(), scan()], {"a": low, "b": high}, ["x", "y"], top=3.0)
     axes = panels(fig)
     titles = [ax.get_title() for ax in axes]
     assert titles == ["image", "points", "truth", "a", "b"] + 5 * [""]
@@ -381,14 +392,14 @@ def test_method_panels_show_the_square_around_the_object():
     points = np.zeros_like(off.xyz)
     points[10:21, 30:51] = (0.0, 0.0, 0.4)  # 11 rows, 21 columns
     off.xyz[:] = points
-    for ax in panels(plots.method_panels([off], {"a": [np.zeros((9, 9))]}, ["x"])):
+    for ax in panels(maps.method_panels([off], {"a": [np.zeros((9, 9))]}, ["x"])):
         assert ax.get_xlim() == pytest.approx((40 - 21 * 0.54, 40 + 21 * 0.54))
         assert ax.get_ylim() == pytest.approx((15 + 21 * 0.54, 15 - 21 * 0.54))  # rows run down
 
 
 def test_eleven_methods_go_on_in_a_second_block_with_the_same_row_labels():
     maps = {f"m{i}": [np.full((9, 9), i + n / 10) for n in range(2)] for i in range(11)}
-    axes = panels(plots.method_panels([scan(), scan()], maps, ["x", "y"]))
+    axes = panels(maps.method_panels([scan(), scan()], maps, ["x", "y"]))
     grid = np.array(axes).reshape(4, 7)
     assert [ax.get_title() for ax in grid[0]] == ["image", "points", "truth", *list(maps)[:4]]
     assert [ax.get_title() for ax in grid[2]] == list(maps)[4:]
@@ -396,12 +407,12 @@ def test_eleven_methods_go_on_in_a_second_block_with_the_same_row_labels():
     first, second = ([float(ax.images[0].get_array()[0, 0]) for ax in grid[r]] for r in (2, 3))
     assert first == list(range(4, 11)) and second == [i + 0.1 for i in range(4, 11)]
     ten = {name: maps[name] for name in list(maps)[:10]}  # 13 panels: the last place is empty
-    assert len(panels(plots.method_panels([scan(), scan()], ten, ["x", "y"]))) == 26
+    assert len(panels(maps.method_panels([scan(), scan()], ten, ["x", "y"]))) == 26
 
 
 def test_scale_factors_have_their_own_colours_around_one():
     maps = {"s": [np.full((9, 9), 0.5)], "w": [np.full((9, 9), 1.0)]}
-    fig = plots.method_panels([scan()], maps, ["x"], factors=("w",))
+    fig = maps.method_panels([scan()], maps, ["x"], factors=("w",))
     s, w = (ax.images[0] for ax in panels(fig)[3:])
     assert s.get_clim() == (0, 2) and w.get_clim() == pytest.approx((1 / math.e, math.e))
     assert w.norm(1.0) == pytest.approx(0.5)  # as far from either end, in equal ratios

@@ -5,21 +5,21 @@ import pytest
 from scipy import ndimage
 
 from g2sf_lib.config import SynthesisConfig
-from g2sf_lib.datasets import Sample, ScanError
+from g2sf_lib.datasets import DATASETS, Sample, ScanError
 from g2sf_lib.datasets.preprocess import load_prepared, save_prepared
 from g2sf_lib.synthesis import (
     _CHANGES,
     CHANGED,
-    MILD_CATEGORIES,
-    anomaly_mask,
     augment_target,
     corrupt_rgb,
+    paste_labels,
     perlin_noise,
     synthesise,
     synthesise_set,
 )
 
 # As published; one at a time, the levers that differ by default are tested further below.
+MILD_CATEGORIES = {name for one in DATASETS.values() for name in one.upright}
 CONFIG = SynthesisConfig(
     paste_in="both", augment="published", colour_from="other",
     min_blend=0.5, min_relief=1.0, min_offset_m=0.0002, max_offset_m=0.002,
@@ -92,50 +92,30 @@ def test_perlin_noise_is_the_textbook_sum():
 def test_mask_components_have_allowed_sizes_and_lie_on_the_object(seed):
     foreground = disc(512, 0.3)
     foreground[200:230] = False
-    mask = anomaly_mask(foreground, CONFIG, np.random.default_rng(seed))
-    parts = components(mask)
-    assert mask.dtype == bool and mask.sum() >= CONFIG.min_paste_px
+    labels = paste_labels(foreground, CONFIG, np.random.default_rng(seed))
+    mask, parts = labels > 0, components(labels > 0)
+    assert mask.sum() >= CONFIG.min_paste_px and len(parts) == labels.max()
     for part in parts:
         assert CONFIG.min_component_px <= part.sum() <= CONFIG.max_component_px
         assert (part & foreground).sum() >= 2 / 3 * part.sum()
 
 
-def test_a_component_beside_the_object_is_shifted_onto_it():
-    # Only a corner is foreground: the noise rarely falls there by itself.
-    foreground = np.zeros((512, 512), bool)
-    foreground[-150:, -150:] = True
-    masks = [anomaly_mask(foreground, CONFIG, np.random.default_rng(seed)) for seed in range(10)]
-    everywhere = np.ones_like(foreground)
-    free = [anomaly_mask(everywhere, CONFIG, np.random.default_rng(seed)) for seed in range(10)]
-    assert np.mean([foreground[m].mean() for m in masks]) > 0.8
-    assert np.mean([foreground[m].mean() for m in free]) < 0.3
-
-
 @pytest.mark.parametrize("size", [(100, 100), (256, 200), (800, 800)])
 def test_mask_keeps_the_size_and_the_share_of_any_scan(size):
     foreground = np.ones(size, bool)
-    small = anomaly_mask(foreground, CONFIG, np.random.default_rng(1))
-    large = anomaly_mask(np.ones((512, 512), bool), CONFIG, np.random.default_rng(1))
+    small = paste_labels(foreground, CONFIG, np.random.default_rng(1)) > 0
+    large = paste_labels(np.ones((512, 512), bool), CONFIG, np.random.default_rng(1)) > 0
     assert small.shape == size
     assert small.mean() == pytest.approx(large.mean(), rel=0.15)
-
-
-def test_mask_follows_its_settings():
-    foreground = np.ones((512, 512), bool)
-    config = dataclasses.replace(CONFIG, max_component_px=400, min_paste_px=2000)
-    for seed in range(4):
-        mask = anomaly_mask(foreground, config, np.random.default_rng(seed))
-        assert mask.sum() >= 2000
-        assert max(part.sum() for part in components(mask)) <= 400
 
 
 def test_object_too_small_for_a_mask_is_an_error():
     foreground = np.zeros((64, 64), bool)
     with pytest.raises(ScanError, match="0 of 262144 px; expected a larger object"):
-        anomaly_mask(foreground, CONFIG, np.random.default_rng(0))
+        paste_labels(foreground, CONFIG, np.random.default_rng(0))
     foreground[3, 3] = True
     with pytest.raises(ScanError, match="expected a larger object"):
-        anomaly_mask(foreground, CONFIG, np.random.default_rng(0))
+        paste_labels(foreground, CONFIG, np.random.default_rng(0))
 
 
 def coded_target(size=96):
@@ -198,14 +178,6 @@ def test_augmentation_stays_in_the_range_of_its_category(category):
     else:
         assert 30 < max(angles) <= 45.3 and 5 < sum(mirrored) < 35
         assert 0.79 < min(scales) < 0.88 and 1.12 < max(scales) < 1.26
-
-
-def test_augmentation_without_raw_points_and_with_equal_seeds():
-    target = dataclasses.replace(make_target(), raw_xyz=None)
-    first = augment_target(target, "cookie", np.random.default_rng(4))
-    again = augment_target(target, "cookie", np.random.default_rng(4))
-    assert first.raw_xyz is None
-    assert np.array_equal(first.rgb, again.rgb) and np.array_equal(first.xyz, again.xyz)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -284,17 +256,6 @@ def test_one_sided_pastes_change_one_modality_and_stay_on_the_object(sources):
     counts = {kind: kinds.count(kind) for kind in kinds}
     assert counts.keys() == {(True, True), (True, False), (False, True)}
     assert min(counts.values()) >= 2
-
-
-def test_the_scans_given_stay_as_they_are(sources):
-    target = make_target()
-    copies = [
-        dataclasses.replace(s, **{key: getattr(s, key).copy() for key in ARRAYS})
-        for s in (target, *sources)
-    ]
-    synthesise(target, *sources, "cookie", CONFIG, np.random.default_rng(0))
-    for scan, copy in zip((target, *sources), copies, strict=True):
-        assert_same(scan, copy)
 
 
 @pytest.mark.parametrize("limits", [(0.0002, 0.002), (0.001, 0.0015)])

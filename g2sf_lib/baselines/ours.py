@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from g2sf_lib.baselines.scans import Scans, Scorer
-from g2sf_lib.config import Config
+from g2sf_lib.config import Config, with_settings
 from g2sf_lib.detector import G2SF, CellScores
 
 
@@ -38,4 +38,4 @@ class Unweighted(Ours):
 def with_other_pastes(config: Config) -> Config:
     """Return the config with the other kind of pastes: one-sided ones, or in both modalities."""
     other = "both" if config.synthesis.paste_in == "either" else "either"
-    return config.replace(synthesis=config.synthesis.replace(paste_in=other))
+    return with_settings(config, {"paste_in": other})

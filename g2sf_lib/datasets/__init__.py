@@ -1,13 +1,19 @@
-"""Scans, however they are stored, as one `Sample`."""
+"""Scans, however they are stored, as one `Sample`; `DATASETS` says what differs between data sets.
+
+To add a data set: an entry here, its plain settings in `config.CATEGORIES` and `config.DATASETS`,
+and a module with ``find_scans``, ``list_scans(root, category, split)`` and ``read_scan(files)``.
+"""
 
 from __future__ import annotations
 
 import importlib
 import os
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
-from multiprocessing import parent_process
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,11 +24,53 @@ from threadpoolctl import threadpool_limits
 
 from g2sf_lib.config import CATEGORIES
 
+SPLITS = ("train", "validation", "test")
 FARTHEST_M = 100.0  # from the sensor; the largest room that a scanner looks at
 # Between neighbouring pixels: finer than any sensor, and coarser than a cluster holds together.
 PITCH_M = (1e-6, 1e-2)
 MAX_SAME = 0.01  # of the pixels: more of them cannot have been measured at the same place
 JUNK = ("thumbs.db", "desktop.ini")  # left by systems; so are hidden files
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """How a data set is read, and what of it differs from the others.
+
+    Attributes:
+        module: of this package, which reads it.
+        background: what "auto" means for it, see `preprocess`.
+        num_sources: training scans of each category whose points are pasted, as published.
+        upright: categories that always lie the same way round, see `synthesis.augment_target`.
+        published: category -> scans of each of `SPLITS`; None where nothing is published.
+    """
+
+    module: str
+    background: str = "plane"
+    num_sources: int = 8
+    upright: tuple[str, ...] = ()
+    published: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+
+
+# Scans of MVTec 3D-AD from memory of its paper; their sums agree: 2656, 294, 1197.
+_MVTEC3D = (
+    *((244, 22, 110), (223, 23, 108), (286, 29, 159), (210, 22, 131), (288, 34, 130)),
+    *((236, 27, 100), (361, 42, 132), (300, 33, 114), (298, 33, 101), (210, 29, 112)),
+)
+DATASETS = {
+    "procedural": Dataset("mvtec3d", upright=("dowel", "foam", "gland", "rope")),
+    "mvtec3d": Dataset(
+        "mvtec3d",
+        upright=("cable_gland", "dowel", "foam", "rope", "tire"),
+        published=dict(zip(CATEGORIES["mvtec3d"], _MVTEC3D, strict=True)),
+    ),
+    "eyecandies": Dataset(
+        "eyecandies",
+        background="conveyor",
+        num_sources=24,
+        published=dict.fromkeys(CATEGORIES["eyecandies"], (1000, 100, 50)),
+    ),
+    "folder": Dataset("folder"),
+}
 
 
 class ScanError(ValueError):
@@ -61,25 +109,49 @@ class Sample:
         return np.any(self.xyz != 0, axis=-1)
 
 
-def reader(dataset: str) -> ModuleType:
-    """Return the module that reads a data set.
+@dataclass(frozen=True)
+class ScanFiles:
+    """Where one scan lies on disk.
 
-    It has ``find_scans(root, category, split)``, ``list_scans`` with the same arguments, and
-    ``read_scan(files)``, which returns a `Sample` for an entry of the lists. An entry has
-    `name`, `label`, `split`, `index`, and `paths`, the files that the scan is made of.
-
-    Args:
-        dataset: as in the config; "procedural" is stored as MVTec 3D-AD is.
+    Attributes:
+        rgb: the image.
+        xyz: the points, or the depth image that they are made from.
+        gt: the ground truth; None where a good scan has none.
+        split: one of `SPLITS`.
+        label: "good", or the kind of defect.
+        index: the number as it is written, e.g. "003".
+        beside: what else points are made from: a camera, or a range and a pose.
     """
-    module = "mvtec3d" if dataset == "procedural" else dataset
-    return importlib.import_module(f"g2sf_lib.datasets.{module}")
+
+    rgb: Path
+    xyz: Path
+    gt: Path | None
+    split: str
+    label: str
+    index: str
+    beside: tuple[Path, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What the scan is called in messages and tables, e.g. "test/dent/003"."""
+        return f"{self.split}/{self.label}/{self.index}"
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that the scan is made of."""
+        return tuple(path for path in (self.rgb, self.xyz, self.gt, *self.beside) if path)
 
 
-def complete(found: tuple[list, list[str]]) -> list:
-    """Return the scans of what a reader's `find_scans` found, if none is incomplete.
+def reader(dataset: str) -> ModuleType:
+    """Return the module that reads a data set."""
+    return importlib.import_module(f"g2sf_lib.datasets.{DATASETS[dataset].module}")
+
+
+def complete(found: tuple[list[ScanFiles], list[str]]) -> list[ScanFiles]:
+    """Return the scans that a reader's `find_scans` found.
 
     Raises:
-        ScanError: with one line for each message; every file is named.
+        ScanError: with one line for each message, where a scan is incomplete.
     """
     scans, problems = found
     if problems:
@@ -92,29 +164,12 @@ def is_left_by_system(path: Path) -> bool:
     return path.name.startswith(".") or path.name.lower() in JUNK
 
 
-def files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], list[str]]:
-    """Return stem -> file of a folder, and a message for everything in it that is not read.
-
-    A search for ``*.png`` finds what it looks for and never what it misses: a scan saved as
-    ``.PNG`` or ``.jpg`` would be left out without a word.
-
-    Args:
-        folder: need not be there.
-        suffixes: in small letters, e.g. (".tiff", ".tif"); how they are written does not matter.
-    """
-    found, problems = {}, []
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if is_left_by_system(path):
-            continue
-        if not path.is_file() or path.suffix.lower() not in suffixes:
-            what = f"{path.suffix or 'no suffix'}" if path.is_file() else "a folder"
-            expected = " or ".join(f"NAME{suffix}" for suffix in suffixes)
-            problems.append(f"{path}: {what} found; expected {expected}, anything else is not read")
-        elif path.stem in found:
-            problems.append(f"{path}: {found[path.stem]} found too; expected one file of that name")
-        else:
-            found[path.stem] = path
-    return found, problems
+def need_folder(folder: Path) -> None:
+    """Raise a ScanError that says what its parent holds, where a folder is not there."""
+    if not folder.is_dir():
+        parent = next(p for p in folder.parents if p.is_dir())
+        held = ", ".join(sorted(p.name for p in parent.iterdir())[:12]) or "nothing"
+        raise ScanError(f"{folder}: no such folder ({parent} holds {held}); expected scans there")
 
 
 def split_problems(split: str, scans: Sequence, where: str) -> list[str]:
@@ -123,7 +178,7 @@ def split_problems(split: str, scans: Sequence, where: str) -> list[str]:
     The check, the stages and `G2SF.fit` ask here, so that all refuse the same and in these words.
 
     Args:
-        split: "train", "validation" or "test".
+        split: one of `SPLITS`.
         scans: each with `name` and `label`.
         where: what the split is called in the message.
     """
@@ -143,7 +198,9 @@ def split_problems(split: str, scans: Sequence, where: str) -> list[str]:
     return problems
 
 
-def find_split(dataset: str, root: Path | str, category: str, split: str) -> tuple[list, list[str]]:
+def find_split(
+    dataset: str, root: Path | str, category: str, split: str
+) -> tuple[list[ScanFiles], list[str]]:
     """Return what a reader's `find_scans` does, and what `split_problems` says of the whole.
 
     Raises:
@@ -156,11 +213,7 @@ def find_split(dataset: str, root: Path | str, category: str, split: str) -> tup
 
 
 def check_points(xyz: np.ndarray, name: str) -> None:
-    """Refuse points that cannot be metres of an organised scan.
-
-    Args:
-        xyz: (H, W, 3) float32, (0, 0, 0) where there is no point.
-        name: of the file, or of the scan.
+    """Refuse (H, W, 3) points that cannot be metres of an organised scan.
 
     Raises:
         ScanError: for points that are NaN, infinite or farther than `FARTHEST_M`; where none is
@@ -197,60 +250,37 @@ def check_points(xyz: np.ndarray, name: str) -> None:
 
 
 def check_mask(mask: np.ndarray, label: str, name: str) -> None:
-    """Refuse a ground truth that contradicts the label.
-
-    Args:
-        mask: (H, W) bool.
-        label: "good", or the kind of defect.
-        name: of the file, or of the scan.
-
-    Raises:
-        ScanError: for anomalous pixels in a good scan, and for none in a defective one.
-    """
+    """Refuse a ground truth that contradicts the label."""
     if label == "good" and mask.any():
         raise ScanError(f"{name}: {mask.sum()} anomalous pixels; expected none in a good scan")
     if label != "good" and not mask.any():
         raise ScanError(f"{name}: no anomalous pixel; expected some in a scan of {label!r}")
 
 
-def check_sample(sample: Sample) -> None:
-    """Refuse a sample that no reader would return; see `check_points` and `check_mask`.
-
-    Raises:
-        ScanError: naming the scan, also for arrays that do not fit each other.
-    """
-    size = sample.xyz.shape[:2]
-    expected = {"xyz": (*size, 3), "rgb": (*size, 3), "mask": size}
-    dtypes = {"xyz": np.float32, "rgb": np.uint8, "mask": np.bool_}
-    for key, shape in expected.items():
-        found = np.asarray(getattr(sample, key))
-        if found.shape != shape or found.dtype != dtypes[key] or len(size) != 2:
-            raise ScanError(
-                f"{sample.name}: {key} is {found.dtype} {found.shape};"
-                f" expected {np.dtype(dtypes[key])} {shape}"
-            )
-    check_points(sample.xyz, sample.name)
-    check_mask(sample.mask, sample.label, sample.name)
-
-
 def check_normal(split: str, samples: Sequence[Sample], where: str) -> None:
-    """Refuse samples that nothing normal can be learnt from: `check_sample`, `split_problems`.
+    """Refuse samples that no reader would return, or that nothing normal can be learnt from.
 
     Raises:
         ScanError: with one line for each problem.
     """
     for sample in samples:
-        check_sample(sample)
+        size = sample.xyz.shape[:2]
+        needed = {"xyz": (np.float32, (*size, 3)), "rgb": (np.uint8, (*size, 3))}
+        for key, (dtype, shape) in (needed | {"mask": (np.bool_, size)}).items():
+            found = np.asarray(getattr(sample, key))
+            if found.shape != shape or found.dtype != dtype or len(size) != 2:
+                raise ScanError(
+                    f"{sample.name}: {key} is {found.dtype} {found.shape};"
+                    f" expected {np.dtype(dtype)} {shape}"
+                )
+        check_points(sample.xyz, sample.name)
+        check_mask(sample.mask, sample.label, sample.name)
     if problems := split_problems(split, samples, where):
         raise ScanError("\n".join(problems))
 
 
 def read_yaml(path: Path, expected: str) -> dict:
-    """Return the mapping of a YAML file.
-
-    Raises:
-        ScanError: naming the file, where it cannot be read or holds something else.
-    """
+    """Return the mapping of a YAML file; `expected` says in a ScanError what it should hold."""
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -262,10 +292,7 @@ def read_yaml(path: Path, expected: str) -> dict:
 
 
 def as_number(value: Any) -> float | None:
-    """Return a finite number, or None for what is none.
-
-    YAML 1.1 reads 1e-4 as text, since it has no point; people mean the number.
-    """
+    """Return a finite number, or None for what is none; 1e-4 is a text to YAML 1.1."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
@@ -276,29 +303,21 @@ def as_number(value: Any) -> float | None:
 
 
 def category_names(dataset: str, root: Path | str) -> tuple[str, ...]:
-    """Return the categories of a data set that are there.
+    """Return the categories of a data set that have a folder below the root, in published order.
 
-    Args:
-        dataset: as in the config.
-        root: the folder that holds the categories.
-
-    Returns:
-        Published names with a folder below `root`, in the published order; all of them where
-        none is there, so that what is missing is named later. For "folder", the names of the
-        folders.
+    All of them where none is there, so that what is missing is named later; for "folder", the
+    names of the folders.
 
     Raises:
         ScanError: for a folder whose name is nearly that of a category, as "Cable gland" is:
             it would be passed over.
     """
-    known = CATEGORIES.get(dataset)
+    known, root = CATEGORIES.get(dataset), Path(root)
     if known is None:
-        from g2sf_lib.datasets.folder import list_categories
-
-        return tuple(list_categories(Path(root)))
-    there = tuple(name for name in known if (Path(root) / name).is_dir())
+        return tuple(reader(dataset).list_categories(root))
+    there = tuple(name for name in known if (root / name).is_dir())
     meant = {_letters(name): name for name in known}
-    for path in sorted(Path(root).iterdir()) if Path(root).is_dir() else ():
+    for path in sorted(root.iterdir()) if root.is_dir() else ():
         name = meant.get(_letters(path.name), path.name)
         if path.is_dir() and name != path.name and name not in there:
             raise ScanError(f"{path}: no category of {dataset}; expected it to be called {name}")
@@ -309,7 +328,29 @@ def _letters(name: str) -> str:
     return "".join(filter(str.isalnum, name)).lower()
 
 
-def start_worker() -> None:
+def in_processes(function: Callable, jobs: Sequence, workers: int) -> Iterator:
+    """Yield the result of a function for each job, in order; with one worker, in this process.
+
+    Raises:
+        RuntimeError: where a process has died.
+    """
+    workers = min(workers, len(jobs))
+    if workers <= 1:
+        yield from map(function, jobs)
+        return
+    # Spawned, because forking after Open3D or torch have started threads can hang.
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+        try:
+            yield from pool.map(function, jobs, chunksize=2)
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "a worker process died (out of memory?); what is finished is kept,"
+                " run it again with fewer workers"
+            ) from error
+
+
+def _start_worker() -> None:
     """Keep a worker process to one thread, and end it when its parent is gone."""
     os.environ["OMP_NUM_THREADS"] = "1"  # for Open3D, which is not loaded yet
     threadpool_limits(1)

@@ -10,69 +10,27 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
+import pandas as pd
 from tqdm.auto import tqdm
 
 from g2sf_lib.config import CATEGORIES, category_name, normal_path
 from g2sf_lib.datasets import (
+    DATASETS,
+    SPLITS,
     ScanError,
+    ScanFiles,
     category_names,
     find_split,
+    in_processes,
     is_left_by_system,
     reader,
-    start_worker,
 )
-from g2sf_lib.datasets.preprocess import SPLITS
-
-DATASETS = ("mvtec3d", "eyecandies", "folder")
-# MVTec 3D-AD, from memory of its paper: train, validation, test. Sums agree: 2656, 294, 1197.
-_MVTEC = {
-    "bagel": (244, 22, 110),
-    "cable_gland": (223, 23, 108),
-    "carrot": (286, 29, 159),
-    "cookie": (210, 22, 131),
-    "dowel": (288, 34, 130),
-    "foam": (236, 27, 100),
-    "peach": (361, 42, 132),
-    "potato": (300, 33, 114),
-    "rope": (298, 33, 101),
-    "tire": (210, 29, 112),
-}
-PUBLISHED_ALL = {
-    "mvtec3d": {name: dict(zip(SPLITS, num, strict=True)) for name, num in _MVTEC.items()}
-}
-PUBLISHED_CATEGORY = {"eyecandies": {"train": (1000, 0), "validation": (100, 0), "test": (25, 25)}}
-_COLUMNS = ("category", "split", "good", "defective", "all", "problems", "published")
-
-
-@dataclass(frozen=True)
-class Count:
-    """What one split of one category holds.
-
-    Attributes:
-        category, split: which.
-        good, defective: complete scans of that label, readable or not.
-        problems: messages about this split.
-    """
-
-    category: str
-    split: str
-    good: int
-    defective: int
-    problems: int
-
-    @property
-    def all(self) -> int:
-        """Number of complete scans."""
-        return self.good + self.defective
 
 
 @dataclass(frozen=True)
@@ -81,20 +39,40 @@ class Report:
 
     Attributes:
         dataset: as in the config.
-        counts: a `Count` for each category and split that was looked at.
+        counts: a row for each category and split that was looked at: good and defective scans
+            that are complete, readable or not, all of them, messages, and what is published.
         problems: one line each, naming the file, what was found, and what was expected.
         unread: names of the folders beside the categories that were looked at.
     """
 
     dataset: str
-    counts: tuple[Count, ...]
-    problems: tuple[str, ...]
-    unread: tuple[str, ...] = ()
+    counts: pd.DataFrame
+    problems: list[str]
+    unread: list[str]
 
-    @property
-    def categories(self) -> tuple[str, ...]:
-        """Categories that were looked at, in order."""
-        return tuple(dict.fromkeys(count.category for count in self.counts))
+    def notes(self) -> list[str]:
+        """Return one line for every count that is not the published one, and for what is absent."""
+        rows = [row for row in self.counts.itertuples() if row.published not in ("-", row.all)]
+        lines = [f"{r.category}/{r.split}: {r.all} scans; published {r.published}" for r in rows]
+        if self.unread:
+            lines.append(f"not read, beside the categories: {', '.join(self.unread)}")
+        seen = set(self.counts["category"])
+        absent = [name for name in CATEGORIES.get(self.dataset, ()) if name not in seen]
+        if absent and seen:
+            lines.append(f"not looked at: {', '.join(absent)}")
+        return lines
+
+    def table(self) -> str:
+        """Return the counts as text; where there are several categories, with their sums."""
+        rows, names = [self.counts], self.counts["category"].unique()
+        for split in SPLITS if len(names) > 1 else ():
+            of_split = self.counts[self.counts["split"] == split]
+            total = of_split.drop(columns=["category", "split", "published"]).sum()
+            known = DATASETS[self.dataset].published
+            published = of_split["published"].sum() if len(names) == len(known) else "-"
+            first = {"category": f"all {len(names)}", "split": split}
+            rows.append(pd.DataFrame([first | total.to_dict() | {"published": published}]))
+        return pd.concat(rows).to_string(index=False)
 
 
 def check(
@@ -109,46 +87,42 @@ def check(
     Every scan is read whole, by the reader that a run uses; a bad one does not stop it.
 
     Args:
-        dataset: "mvtec3d", "eyecandies" or "folder".
+        dataset: one of `DATASETS`.
         root: the folder that holds the categories.
         categories: which; None: all that are there.
         workers: processes that read.
         progress: show a bar on standard error.
 
-    Returns:
-        A `Report`; its `problems` are empty where a run would not fail.
-
     Raises:
         RuntimeError: where a process that reads has died.
     """
     names, problems = _categories(dataset, Path(root), categories)
-    counts = []
-    with (
-        _mapping(workers) as apply,
-        tqdm(total=0, desc="check", unit="scan", disable=not progress) as bar,
-    ):
-        for category in names:
-            for split in SPLITS:
-                bar.set_postfix_str(f"{category}/{split}")
-                good, defective, found = 0, 0, []
-                try:
-                    scans, found = find_split(dataset, root, category, split)
-                except (ScanError, OSError) as error:
-                    found = [str(error)]
-                else:
-                    good = sum(files.label == "good" for files in scans)
-                    defective = len(scans) - good
-                    bar.total += len(scans)
-                    for message in apply(partial(_problem_of, dataset), scans):
-                        found += [message] if message else []
-                        bar.update()
-                # A bad camera is a problem of every scan: one line is enough.
-                found = sorted({" ".join(message.split()) for message in found})
-                counts.append(Count(category, split, good, defective, len(found)))
-                problems += found
-    beside = sorted(Path(root).iterdir()) if counts else ()
+    found, messages = {}, defaultdict(set)  # a bad camera is a problem of every scan: told once
+    for place in [(category, split) for category in names for split in SPLITS]:
+        try:
+            found[place], incomplete = find_split(dataset, root, *place)
+            messages[place].update(incomplete)
+        except (ScanError, OSError) as error:
+            found[place] = []
+            messages[place].add(str(error))
+    places = [place for place, scans in found.items() for _ in scans]
+    jobs = [files for scans in found.values() for files in scans]
+    read = in_processes(partial(_problem_of, dataset), jobs, workers)
+    bar = tqdm(read, "check", len(jobs), unit="scan", disable=not progress)
+    for place, message in zip(places, bar, strict=True):
+        messages[place].update([message] if message else [])
+    rows, published = [], DATASETS[dataset].published
+    for (category, split), scans in found.items():
+        lines = sorted({" ".join(message.split()) for message in messages[category, split]})
+        problems += lines
+        good = sum(files.label == "good" for files in scans)
+        known = dict(zip(SPLITS, published.get(category, "---"), strict=True))[split]
+        rows.append((category, split, good, len(scans) - good, len(scans), len(lines), known))
+    columns = ["category", "split", "good", "defective", "all", "problems", "published"]
+    beside = sorted(Path(root).iterdir()) if rows else ()
     unread = [p.name for p in beside if not is_left_by_system(p) and p.name not in names]
-    return Report(dataset, tuple(counts), tuple(dict.fromkeys(problems)), tuple(unread))
+    counts = pd.DataFrame(rows, columns=columns)
+    return Report(dataset, counts, list(dict.fromkeys(problems)), unread)
 
 
 def _categories(
@@ -167,13 +141,12 @@ def _categories(
         held = ", ".join(sorted(path.name for path in root.iterdir())[:12]) or "nothing"
         expected = ", ".join(CATEGORIES[dataset])
         return [], [f"{root}: no category found, it holds {held}; expected {expected}"]
-    lost = [name for name in dict.fromkeys(asked) if name not in there]
-    known = ", ".join(there) or "none"
-    messages = [f"{root / name}: no category of that name; found {known}" for name in lost]
-    return [name for name in dict.fromkeys(asked) if name in there], messages
+    asked, known = list(dict.fromkeys(asked)), ", ".join(there) or "none"
+    lost = [f"{root / n}: no category of that name; found {known}" for n in asked if n not in there]
+    return [name for name in asked if name in there], lost
 
 
-def _problem_of(dataset: str, files: object) -> str | None:
+def _problem_of(dataset: str, files: ScanFiles) -> str | None:
     """Read one scan; return what is wrong with it."""
     try:
         reader(dataset).read_scan(files)
@@ -185,84 +158,14 @@ def _problem_of(dataset: str, files: object) -> str | None:
     return None
 
 
-@contextmanager
-def _mapping(workers: int) -> Iterator[Callable]:
-    """Yield `map`, or its like over processes."""
-    if workers == 1:
-        yield map
-        return
-    # Spawned, not forked, as in `prepare`.
-    with ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=start_worker
-    ) as pool:
-        try:
-            yield partial(pool.map, chunksize=4)
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                "a process died while reading scans (out of memory?); run it with fewer --workers"
-            ) from error
-
-
-def differences(report: Report) -> list[str]:
-    """Return one line for every count that is not the published one."""
-    lines = []
-    published = PUBLISHED_CATEGORY.get(report.dataset, {})
-    for count in report.counts:
-        good, defective = published.get(count.split, (count.good, count.defective))
-        if (good, defective) != (count.good, count.defective):
-            lines.append(
-                f"{count.category}/{count.split}: {count.good} good and {count.defective}"
-                f" defective; published {good} and {defective}"
-            )
-    if report.unread:
-        lines.append(f"not read, beside the categories: {', '.join(report.unread)}")
-    for count in report.counts:
-        num = PUBLISHED_ALL.get(report.dataset, {}).get(count.category, {}).get(count.split)
-        if num is not None and count.all != num:
-            lines.append(f"{count.category}/{count.split}: {count.all} scans; published {num}")
-    known = CATEGORIES.get(report.dataset, ())
-    absent = [name for name in known if name not in report.categories]
-    if absent and report.categories:
-        lines.append(f"not looked at: {', '.join(absent)}")
-    return lines
-
-
-def table(report: Report) -> str:
-    """Return the counts as text, a line for each category and split, and their sums."""
-    rows = [_COLUMNS]
-    published = PUBLISHED_CATEGORY.get(report.dataset, {})
-    for count in report.counts:
-        of_all = PUBLISHED_ALL.get(report.dataset, {}).get(count.category, {})
-        num = sum(published.get(count.split, ())) or of_all.get(count.split, "-")
-        cells = (count.good, count.defective, count.all, count.problems, num)
-        rows.append((count.category, count.split, *map(str, cells)))
-    totals = {split: len(CATEGORIES["eyecandies"]) * sum(n) for split, n in published.items()}
-    of_all = PUBLISHED_ALL.get(report.dataset, {}).values()
-    totals |= {split: sum(num[split] for num in of_all) for split in SPLITS if of_all}
-    for split in SPLITS if len(report.categories) > 1 else ():
-        some = [count for count in report.counts if count.split == split]
-        names = ("good", "defective", "all", "problems")
-        sums = [sum(getattr(count, name) for count in some) for name in names]
-        is_whole = len(report.categories) == len(CATEGORIES.get(report.dataset, ()))
-        num = totals[split] if is_whole else "-"
-        rows.append((f"all {len(report.categories)}", split, *map(str, sums), str(num)))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check a data set, print what was found; return 1 if a run would fail, else 0."""
     parser = argparse.ArgumentParser(
         prog="python -m g2sf_lib.datasets.check",
         description="Read a data set through: counts, and every file that would stop a run.",
     )
-    parser.add_argument("--dataset", required=True, choices=DATASETS)
+    real = [name for name in DATASETS if name != "procedural"]
+    parser.add_argument("--dataset", required=True, choices=real)
     parser.add_argument("--data-root", required=True, help="the folder that holds the categories")
     parser.add_argument("--category", action="append", help="only this one; may be repeated")
     cores = os.cpu_count() or 1
@@ -278,9 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = check(options.dataset, root, names, options.workers, progress=True)
     except RuntimeError as error:
         parser.exit(1, f"{error}\n")
-    if report.counts:
-        print(table(report))
-    for line in differences(report):
+    if len(report.counts):
+        print(report.table())
+    for line in report.notes():
         print(f"note: {line}")
     for line in report.problems:
         print(line)

@@ -37,60 +37,28 @@ RANGES: dict[str, tuple[float, float]] = {
 # Factors on both ends of a range: what is plain on one part is lost on another.
 CATEGORY_SCALE: dict[str, dict[str, float]] = {
     "cookie": {
-        "dent_depth_mm": 0.42,
-        "cut_depth_mm": 0.42,
-        "stain_darkening": 0.45,
-        "colour_shift": 0.4,
-        "hole_depth_mm": 0.5,
-        "hole_darkening": 0.45,
-        "lump_height_mm": 0.5,
-        "lump_cover": 0.45,
+        "dent_depth_mm": 0.42, "cut_depth_mm": 0.42, "stain_darkening": 0.45, "colour_shift": 0.4,
+        "hole_depth_mm": 0.5, "hole_darkening": 0.45, "lump_height_mm": 0.5, "lump_cover": 0.45,
     },
     "dowel": {
-        "dent_depth_mm": 0.32,
-        "cut_depth_mm": 0.22,
-        "cut_length_mm": 0.5,
-        "cut_width_mm": 0.8,
-        "stain_darkening": 0.17,
-        "colour_shift": 0.4,
-        "hole_depth_mm": 0.25,
-        "hole_darkening": 0.1,
-        "lump_height_mm": 0.3,
-        "lump_cover": 0.1,
+        "dent_depth_mm": 0.32, "cut_depth_mm": 0.22, "cut_length_mm": 0.5, "cut_width_mm": 0.8,
+        "stain_darkening": 0.17, "colour_shift": 0.4, "hole_depth_mm": 0.25,
+        "hole_darkening": 0.1, "lump_height_mm": 0.3, "lump_cover": 0.1,
     },
     "foam": {
-        "dent_depth_mm": 0.43,
-        "cut_depth_mm": 0.7,
-        "stain_darkening": 1.15,
-        "stain_width_mm": 1.4,
-        "colour_shift": 1.6,
-        "colour_width_mm": 1.4,
-        "hole_depth_mm": 0.5,
-        "lump_height_mm": 0.5,
+        "dent_depth_mm": 0.43, "cut_depth_mm": 0.7, "stain_darkening": 1.15, "stain_width_mm": 1.4,
+        "colour_shift": 1.6, "colour_width_mm": 1.4, "hole_depth_mm": 0.5, "lump_height_mm": 0.5,
     },
     "gland": {
-        "dent_depth_mm": 0.4,
-        "cut_depth_mm": 0.3,
-        "cut_length_mm": 0.5,
-        "cut_width_mm": 0.8,
-        "stain_darkening": 0.28,
-        "colour_shift": 0.32,
-        "hole_depth_mm": 0.4,
-        "hole_darkening": 0.15,
-        "lump_height_mm": 0.45,
-        "lump_cover": 0.15,
+        "dent_depth_mm": 0.4, "cut_depth_mm": 0.3, "cut_length_mm": 0.5, "cut_width_mm": 0.8,
+        "stain_darkening": 0.28, "colour_shift": 0.32, "hole_depth_mm": 0.4,
+        "hole_darkening": 0.15, "lump_height_mm": 0.45, "lump_cover": 0.15,
     },
     "rope": {
-        "dent_depth_mm": 0.7,
-        "cut_depth_mm": 1.0,
-        "stain_darkening": 0.5,
-        "colour_shift": 0.5,
-        "hole_depth_mm": 1.0,
-        "hole_darkening": 0.5,
-        "lump_height_mm": 1.0,
-        "lump_cover": 0.5,
+        "dent_depth_mm": 0.7, "cut_depth_mm": 1.0, "stain_darkening": 0.5, "colour_shift": 0.5,
+        "hole_depth_mm": 1.0, "hole_darkening": 0.5, "lump_height_mm": 1.0, "lump_cover": 0.5,
     },
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -158,35 +126,25 @@ class Defect:
         return albedo * (1 - weight) + weight * brightness[:, None] * self.tint
 
 
-@dataclass(frozen=True)
-class VisibleSurface:
-    """What a defect can be put on: (H, W, ...) arrays of the sound part, seen by the camera.
-
-    Attributes:
-        point: (H, W, 3) metres, z above the floor.
-        normal: (H, W, 3) unit vectors.
-        is_part: (H, W) bool, False on the floor.
-        facing: (H, W) cosine between ray and normal.
-    """
-
-    point: np.ndarray
-    normal: np.ndarray
-    is_part: np.ndarray
-    facing: np.ndarray
-
-
 def draw_defect(
-    rng: np.random.Generator, category: str, label: str, sound: VisibleSurface, pixel_m: float
+    rng: np.random.Generator,
+    category: str,
+    label: str,
+    surface: dict[str, np.ndarray],
+    pixel_m: float,
 ) -> Defect:
-    """Return a random defect, on a visible place away from the outline.
+    """Return a random defect, on a visible place of the sound part away from its outline.
 
     Args:
         rng: source of place, size and strength.
         category: key of `CATEGORY_SCALE`.
         label: one of `DEFECTS`.
-        sound: the part without the defect, as the camera sees it.
-        pixel_m: width of a pixel on the floor, metres.
+        surface: of the sound part, seen by the camera: ``point`` (H, W, 3), metres, z above the
+            floor; ``normal`` (H, W, 3); ``is_part`` (H, W) bool; ``facing`` (H, W), the cosine
+            between ray and normal.
+        pixel_m: width of a pixel on the floor.
     """
+    point, is_part = surface["point"], surface["is_part"]
 
     def draw(name: str) -> float:
         low, high = np.array(RANGES[name]) * CATEGORY_SCALE[category].get(name, 1.0)
@@ -194,12 +152,12 @@ def draw_defect(
         return float(value / 1000 if name.endswith("_mm") else value)
 
     # Background removal takes the lowest 5 mm: no defect may lie down there.
-    high = sound.is_part & (sound.point[..., 2] > 0.006)
+    high = is_part & (point[..., 2] > 0.006)
     inside = ndimage.distance_transform_edt(high) * pixel_m
-    fits = (inside > min(0.007, 0.55 * inside.max())) & (sound.facing > 0.55)
-    centre = rng.choice(sound.point[fits])
-    near = sound.is_part & (np.linalg.norm(sound.point - centre, axis=-1) < 0.004)
-    outward = sound.normal[near].sum(0)
+    fits = (inside > min(0.007, 0.55 * inside.max())) & (surface["facing"] > 0.55)
+    centre = rng.choice(point[fits])
+    near = is_part & (np.linalg.norm(point - centre, axis=-1) < 0.004)
+    outward = surface["normal"][near].sum(0)
     outward /= np.linalg.norm(outward)
     along = np.cross(outward, rng.standard_normal(3))
     along /= np.linalg.norm(along)

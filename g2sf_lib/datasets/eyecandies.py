@@ -8,7 +8,6 @@ a scan; masks of single kinds of defect (``NNN_bumps_mask.png``) are not read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +15,20 @@ import numpy as np
 from g2sf_lib.datasets import (
     Sample,
     ScanError,
+    ScanFiles,
     as_number,
-    check_mask,
     check_points,
     complete,
     is_left_by_system,
+    need_folder,
     read_yaml,
 )
-from g2sf_lib.datasets.mvtec3d import read_depth, read_mask, read_rgb
+from g2sf_lib.datasets.mvtec3d import assemble, read_depth, read_mask
 
 FOCAL_LENGTH_PX = 711.11  # of every image
 SCALE = np.array([0.1, -0.1, 0.1])  # published: sizes come near the metres of MVTec 3D-AD
 FOLDERS = {"train": "train", "validation": "val", "test": "test_public"}
 KINDS = ("bumps", "dents", "colors", "normals")
-_KEYS = tuple(f"anomalous_{kind}" for kind in KINDS)  # of the metadata
 _ENDINGS = {
     "rgb": "_image_4.png",
     "depth": "_depth.png",
@@ -41,58 +40,23 @@ _ENDINGS = {
 _NEEDED = ("rgb", "depth", "info", "pose")
 
 
-@dataclass(frozen=True)
-class ScanFiles:
-    """Where one scan lies on disk.
-
-    Attributes:
-        rgb: the image of light 4, ``NNN_image_4.png``.
-        depth: ``NNN_depth.png``, 16 bit.
-        info: ``NNN_info_depth.yaml``, the range of the depth.
-        pose: ``NNN_pose.txt``, from world to camera.
-        mask: ``NNN_mask.png``; None where a good scan has none.
-        split: "train", "validation" or "test".
-        label: "good", one of `KINDS`, "combined", or "defective" where nobody says of what kind.
-        index: the number as it is written, e.g. "003".
-    """
-
-    rgb: Path
-    depth: Path
-    info: Path
-    pose: Path
-    mask: Path | None
-    split: str
-    label: str
-    index: str
-
-    @property
-    def name(self) -> str:
-        """What the scan is called in messages and tables, e.g. "test/bumps/03"."""
-        return f"{self.split}/{self.label}/{self.index}"
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """The files that the scan is made of."""
-        return tuple(p for p in (self.rgb, self.depth, self.info, self.pose, self.mask) if p)
-
-
 def _label(mask: Path | None, metadata: Path | None) -> str:
-    """Return what a scan is, from its mask, and its kinds of defect from its metadata.
+    """Return "good", one of `KINDS`, "combined", or "defective" where nobody says of what kind.
 
     Raises:
-        ScanError: one of them cannot be read, or they contradict each other.
+        ScanError: mask or metadata cannot be read, or they contradict each other.
     """
     is_marked = mask is not None and bool(read_mask(mask).any())
     if metadata is None:
         return "defective" if is_marked else "good"
     told = read_yaml(metadata, "kinds of defect, 0 or 1 each")
     values = {}
-    for key in ("anomalous", *_KEYS):
+    for key in ("anomalous", *(f"anomalous_{kind}" for kind in KINDS)):
         value = told.get(key, 0)
         values[key] = float(value) if isinstance(value, bool) else as_number(value)
         if values[key] not in (0, 1):
             raise ScanError(f"{metadata}: {key} is {value!r}; expected 0 or 1")
-    kinds = [kind for kind, key in zip(KINDS, _KEYS, strict=True) if values[key]]
+    kinds = [kind for kind in KINDS if values[f"anomalous_{kind}"]]
     if is_marked != bool(kinds or values["anomalous"]):
         marked = "anomalous pixels" if is_marked else "no anomalous pixel"
         raise ScanError(
@@ -127,58 +91,44 @@ def _files_by_index(folder: Path) -> tuple[dict[str, dict[str, Path]], list[str]
 
 
 def find_scans(root: Path, category: str, split: str) -> tuple[list[ScanFiles], list[str]]:
-    """Return the complete scans of a split, and one message for each that is not complete.
+    """Return the complete scans of a split, and one message for each file that cannot be used.
 
-    Args:
-        root: the folder that holds the categories.
-        category: the folder below `root`.
-        split: "train", "validation" or "test" (the public one).
-
-    Returns:
-        Scans in the order of `list_scans`, and messages, each naming the file that is missing,
-        is not read or cannot be read.
+    Good ones come first, then defects by name, then by number.
 
     Raises:
         ScanError: where the folder of the split is missing or holds no scan.
     """
     folder = Path(root) / category / FOLDERS[split] / "data"
-    if not folder.is_dir():
-        parent = next(p for p in folder.parents if p.is_dir())
-        held = ", ".join(sorted(p.name for p in parent.iterdir())[:12]) or "nothing"
-        raise ScanError(f"{folder}: no such folder ({parent} holds {held}); expected scans there")
+    need_folder(folder)
     found, problems = _files_by_index(folder)
     if not any(kind in files for files in found.values() for kind in _NEEDED):
         told = f"{folder}: no scan found; expected NNN{_ENDINGS['rgb']} and others"
         raise ScanError("\n".join([told, *problems]))
     scans = []
     needed = (*_NEEDED, "mask") if split == "test" else _NEEDED
-    for index in sorted(found, key=lambda text: (len(text), text)):
-        files = found[index]
+    for index, files in found.items():
         lost = [str(folder / f"{index}{_ENDINGS[kind]}") for kind in needed if kind not in files]
         if lost:
             present = " and ".join(str(path) for path in files.values())
             problems.append(f"{' and '.join(lost)}: missing, but {present} found; expected both")
             continue
-        mask, metadata = files.pop("mask", None), files.pop("metadata", None)
+        mask = files.get("mask")
         try:
-            label = _label(mask, metadata)
+            label = _label(mask, files.get("metadata"))
         except ScanError as error:
             problems.append(str(error))
             continue
         if split != "test" and label != "good":
             problems.append(f"{mask}: {label}; expected no anomalous pixel in a scan of {split}")
             continue
-        scans.append(ScanFiles(**files, mask=mask, split=split, label=label, index=index))
+        beside = files["info"], files["pose"]
+        scans.append(ScanFiles(files["rgb"], files["depth"], mask, split, label, index, beside))
     scans.sort(key=lambda one: (one.label != "good", one.label, len(one.index), one.index))
     return scans, problems
 
 
 def list_scans(root: Path, category: str, split: str) -> list[ScanFiles]:
-    """Return the scans of a split: good ones first, then defects by name, then by number.
-
-    Raises:
-        ScanError: as `find_scans`, and for scans that are not complete; every file is named.
-    """
+    """Return what `find_scans` does; a ScanError names every file that is missing."""
     return complete(find_scans(root, category, split))
 
 
@@ -213,16 +163,14 @@ def unproject(depth: np.ndarray, pose: np.ndarray) -> np.ndarray:
     """Return (H, W, 3) float32 points in the published axes and scale.
 
     A pixel (u, v), column and row, at depth z is the point pose^-1 (K^-1 (u, v, 1) z, 1), with
-    the focal length of every image and the principal point at (W / 2, H / 2). Axes are then
-    reordered from (x, y, z) to (x, z, y) and multiplied by (0.1, -0.1, 0.1), so that sizes come
-    near the metres of MVTec 3D-AD.
+    the principal point at (W / 2, H / 2); axes are then reordered from (x, y, z) to (x, z, y)
+    and multiplied by `SCALE`.
 
     Args:
         depth: (H, W), not scaled; a pixel of depth 0 has no point.
         pose: (4, 4) from world to camera.
 
-    Source:
-        facts.md, section 1.
+    Source: facts.md, section 1.
     """
     height, width = depth.shape
     v, u = np.indices(depth.shape)
@@ -234,30 +182,16 @@ def unproject(depth: np.ndarray, pose: np.ndarray) -> np.ndarray:
 
 
 def read_scan(files: ScanFiles) -> Sample:
-    """Return the scan as it was rendered, conveyor included.
-
-    Args:
-        files: an entry of `list_scans`.
-
-    Returns:
-        A `Sample` in the axes and scale of `unproject`; `raw_xyz` is None.
+    """Return the scan as it was rendered, conveyor included; `raw_xyz` is None.
 
     Raises:
         ScanError: naming the file, for one that is damaged or of another kind, and for sizes
             that differ.
     """
-    rgb, value = read_rgb(files.rgb), read_depth(files.depth)
-    low, high = _read_range(files.info)
-    mask = np.zeros(value.shape, bool) if files.mask is None else read_mask(files.mask)
-    for path, array in ((files.depth, value), (files.mask, mask)):
-        if array.shape != rgb.shape[:2]:
-            raise ScanError(
-                f"{path}: {array.shape[0]} x {array.shape[1]} pixels;"
-                f" expected {rgb.shape[0]} x {rgb.shape[1]} as in {files.rgb}"
-            )
+    value, (info, pose) = read_depth(files.xyz), files.beside
+    low, high = _read_range(info)
     if value.min() == value.max():
-        raise ScanError(f"{files.depth}: every depth is {value.min()}; expected a scene")
-    check_mask(mask, files.label, str(files.mask or files.rgb))
-    xyz = unproject(value / 65535 * (high - low) + low, _read_pose(files.pose))
-    check_points(xyz, f"{files.depth} with {files.info}")
-    return Sample(rgb=rgb, xyz=xyz, mask=mask, label=files.label, name=files.name)
+        raise ScanError(f"{files.xyz}: every depth is {value.min()}; expected a scene")
+    xyz = unproject(value / 65535 * (high - low) + low, _read_pose(pose))
+    check_points(xyz, f"{files.xyz} with {info}")
+    return assemble(files, xyz)

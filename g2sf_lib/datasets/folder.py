@@ -15,7 +15,6 @@ or in the root::
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,52 +22,20 @@ import numpy as np
 from g2sf_lib.datasets import (
     Sample,
     ScanError,
+    ScanFiles,
     as_number,
     check_points,
     complete,
     mvtec3d,
     read_yaml,
 )
-from g2sf_lib.datasets.mvtec3d import ScanFiles
 
 CAMERA_FILE = "camera.yaml"
-
-
-@dataclass(frozen=True)
-class Camera:
-    """A pinhole camera that looks along z; x points right, y down.
-
-    Attributes:
-        fx, fy: focal lengths, px.
-        cx, cy: principal point, px; pixel centres have whole numbers.
-        depth_scale: metres a unit of the depth image.
-    """
-
-    fx: float
-    fy: float
-    cx: float
-    cy: float
-    depth_scale: float
-
-    def unproject(self, depth: np.ndarray) -> np.ndarray:
-        """Return (H, W, 3) float32 points, metres; (0, 0, 0) where the depth is 0.
-
-        Args:
-            depth: (H, W) in units of the depth image.
-        """
-        v, u = np.indices(depth.shape)
-        z = depth * self.depth_scale
-        xyz = np.stack([(u - self.cx) / self.fx * z, (v - self.cy) / self.fy * z, z], axis=-1)
-        return xyz.astype(np.float32)
+CAMERA_KEYS = ("fx", "fy", "cx", "cy", "depth_scale")
 
 
 def list_categories(root: Path) -> list[str]:
-    """Return the names of the folders below the root that hold a split, sorted.
-
-    Raises:
-        ScanError: where there is none.
-    """
-    root = Path(root)
+    """Return the names of the folders below the root that hold a split, sorted."""
     found = [
         path.name
         for path in (root.iterdir() if root.is_dir() else ())
@@ -80,16 +47,10 @@ def list_categories(root: Path) -> list[str]:
 
 
 def find_scans(root: Path, category: str, split: str) -> tuple[list[ScanFiles], list[str]]:
-    """Return the complete scans of a split, and one message for each that is not complete.
-
-    Args:
-        root: the folder that holds the categories.
-        category: the folder below `root`.
-        split: "train", "validation" or "test".
+    """Return what `mvtec3d.find_scans` does.
 
     Raises:
-        ScanError: where the folder of the split is missing or holds no label, or depth images
-            have no camera.
+        ScanError: also where depth images have no camera.
     """
     folder = Path(root) / category / split
     if split == "validation" and folder.parent.is_dir() and not folder.is_dir():
@@ -105,51 +66,50 @@ def find_scans(root: Path, category: str, split: str) -> tuple[list[ScanFiles], 
     if camera is None:
         raise ScanError(
             f"{places[0]}: not there, nor {places[1]}; expected the camera of the depth images:"
-            " fx, fy, cx, cy, depth_scale"
+            f" {', '.join(CAMERA_KEYS)}"
         )
-    return [dataclasses.replace(files, camera=camera) for files in scans], problems
+    return [dataclasses.replace(files, beside=(camera,)) for files in scans], problems
 
 
 def list_scans(root: Path, category: str, split: str) -> list[ScanFiles]:
-    """Return the scans of a split: good ones first, then defects by name, then by index.
-
-    Raises:
-        ScanError: as `find_scans`, and for scans that are not complete; every file is named.
-    """
+    """Return what `find_scans` does; a ScanError names every file that is missing."""
     return complete(find_scans(root, category, split))
 
 
-def read_camera(path: Path) -> Camera:
-    """Return the camera of a YAML file.
-
-    Raises:
-        ScanError: naming the key that is missing, unknown or no number; a principal point may
-            be any, focal lengths and scale are above 0.
-    """
-    names = [field.name for field in dataclasses.fields(Camera)]
-    expected = f"{', '.join(names)}, each a number"
+def read_camera(path: Path) -> dict[str, float]:
+    """Return the numbers of a camera file; all but the principal point are above 0."""
+    expected = f"{', '.join(CAMERA_KEYS)}, each a number"
     found = read_yaml(path, expected)
-    if set(found) != set(names):
+    if set(found) != set(CAMERA_KEYS):
         raise ScanError(f"{path}: found {', '.join(map(str, found))}; expected {expected}")
-    values = {name: as_number(value) for name, value in found.items()}
+    values = {name: as_number(found[name]) for name in CAMERA_KEYS}
     for name, value in values.items():
         if value is None or (value <= 0 and name not in ("cx", "cy")):
             above = "" if name in ("cx", "cy") else " above 0"
             raise ScanError(f"{path}: {name} is {found[name]!r}; expected a number{above}")
-    return Camera(**values)
+    return values
+
+
+def unproject(
+    depth: np.ndarray, *, fx: float, fy: float, cx: float, cy: float, depth_scale: float
+) -> np.ndarray:
+    """Return (H, W, 3) float32 points, metres, x right, y down, z along the view.
+
+    Pixel centres have whole numbers; (0, 0, 0) where the depth, in units of the image, is 0.
+    """
+    v, u = np.indices(depth.shape)
+    z = depth * depth_scale
+    return np.stack([(u - cx) / fx * z, (v - cy) / fy * z, z], axis=-1).astype(np.float32)
 
 
 def read_scan(files: ScanFiles) -> Sample:
     """Return the scan as it was recorded.
 
-    Args:
-        files: an entry of `list_scans`.
-
     Raises:
         ScanError: as `mvtec3d.read_scan`, and for a bad camera or depth image; one of 65535, the
             largest number that 16 bits hold, is a code for "too far" or "not seen".
     """
-    if files.camera is None:
+    if not files.beside:
         return mvtec3d.read_scan(files)
     depth = mvtec3d.read_depth(files.xyz)
     if not depth.any():
@@ -159,6 +119,7 @@ def read_scan(files: ScanFiles) -> Sample:
             f"{files.xyz}: {num} depths are 65535, which no sensor measures;"
             " expected 0 where there is no point"
         )
-    xyz = read_camera(files.camera).unproject(depth)
-    check_points(xyz, f"{files.xyz} with {files.camera}")
+    (camera,) = files.beside
+    xyz = unproject(depth, **read_camera(camera))
+    check_points(xyz, f"{files.xyz} with {camera}")
     return mvtec3d.assemble(files, xyz)

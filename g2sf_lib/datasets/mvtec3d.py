@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,12 @@ from PIL import Image
 from g2sf_lib.datasets import (
     Sample,
     ScanError,
+    ScanFiles,
     check_mask,
     check_points,
     complete,
-    files_by_stem,
     is_left_by_system,
+    need_folder,
 )
 
 # The first of each is how it is published.
@@ -27,43 +27,12 @@ _SUFFIXES = {"rgb": (".png",), "xyz": (".tiff", ".tif"), "depth": (".png",), "gt
 _SINGLE_CHANNEL_MODES = ("1", "L", "P", "I", "I;16")
 
 
-@dataclass(frozen=True)
-class ScanFiles:
-    """Where one scan lies on disk.
-
-    Attributes:
-        rgb: the image, ``rgb/NNN.png``.
-        xyz: the points, ``xyz/NNN.tiff``.
-        gt: the ground truth, ``gt/NNN.png``; None where a good scan has none.
-        split: "train", "validation" or "test".
-        label: "good", or the kind of defect.
-        index: the file name without suffix, e.g. "003".
-        camera: file of the camera that made a depth image of the points, or None.
-    """
-
-    rgb: Path
-    xyz: Path
-    gt: Path | None
-    split: str
-    label: str
-    index: str
-    camera: Path | None = None
-
-    @property
-    def name(self) -> str:
-        """What the scan is called in messages and tables, e.g. "test/dent/003"."""
-        return f"{self.split}/{self.label}/{self.index}"
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """The files that the scan is made of."""
-        return tuple(path for path in (self.rgb, self.xyz, self.gt, self.camera) if path)
-
-
 def find_scans(
     root: Path, category: str, split: str, points: str = "xyz"
 ) -> tuple[list[ScanFiles], list[str]]:
-    """Return the complete scans of a split, and one message for each that is not complete.
+    """Return the complete scans of a split, in order, and one message for each that is not.
+
+    Good ones come first, then defects by name, then by number.
 
     Args:
         root: the folder that holds the categories.
@@ -71,17 +40,11 @@ def find_scans(
         split: "train", "validation" or "test".
         points: which folder holds the points: "xyz", or "depth" for depth images.
 
-    Returns:
-        Scans in the order of `list_scans`, and messages, each naming the file that is missing.
-
     Raises:
         ScanError: where the folder of the split is missing or holds no label.
     """
     folder = Path(root) / category / split
-    if not folder.is_dir():
-        parent = next(p for p in folder.parents if p.is_dir())
-        held = ", ".join(sorted(p.name for p in parent.iterdir())[:12]) or "nothing"
-        raise ScanError(f"{folder}: no such folder ({parent} holds {held}); expected scans there")
+    need_folder(folder)
     inside = sorted(path for path in folder.iterdir() if not is_left_by_system(path))
     labels = [path.name for path in inside if path.is_dir()]
     if not labels:
@@ -89,10 +52,9 @@ def find_scans(
     expected = "folders alone, good/ or one a kind of defect"
     scans, problems = [], [f"{p}: a file; expected {expected}" for p in inside if not p.is_dir()]
     for label in sorted(labels, key=lambda name: (name != "good", name)):
-        kinds = ("rgb", points, "gt")
         found = {}
-        for kind in kinds:
-            found[kind], unread = files_by_stem(folder / label / kind, _SUFFIXES[kind])
+        for kind in ("rgb", points, "gt"):
+            found[kind], unread = _files_by_stem(folder / label / kind, _SUFFIXES[kind])
             problems += unread
         if not found["rgb"] and not found[points]:
             expected = f"rgb/*.png and {points}/*{_SUFFIXES[points][0]}"
@@ -108,25 +70,34 @@ def find_scans(
                     f" expected a file of that number in each of {', '.join(needed)}"
                 )
                 continue
-            gt = found["gt"].get(index)
-            scans.append(
-                ScanFiles(found["rgb"][index], found[points][index], gt, split, label, index)
-            )
+            rgb, xyz, gt = (found[kind].get(index) for kind in ("rgb", points, "gt"))
+            scans.append(ScanFiles(rgb, xyz, gt, split, label, index))
     return scans, problems
 
 
-def list_scans(root: Path, category: str, split: str) -> list[ScanFiles]:
-    """Return the scans of a split: good ones first, then defects by name, then by index.
+def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], list[str]]:
+    """Return stem -> file of a folder, and a message for everything in it that is not read.
 
-    Args:
-        root: the folder that holds the categories.
-        category: any name; the published ones are in `config.CATEGORIES`.
-        split: "train", "validation" or "test".
-
-    Raises:
-        ScanError: for a missing or empty folder, an image without points or points without
-            an image, a defective scan without ground truth; every such file is named.
+    A search for ``*.png`` finds what it looks for and never what it misses: a scan saved as
+    ``.PNG`` or ``.jpg`` would be left out without a word.
     """
+    found, problems = {}, []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if is_left_by_system(path):
+            continue
+        if not path.is_file() or path.suffix.lower() not in suffixes:
+            what = f"{path.suffix or 'no suffix'}" if path.is_file() else "a folder"
+            expected = " or ".join(f"NAME{suffix}" for suffix in suffixes)
+            problems.append(f"{path}: {what} found; expected {expected}, anything else is not read")
+        elif path.stem in found:
+            problems.append(f"{path}: {found[path.stem]} found too; expected one file of that name")
+        else:
+            found[path.stem] = path
+    return found, problems
+
+
+def list_scans(root: Path, category: str, split: str) -> list[ScanFiles]:
+    """Return what `find_scans` does; a ScanError names every file that is missing."""
     return complete(find_scans(root, category, split))
 
 
@@ -146,11 +117,7 @@ def _open_png(path: Path, expected: str) -> tuple[np.ndarray, str, int]:
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """Return an image as (H, W, 3) uint8.
-
-    Raises:
-        ScanError: for anything but an 8-bit RGB PNG without alpha.
-    """
+    """Return an image as (H, W, 3) uint8; a ScanError for all but an 8-bit RGB PNG."""
     expected = "an 8-bit RGB PNG without alpha"
     pixels, mode, bits = _open_png(path, expected)
     if mode != "RGB" or bits != 8:
@@ -159,11 +126,7 @@ def read_rgb(path: Path) -> np.ndarray:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Return (H, W) bool, True where a single-channel PNG is not zero, or its colour not black.
-
-    Raises:
-        ScanError: for anything else.
-    """
+    """Return (H, W) bool, True where a single-channel PNG is not zero, or its colour not black."""
     pixels, mode, bits = _open_png(path, "a single-channel PNG")
     if mode not in _SINGLE_CHANNEL_MODES:
         raise ScanError(f"{path}: PNG of mode {mode}, {bits} bits; expected a single-channel PNG")
@@ -174,11 +137,7 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def read_depth(path: Path) -> np.ndarray:
-    """Return (H, W) uint16 of a depth image.
-
-    Raises:
-        ScanError: for anything but a 16-bit single-channel PNG.
-    """
+    """Return (H, W) uint16 of a depth image; a ScanError for all but a 16-bit PNG."""
     expected = "a 16-bit single-channel PNG"
     pixels, mode, bits = _open_png(path, expected)
     if mode not in ("I", "I;16", "I;16B") or bits != 16 or pixels.ndim != 2:
@@ -191,10 +150,6 @@ def read_tiff(path: Path) -> np.ndarray:
 
     HALCON, which wrote MVTec 3D-AD, adds to the only page a SubIFD of 1 bit a pixel: the domain,
     which says where there is a point. Other SubIFDs (previews) are passed over.
-
-    Raises:
-        ScanError: naming the file, what was found and what was expected, for a domain too that
-            is not where the points are.
     """
     expected = "one (H, W, 3) float32 array, metres"
     try:
@@ -229,17 +184,11 @@ def read_tiff(path: Path) -> np.ndarray:
 
 
 def read_scan(files: ScanFiles) -> Sample:
-    """Return the scan as it was recorded, floor included.
+    """Return the scan as it was recorded, floor included; `raw_xyz` is None.
 
     H and W need not be equal. Any ground-truth pixel that is not zero is anomalous: some
     categories number their defects 255, 254, 253. A good scan without ground truth has an
     all-False mask.
-
-    Args:
-        files: an entry of `list_scans`.
-
-    Returns:
-        A `Sample` whose `xyz` has every point the sensor saw; `raw_xyz` is None.
 
     Raises:
         ScanError: naming the file, for a damaged file, an image that is not 8-bit RGB, points
@@ -252,20 +201,15 @@ def read_scan(files: ScanFiles) -> Sample:
 def assemble(files: ScanFiles, xyz: np.ndarray) -> Sample:
     """Return the scan of some files whose points are at hand; see `read_scan`."""
     rgb = read_rgb(files.rgb)
-    if xyz.shape != rgb.shape:
-        raise ScanError(
-            f"{files.xyz}: {xyz.shape[0]} x {xyz.shape[1]} points;"
-            f" expected {rgb.shape[0]} x {rgb.shape[1]} as in {files.rgb}"
-        )
-    mask = np.zeros(rgb.shape[:2], dtype=bool)
-    if files.gt is not None:
-        mask = read_mask(files.gt)
-        if mask.shape != rgb.shape[:2]:
+    mask = np.zeros(rgb.shape[:2], dtype=bool) if files.gt is None else read_mask(files.gt)
+    for path, size, what in (
+        (files.xyz, xyz.shape[:2], "points"),
+        (files.gt, mask.shape, "pixels"),
+    ):
+        if size != rgb.shape[:2]:
             raise ScanError(
-                f"{files.gt}: {mask.shape[0]} x {mask.shape[1]} pixels;"
+                f"{path}: {size[0]} x {size[1]} {what};"
                 f" expected {rgb.shape[0]} x {rgb.shape[1]} as in {files.rgb}"
             )
-        check_mask(mask, files.label, str(files.gt))
-    elif files.label != "good":
-        raise ScanError(f"{files.rgb}: no ground truth; expected one for a scan of {files.label!r}")
+    check_mask(mask, files.label, str(files.gt or files.rgb))
     return Sample(rgb=rgb, xyz=xyz, mask=mask, label=files.label, name=files.name)

@@ -64,9 +64,7 @@ def grid_triangles(shape: tuple[int, int, int]) -> np.ndarray:
 def noise_tile(rng: np.random.Generator, *scale_m: float) -> np.ndarray:
     """Return a (TEXELS, TEXELS) periodic smooth noise of mean 0 and standard deviation 1.
 
-    Args:
-        rng: source of the noise.
-        *scale_m: Gaussian correlation length, metres: one, or one per axis.
+    `scale_m` is its Gaussian correlation length in metres: one, or one per axis.
     """
     sigma = [s / TEXEL_M for s in (scale_m if len(scale_m) == 2 else scale_m * 2)]
     white = rng.standard_normal((TEXELS, TEXELS), dtype=np.float32)

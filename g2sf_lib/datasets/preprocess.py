@@ -7,23 +7,30 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from scipy.cluster.hierarchy import DisjointSet
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 from tqdm.auto import tqdm
 
 from g2sf_lib.config import PreprocessConfig
-from g2sf_lib.datasets import Sample, ScanError, find_split, reader, start_worker
+from g2sf_lib.datasets import (
+    DATASETS,
+    SPLITS,
+    Sample,
+    ScanError,
+    ScanFiles,
+    find_split,
+    in_processes,
+    reader,
+)
 
-SPLITS = ("train", "validation", "test")
 _FORMAT_VERSION = 1
 _RANSAC_SEED = 0
 MIN_ONE_SIDE = 0.9  # of the points off the plane; all of them, on 60 real scans of cable_gland
@@ -33,8 +40,6 @@ _TENSORS = {"rgb": np.uint8, "xyz": np.float32, "foreground": np.bool_, "mask": 
 
 def dbscan(points: np.ndarray, eps: float, min_points: int) -> np.ndarray:
     """Return the DBSCAN cluster of every point, exactly, in a fraction of the plain time.
-
-    A test and a benchmark compare it with Open3D's, which lists all neighbours of every point.
 
     A surface sampled every 0.46 mm has 500 neighbours within 6 mm of each point, and
     listing them is what takes the time. Here space is cut into cells of side eps / sqrt(3),
@@ -53,8 +58,7 @@ def dbscan(points: np.ndarray, eps: float, min_points: int) -> np.ndarray:
     Returns:
         (N,) int: clusters numbered in the order of their first core point; -1 for noise.
 
-    Source:
-        The cell idea is that of Gunawan (2013), "A faster algorithm for DBSCAN".
+    Source: the cell idea is that of Gunawan (2013), "A faster algorithm for DBSCAN".
     """
     points = np.asarray(points, dtype=np.float64)
     labels = np.full(len(points), -1)
@@ -67,23 +71,15 @@ def dbscan(points: np.ndarray, eps: float, min_points: int) -> np.ndarray:
     is_core = np.bincount(cell_of)[cell_of] >= min_points
     sparse = np.flatnonzero(~is_core)
     if len(sparse):
-        tree = cKDTree(points)
-        is_core[sparse] = (
-            tree.query_ball_point(points[sparse], eps, return_length=True) >= min_points
-        )
+        near = cKDTree(points).query_ball_point(points[sparse], eps, return_length=True)
+        is_core[sparse] = near >= min_points
     core = np.flatnonzero(is_core)
     if len(core) == 0:
         return labels
     core_cells, cell_of_core = np.unique(cell_of[core], return_inverse=True)
-    by_cell = np.split(
-        core[np.argsort(cell_of_core, kind="stable")], np.cumsum(np.bincount(cell_of_core))[:-1]
-    )
-    cluster_of_cell = _join_cells(points, cells[core_cells], by_cell, eps)
-    clusters = cluster_of_cell[cell_of_core]
-    first = np.unique(clusters, return_index=True)[1]
-    rank = np.empty(len(first), dtype=int)
-    rank[np.argsort(first)] = np.arange(len(first))
-    labels[core] = rank[clusters]
+    order, ends = np.argsort(cell_of_core, kind="stable"), np.cumsum(np.bincount(cell_of_core))
+    cluster_of_cell = _join_cells(points, cells[core_cells], np.split(core[order], ends[:-1]), eps)
+    labels[core] = pd.factorize(cluster_of_cell[cell_of_core])[0]
     border = np.flatnonzero(~is_core)
     if len(border):
         distance, nearest = cKDTree(points[core]).query(points[border])
@@ -95,28 +91,20 @@ def dbscan(points: np.ndarray, eps: float, min_points: int) -> np.ndarray:
 def _join_cells(
     points: np.ndarray, cells: np.ndarray, by_cell: list[np.ndarray], eps: float
 ) -> np.ndarray:
-    """Return (C,) int: 0, 1, ... for cells that a chain of pairs nearer than eps connects."""
+    """Return (C,) int, one number for cells that a chain of pairs nearer than eps connects."""
     pairs = cKDTree(cells).query_pairs(2, p=np.inf, output_type="ndarray")
     gap = ((cells[pairs[:, 0]] - cells[pairs[:, 1]]) ** 2).sum(axis=1)
-    parent = list(range(len(cells)))
-
-    def root(cell: int) -> int:
-        while parent[cell] != cell:
-            parent[cell] = parent[parent[cell]]
-            cell = parent[cell]
-        return cell
-
+    joined = DisjointSet(range(len(cells)))
     # Near cells first: most far pairs are then already joined and need no distances.
     for a, b in pairs[np.argsort(gap, kind="stable")].tolist():
-        root_a, root_b = root(a), root(b)
-        if root_a == root_b:
+        if joined.connected(a, b):
             continue
         here, there = points[by_cell[a]], points[by_cell[b]]
         # One pair facing each other usually settles it; else every pair has to be looked at.
         facing = here[((here - there.mean(axis=0)) ** 2).sum(axis=1).argmin()]
         if ((there - facing) ** 2).sum(axis=1).min() <= eps**2 or cdist(here, there).min() <= eps:
-            parent[max(root_a, root_b)] = min(root_a, root_b)
-    return np.unique([root(cell) for cell in range(len(cells))], return_inverse=True)[1]
+            joined.merge(a, b)
+    return np.array([joined[cell] for cell in range(len(cells))])
 
 
 def _floor_plane(sample: Sample, config: PreprocessConfig) -> np.ndarray:
@@ -192,9 +180,8 @@ def _largest_cluster(sample: Sample, keep: np.ndarray, config: PreprocessConfig)
 def _off_the_conveyor(sample: Sample, config: PreprocessConfig) -> np.ndarray:
     """Return (H, W) bool: pixels above the conveyor of Eyecandies, and near its middle.
 
-    The conveyor's frame is that of the camera's world, turned about x until the line between
-    the points in the middle of the first and of the last row is level; heights, depths from
-    the last row on and sides are taken there. The published rule, in the published scale.
+    The published rule: in the frame of the camera's world, turned about x until the line between
+    the points in the middle of the first and of the last row is level.
     """
     height, width = sample.mask.shape
     # Back from the published order of axes: y points down, z away, as the rule has it.
@@ -222,33 +209,27 @@ def _off_the_conveyor(sample: Sample, config: PreprocessConfig) -> np.ndarray:
 def preprocess(sample: Sample, config: PreprocessConfig) -> Sample:
     """Return the object of a scan alone, on a square; the scan itself is left as it is.
 
-    `background` says how the rest is known. "plane": a plane is fitted by RANSAC to the points
-    of the image border, points within `plane_margin_m` of it go, and of what is left only the
-    largest DBSCAN cluster stays. "none": the cluster alone. "conveyor": as published for
-    Eyecandies, by height above the conveyor and place, without clusters. Then the scan is
-    padded to a square (Eyecandies' are). Equal input gives equal output: RANSAC has a fixed
-    seed.
+    `background` says how the rest is known. "plane" ("auto" for a scan alone): a plane is fitted
+    by RANSAC, with a fixed seed, to the points of the image border, points within
+    `plane_margin_m` of it go, and of what is left only the largest DBSCAN cluster stays.
+    "none": the cluster alone. "conveyor": as published for Eyecandies, by height above the
+    conveyor and place, without clusters.
 
     A pixel where the sensor saw no point cannot be near a plane. Its colour stays where the
     nearest pixel that has a point belongs to the object, so that small holes in the cloud do
     not become black dots in the image.
 
-    Args:
-        sample: a scan with its background, as a reader's `read_scan` returns it.
-        config: distances and counts of facts.md, section 1; "auto" as background means
-            "plane" here, `prepare` knows the data set and says which.
-
     Returns:
-        A `Sample` of side S, the next multiple of `pad_multiple_px`: `rgb` and `xyz` zero on
-        the background, `mask` padded, `raw_xyz` (S, S, 3) the padded points before removal.
+        A `Sample` of side S, the next multiple of `pad_multiple_px` (that of the longer side for
+        a conveyor): `rgb` and `xyz` zero on the background, `mask` padded, `raw_xyz` (S, S, 3)
+        the padded points before removal.
 
     Raises:
         ScanError: for too few points in the border, no plane there or one through the object,
             or no object left.
 
-    Source:
-        Published preprocessing of BTF, M3DM and CFM, which overwrites the data set and keeps
-        the colour of every pixel without a point.
+    Source: published preprocessing of BTF, M3DM and CFM, which overwrites the data set and keeps
+    the colour of every pixel without a point.
     """
     has_point = sample.foreground
     multiple = config.pad_multiple_px
@@ -294,20 +275,13 @@ def _is_prepared(path: Path, fingerprint: str) -> bool:
 
 
 def save_prepared(sample: Sample, path: Path, fingerprint: str = "") -> None:
-    """Write a preprocessed scan for `load_prepared`; the file appears whole or not at all.
+    """Write a preprocessed scan, with `raw_xyz`, for `load_prepared`; all of the file or none.
 
-    Args:
-        sample: as `preprocess` returns it, with `raw_xyz`.
-        path: the file to write; its folder is made.
-        fingerprint: of settings and sources; `prepare` makes a file anew whose own differs.
+    `prepare` makes a file anew whose fingerprint, of settings and sources, is another.
     """
-    arrays = {
-        "rgb": sample.rgb,
-        "xyz": sample.raw_xyz,
-        "foreground": sample.foreground,
-        "mask": sample.mask,
-    }
-    tensors = {key: np.ascontiguousarray(value, _TENSORS[key]) for key, value in arrays.items()}
+    arrays = {"rgb": sample.rgb, "xyz": sample.raw_xyz, "mask": sample.mask}
+    arrays["foreground"] = sample.foreground
+    tensors = {key: np.ascontiguousarray(arrays[key], dtype) for key, dtype in _TENSORS.items()}
     metadata = {"name": sample.name, "label": sample.label, "fingerprint": fingerprint}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.partial")  # same name again: a kill leaves no litter
@@ -316,46 +290,18 @@ def save_prepared(sample: Sample, path: Path, fingerprint: str = "") -> None:
     os.replace(partial, path)
 
 
-def _prepare_scan(
-    dataset: str, files: object, path: Path, config: PreprocessConfig, fingerprint: str
-) -> None:
-    """Read, preprocess and write one scan."""
-    scan = reader(dataset).read_scan(files)
+def _prepare_scan(job: tuple[str, ScanFiles, Path, PreprocessConfig, str]) -> str | None:
+    """Read, preprocess and write one scan; return what is wrong with it."""
+    dataset, files, path, config, fingerprint = job
     try:
-        sample = preprocess(scan, config)
+        scan = reader(dataset).read_scan(files)
     except ScanError as error:
-        raise ScanError(f"{files.paths[1]}: {error}") from error  # the file of the points
-    save_prepared(sample, path, fingerprint)
-
-
-def _run_jobs(jobs: list[tuple], workers: int, bar: tqdm) -> list[str]:
-    """Run `_prepare_scan` on every job; return the messages of those that failed."""
-    problems = []
-    if workers == 1 or len(jobs) < 2:
-        for job in jobs:
-            try:
-                _prepare_scan(*job)
-            except ScanError as error:
-                problems.append(str(error))
-            bar.update()
-        return problems
-    # Spawned, not forked: forking after Open3D or torch have started threads can hang.
-    with ProcessPoolExecutor(
-        min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=start_worker
-    ) as pool:
-        futures = [pool.submit(_prepare_scan, *job) for job in jobs]
-        for future in as_completed(futures):
-            try:
-                future.result()
-            except ScanError as error:
-                problems.append(str(error))
-            except BrokenProcessPool as error:
-                raise RuntimeError(
-                    "a worker process died while preparing scans (out of memory?);"
-                    " what is finished is kept, run it again with fewer workers"
-                ) from error
-            bar.update()
-    return problems
+        return str(error)
+    try:
+        save_prepared(preprocess(scan, config), path, fingerprint)
+    except ScanError as error:
+        return f"{files.xyz}: {error}"
+    return None
 
 
 def prepare(
@@ -372,70 +318,40 @@ def prepare(
 
     A file that is there and was made from the same source files with the same settings is
     left alone, so a killed call goes on where it was; files of other settings are made anew,
-    and files whose scan is gone are removed. The settings are also written to
-    ``<out>/<category>/preprocess.json``, for people.
-
-    Args:
-        root: the folder that holds the categories; it is only read.
-        out: the folder to write to.
-        categories: names of the folders below `root`.
-        config: see `preprocess`.
-        splits: which of train, validation and test.
-        workers: processes; each runs on one thread.
-        progress: show a bar.
-        dataset: as in the config; says how the scans are stored, and what "auto" means as
-            their background.
+    and files whose scan is gone are removed. The root is only read.
 
     Raises:
         ScanError: after every other scan has been written, with one line for each bad file.
+        RuntimeError: where a process has died.
     """
     if config.background == "auto":
-        rule = "conveyor" if dataset == "eyecandies" else "plane"
-        config = config.replace(background=rule)
+        config = config.replace(background=DATASETS[dataset].background)
     jobs, problems = [], []
-    for category in categories:
-        for split in splits:
-            try:
-                scans, incomplete = find_split(dataset, root, category, split)
-            except ScanError as error:
-                problems.append(str(error))
-                continue
-            problems += incomplete
-            folder = Path(out) / category / split
-            paths = [folder / files.label / f"{files.index}.safetensors" for files in scans]
-            if paths:
-                for path in set(folder.glob("*/*.safetensors")) - set(paths):
-                    path.unlink()
-            for files, path in zip(scans, paths, strict=True):
-                fingerprint = _fingerprint(files.paths, config)
-                if not _is_prepared(path, fingerprint):
-                    jobs.append((dataset, files, path, config, fingerprint))
-        if (Path(root) / category).is_dir():
-            _write_settings(Path(out) / category, root, config)
-    with tqdm(total=len(jobs), desc="preprocess", unit="scan", disable=not progress) as bar:
-        problems += _run_jobs(jobs, workers, bar)
+    for category, split in ((category, split) for category in categories for split in splits):
+        try:
+            scans, incomplete = find_split(dataset, root, category, split)
+        except ScanError as error:
+            problems.append(str(error))
+            continue
+        problems += incomplete
+        folder = Path(out) / category / split
+        paths = [folder / files.label / f"{files.index}.safetensors" for files in scans]
+        if paths:
+            for path in set(folder.glob("*/*.safetensors")) - set(paths):
+                path.unlink()
+        for files, path in zip(scans, paths, strict=True):
+            fingerprint = _fingerprint(files.paths, config)
+            if not _is_prepared(path, fingerprint):
+                jobs.append((dataset, files, path, config, fingerprint))
+    done = in_processes(_prepare_scan, jobs, workers)
+    bar = tqdm(done, "preprocess", len(jobs), unit="scan", disable=not progress)
+    problems += [message for message in bar if message]
     if problems:
         raise ScanError(f"{len(problems)} bad scan(s):\n" + "\n".join(sorted(problems)))
 
 
-def _write_settings(folder: Path, root: Path, config: PreprocessConfig) -> None:
-    """Write ``preprocess.json`` of a category."""
-    folder.mkdir(parents=True, exist_ok=True)
-    record = {
-        "format_version": _FORMAT_VERSION,
-        "root": str(Path(root).resolve()),
-        "preprocess": dataclasses.asdict(config),
-    }
-    partial = folder / ".preprocess.json.partial"
-    partial.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
-    os.replace(partial, folder / "preprocess.json")
-
-
 def load_prepared(path: Path) -> Sample:
     """Return a scan that `prepare` wrote: what `preprocess` returned, bit for bit.
-
-    Args:
-        path: an entry of `list_prepared`.
 
     Raises:
         ScanError: naming the file, where it is missing, truncated or something else.
@@ -463,11 +379,7 @@ def load_prepared(path: Path) -> Sample:
 
 
 def list_prepared(out: Path, category: str, split: str) -> list[Path]:
-    """Return the prepared scans of a split, in the order of `list_scans`.
-
-    Raises:
-        ScanError: where there is none.
-    """
+    """Return the prepared scans of a split, of which there must be one, as `find_scans` orders."""
     folder = Path(out) / category / split
     paths = list(folder.glob("*/*.safetensors"))
     if not paths:

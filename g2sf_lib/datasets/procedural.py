@@ -11,10 +11,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,15 +24,8 @@ from tqdm.auto import tqdm
 
 from g2sf_lib import config as library
 from g2sf_lib.config import DataConfig
-from g2sf_lib.datasets import Sample, ScanError, start_worker
-from g2sf_lib.datasets.defects import (
-    CATEGORY_SCALE,
-    DEFECTS,
-    RANGES,
-    Defect,
-    VisibleSurface,
-    draw_defect,
-)
+from g2sf_lib.datasets import SPLITS, Sample, ScanError, in_processes
+from g2sf_lib.datasets.defects import CATEGORY_SCALE, DEFECTS, RANGES, Defect, draw_defect
 from g2sf_lib.datasets.parts import MAKERS, Part, grid_normals, grid_triangles, smoothstep
 
 CATEGORIES = library.CATEGORIES["procedural"]
@@ -50,7 +41,6 @@ SMOOTH_LENGTH_M = 0.0025
 RENDERER_VERSION = 1  # raise when a change of code changes scans: old folders are refused
 
 SEED_SETS = ("report", "development")
-SPLITS = ("train", "validation", "test")
 LABELS = ("good", *DEFECTS)
 
 
@@ -208,6 +198,11 @@ def _light(
     return colour * exposure
 
 
+def _need_category(category: str) -> None:
+    if category not in CATEGORIES:
+        raise ValueError(f"category is {category!r}; expected one of {', '.join(CATEGORIES)}")
+
+
 def render_truth(
     category: str,
     seed: int | np.random.SeedSequence,
@@ -217,19 +212,9 @@ def render_truth(
     """Return what an ideal sensor would see: no noise, nothing missing.
 
     The part, its pose and the light depend on the seed alone: the same seed with another
-    `defect` shows the same part, sound or damaged.
-
-    Args:
-        category: one of `CATEGORIES`.
-        seed: an integer or a seed sequence.
-        size: height and width, px; the field of view stays the same.
-        defect: one of `DEFECTS`, or None for a sound part.
-
-    Raises:
-        ValueError: for a category or defect that does not exist.
+    `defect` shows the same part, sound (None) or damaged (one of `DEFECTS`).
     """
-    if category not in CATEGORIES:
-        raise ValueError(f"category is {category!r}; expected one of {', '.join(CATEGORIES)}")
+    _need_category(category)
     if defect is not None and defect not in DEFECTS:
         raise ValueError(f"defect is {defect!r}; expected one of {', '.join(DEFECTS)} or None")
     part = MAKERS[category](_child(seed, 0))
@@ -249,12 +234,9 @@ def render_truth(
         albedo[hits.is_part] = part.albedo(hits.surface, hits.sheet)
     else:
         rng, sound, pixel_m = _child(seed, 2), hits, FIELD_OF_VIEW_M / size
-        surface = VisibleSurface(
-            point=hits.point.reshape(size, size, 3),
-            normal=hits.normal.reshape(size, size, 3),
-            is_part=hits.is_part.reshape(size, size),
-            facing=_facing(rays, hits.normal).reshape(size, size),
-        )
+        flat = {"point": hits.point, "normal": hits.normal, "is_part": hits.is_part}
+        flat["facing"] = _facing(rays, hits.normal)
+        surface = {key: one.reshape(size, size, *one.shape[1:]) for key, one in flat.items()}
         for _ in range(20):
             change = draw_defect(rng, category, defect, surface, pixel_m)
             hits = _cast(part, change, position, rays)
@@ -313,7 +295,7 @@ def sense(truth: Rendering, rng: np.random.Generator) -> tuple[np.ndarray, np.nd
     is blurred by the lens and gets read and shot noise.
 
     Returns:
-        rgb (H, W, 3) uint8, and xyz (H, W, 3) float32, metres, (0, 0, 0) where missing.
+        (H, W, 3) uint8 colours, and (H, W, 3) float32 points, (0, 0, 0) where missing.
     """
     shape, pixel_m = truth.depth.shape, FIELD_OF_VIEW_M / truth.depth.shape[0]
     smooth = ndimage.gaussian_filter(
@@ -340,17 +322,9 @@ def render_scan(
     defect: str | None = None,
     sensor: bool = True,
 ) -> Sample:
-    """Return one raw scan, floor included.
+    """Return one raw scan, floor included; the same seed gives the same bytes.
 
-    Args:
-        category: one of `CATEGORIES`.
-        seed: an integer or a seed sequence; the same seed gives the same bytes.
-        size: height and width, px.
-        defect: one of `DEFECTS`, or None for a sound part.
-        sensor: False leaves out noise, lens blur and missing points.
-
-    Raises:
-        ValueError: for a category or defect that does not exist.
+    Without `sensor` there is no noise, no lens blur and no missing point.
     """
     truth = render_truth(category, seed, size, defect)
     if sensor:
@@ -365,14 +339,10 @@ def scan_seed(
     seed_set: str, category: str, split: str, label: str, index: int
 ) -> np.random.SeedSequence:
     """Return the seed of one scan: its place in the data set, and nothing else."""
-    place = (
-        SEED_SETS.index(seed_set),
-        CATEGORIES.index(category),
-        SPLITS.index(split),
-        LABELS.index(label),
-        index,
-    )
-    return np.random.SeedSequence(place)
+    known = (SEED_SETS, CATEGORIES, SPLITS, LABELS)
+    words = (seed_set, category, split, label)
+    place = [names.index(word) for names, word in zip(known, words, strict=True)]
+    return np.random.SeedSequence((*place, index))
 
 
 def scan_list(config: DataConfig, category: str) -> list[tuple[str, str, str, int]]:
@@ -408,27 +378,17 @@ def _write(path: Path, save: Callable[[Path], None]) -> None:
 def _write_scan(job: tuple[Path, DataConfig, tuple[str, str, str, int]]) -> None:
     """Render one scan and write its files."""
     root, config, scan = job
-    category, split, label, index = scan
+    label = scan[2]
     seed = scan_seed(config.seed_set, *scan)
-    sample = render_scan(category, seed, config.scan_size, None if label == "good" else label)
+    sample = render_scan(scan[0], seed, config.scan_size, None if label == "good" else label)
     image = {"rgb": sample.rgb, "gt": 255 * sample.mask.astype(np.uint8)}
+    # Byte planes of floats (predictor 3) compress to two thirds of plain zlib.
+    packed = {"compression": "zlib", "predictor": 3, "compressionargs": {"level": 6}}
     for kind, path in _paths(root, scan).items():
         if kind == "xyz":
-            # Byte planes of floats (predictor 3) compress to two thirds of plain zlib.
-            options = {
-                "photometric": "rgb",
-                "compression": "zlib",
-                "predictor": 3,
-                "compressionargs": {"level": 6},
-            }
-            _write(path, lambda p, o=options: tifffile.imwrite(p, sample.xyz, **o))
+            _write(path, lambda p: tifffile.imwrite(p, sample.xyz, photometric="rgb", **packed))
         else:
             _write(path, lambda p, k=kind: Image.fromarray(image[k]).save(p, format="PNG"))
-
-
-def _write_json(path: Path, value: dict) -> None:
-    """Write a JSON file in one step."""
-    _write(path, lambda p: p.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n"))
 
 
 def _check_manifest(root: Path, config: DataConfig) -> None:
@@ -439,21 +399,18 @@ def _check_manifest(root: Path, config: DataConfig) -> None:
         "renderer": RENDERER_VERSION,
         "defects": hashlib.sha256(tables).hexdigest()[:12],
     }
+    text = json.dumps(wanted, indent=2, sort_keys=True) + "\n"
     path = root / "manifest.json"
-    if not path.exists():
-        if root.exists() and any(root.iterdir()):
-            raise ScanError(f"{root} is not empty and has no manifest.json; expected a new folder")
-        _write_json(path, wanted)
+    if path.exists():
+        if (found := path.read_text()) != text:
+            told, expected = (" ".join(one.split()) for one in (found, text))
+            raise ScanError(
+                f"{path} says {told}; expected {expected}: delete the folder or choose another"
+            )
         return
-    try:
-        found = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ScanError(f"{path} is not JSON ({error}); delete {root} and make it anew") from error
-    if found != wanted:
-        raise ScanError(
-            f"{path} says {json.dumps(found, sort_keys=True)}; expected "
-            f"{json.dumps(wanted, sort_keys=True)}: delete the folder or choose another"
-        )
+    if root.exists() and any(root.iterdir()):
+        raise ScanError(f"{root} is not empty and has no manifest.json; expected a new folder")
+    _write(path, lambda p: p.write_text(text))
 
 
 def generate(
@@ -468,44 +425,19 @@ def generate(
     Scans that are there are left as they are, so an interrupted call is simply repeated.
     Only test scans have a ground truth; it is all zero for good ones.
 
-    Args:
-        root: folder of the data set; made if it is not there.
-        config: how many scans, how large, from which seeds.
-        categories: some of `CATEGORIES`.
-        workers: number of processes; 1 renders in this one.
-        progress: whether to show a bar.
-
     Raises:
         ValueError: for a category that does not exist.
         ScanError: for a folder that was made with other settings.
     """
     root = Path(root)
     for category in categories:
-        if category not in CATEGORIES:
-            raise ValueError(f"category is {category!r}; expected one of {', '.join(CATEGORIES)}")
+        _need_category(category)
     _check_manifest(root, config)
     for stale in root.rglob(".*.part"):  # left by a killed run
         stale.unlink(missing_ok=True)
-    focal = config.scan_size * CAMERA_HEIGHT_M / FIELD_OF_VIEW_M
-    camera = {"fx": focal, "fy": focal, "cx": (config.scan_size - 1) / 2}
-    camera |= {"cy": camera["cx"], "width": config.scan_size, "height": config.scan_size}
-    for category in categories:
-        _write_json(root / category / "calibration" / "camera_parameters.json", camera)
     scans = [scan for category in categories for scan in scan_list(config, category)]
     missing = [s for s in scans if not all(p.exists() for p in _paths(root, s).values())]
-    jobs = [(root, config, scan) for scan in missing]
-    with tqdm(total=len(scans), initial=len(scans) - len(jobs), desc="scans", unit="scan",
-              disable=not progress) as bar:  # fmt: skip
-        if workers <= 1 or len(jobs) <= 1:
-            for job in jobs:
-                _write_scan(job)
-                bar.update()
-            return
-        # Spawned, because forking after Open3D or torch have started threads hangs.
-        with ProcessPoolExecutor(
-            min(workers, len(jobs)),
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=start_worker,
-        ) as pool:
-            for _ in pool.map(_write_scan, jobs, chunksize=2):
-                bar.update()
+    made = in_processes(_write_scan, [(root, config, scan) for scan in missing], workers)
+    num = len(scans)
+    for _ in tqdm(made, "scans", num, initial=num - len(missing), disable=not progress):
+        pass

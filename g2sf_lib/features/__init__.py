@@ -7,10 +7,7 @@ patches does not wait for them.
 from __future__ import annotations
 
 import os
-import re
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,27 +23,6 @@ from g2sf_lib.datasets import Sample
 from g2sf_lib.memory import Rows
 
 MIN_COVER = 0.25  # of a cell's pixels
-# What training scripts keep beside the tensors: scores as numbers of numpy 1 and 2, options.
-BESIDE_TENSORS = (
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
-    "numpy.dtype",
-    "argparse.Namespace",
-)
-
-
-class WeightsError(RuntimeError):
-    """A weight file that is missing or does not fit its network; the message says which."""
-
-
-class _Unread:
-    """Stands in for a value of `BESIDE_TENSORS`: takes whatever it was made from, keeps nothing."""
-
-    def __init__(self, *arguments: object) -> None:
-        """Take what the value's function was to be called with."""
-
-    def __setstate__(self, state: object) -> None:
-        """Take what the value was to be filled with."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +30,10 @@ class Patches:
     """Features of one scan, one row a cell, cells in row-major order.
 
     Attributes:
-        feat: mod -> (grid[0] * grid[1], D_mod) float32, mod in ("pcd", "rgb"); all zero
-            where a cell is background.
+        feat: mod -> (cells, D_mod) float32; all zero where a cell is background.
         grid: (rows, columns) of the common grid; cell (r, c) covers the same fraction of
             image and cloud, top left first.
-        foreground: (grid[0] * grid[1],) bool; False where the whole point feature is zero.
+        foreground: (cells,) bool; False where the whole point feature is zero.
         shared: the RGB feature is the same in every square of so many cells on a side (2 where
             28 x 28 tokens are paired with 56 x 56 point features), but for background.
     """
@@ -82,7 +57,7 @@ class PackedPatches:
         cells: mod -> (n, D_mod): the features of the foreground cells, row-major; an RGB
             feature that several cells share is stored once.
         grid: (rows, columns) of the common grid.
-        foreground: (grid[0] * grid[1],) bool, n of them True.
+        foreground: (rows * columns,) bool, n of them True.
     """
 
     cells: dict[str, Rows]
@@ -122,20 +97,9 @@ def foreground_features(patches: Sequence[Patches | PackedPatches]) -> dict[str,
 
 
 class FeatureExtractor:
-    """Turns a preprocessed scan into `Patches`; holds the frozen networks.
-
-    One scan a call: on a CPU the networks are as fast per scan alone as in a batch.
-
-    Args:
-        config: which features, their settings, and the grid.
-        device: where the networks run and where the patches lie.
-
-    Raises:
-        WeightsError: a weight file is missing or does not fit.
-    """
+    """Turns a preprocessed scan into `Patches`; holds the frozen networks."""
 
     def __init__(self, config: FeatureConfig, device: torch.device) -> None:
-        """Load the frozen networks."""
         from g2sf_lib.features.rgb import RGBFeatures
 
         self.config = config
@@ -150,17 +114,13 @@ class FeatureExtractor:
             self._net.to(self.device)
 
     def __call__(self, sample: Sample, wanted: torch.Tensor | None = None) -> Patches:
-        """Return the features of one scan.
+        """Return the features of one scan, zero in both modalities where a cell is background.
 
         Args:
             sample: a preprocessed scan; colour and points of the background are zero.
             wanted: (cells,) bool, on the CPU: the only cells whose features are needed, the others
                 count as background; None: all. Where the networks allow it, the cost is that of
                 the cells around them.
-
-        Returns:
-            Patches, zero in both modalities where a cell is background. The same scan
-            gives the same bytes.
 
         Raises:
             ScanError: the scan has too few points for the point features.
@@ -179,64 +139,18 @@ class FeatureExtractor:
         if self._net is None:
             from g2sf_lib.features.fpfh import fpfh_patches
 
-            found = fpfh_patches(sample.xyz, self.config, sample.name, wanted)
+            feat, foreground = fpfh_patches(sample.xyz, self.config, sample.name, wanted)
         else:
             from g2sf_lib.features.pointmae import pointmae_patches
 
-            found = pointmae_patches(sample.xyz, self.config, self._net, name=sample.name)
+            feat, foreground = pointmae_patches(sample.xyz, self.config, self._net, sample.name)
             if wanted is not None:
-                found = found[0], found[1] & wanted.to(found[1].device)
-        return found[0].to(self.device), found[1].to(self.device)
+                foreground = foreground & wanted.to(foreground.device)
+        return feat.to(self.device), foreground.to(self.device)
 
     def colour(self, sample: Sample, wanted: torch.Tensor | None = None) -> torch.Tensor:
         """Return (cells, D_rgb) RGB features, background included."""
         return self._rgb([sample.rgb], wanted)[0]
-
-
-@contextmanager
-def reading_checkpoint(path: Path) -> Iterator[None]:
-    """Let `torch.load` read checkpoints as people have them, and name what it cannot read.
-
-    Within it, values of `BESIDE_TENSORS` come back as objects without content, for nobody needs
-    them: no code in the file is run, nor is numpy's or argparse's to build them.
-
-    Args:
-        path: the file that is being read.
-
-    Raises:
-        WeightsError: the file is damaged, no checkpoint, or needs more than tensors and plain
-            values; the message, one line, says what was found.
-    """
-    unread = [(_Unread, name) for name in BESIDE_TENSORS]
-    try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(unread):
-            warnings.simplefilter("ignore")  # of a format that is then refused
-            yield
-    except Exception as error:  # a damaged file raises whatever its bytes happen to ask for
-        # torch's advice is to switch its protection off, which nobody here can or should do.
-        reason = None if "weights_only" in str(error) else error
-        raise WeightsError(
-            f"{path}: not a readable checkpoint: {_obstacle(path, error)}; expected tensors and "
-            "plain values only"
-        ) from reason
-
-
-def _obstacle(path: Path, error: Exception) -> str:
-    """Return what keeps a file from being read, as far as its first bytes and the error tell."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(64).lstrip().lower()
-    except OSError as unreadable:
-        return unreadable.strerror or type(unreadable).__name__
-    if refused := re.search(r"GLOBAL (\S+)", str(error)):
-        return f"it needs {refused[1]}"
-    if head.startswith(b"version https://git-lfs"):
-        return "it is a pointer of Git LFS (`git lfs pull` fetches the file itself)"
-    if head.startswith(b"<"):
-        return "it is a web page"
-    if head.startswith(b"pk"):
-        return "it is a zip archive that was cut short, or of something else"
-    return "it was cut short, or is of another format"
 
 
 def half_precision(device: torch.device) -> torch.autocast:
@@ -255,17 +169,11 @@ def nearest_index(size: int, num: int) -> np.ndarray:
 def cell_labels(
     mask: np.ndarray, grid: int, rule: Literal["cover", "centre"] = "cover"
 ) -> torch.Tensor:
-    """Return which cells of a pasted mask count as anomalous.
+    """Return (cells,) bool, row-major: which cells of a pasted (H, W) mask count as anomalous.
 
-    Args:
-        mask: (H, W) bool, True on anomalous pixels.
-        grid: cells along each side.
-        rule: "cover": at least a quarter of the cell is anomalous. "centre": the mask, dilated
-            3 x 3, is anomalous at the cell's centre; on cells as wide as those of the 28 x 28
-            grid it overlooks the smaller pastes.
-
-    Returns:
-        (grid * grid,) bool, row-major.
+    "cover": at least a quarter of the cell is anomalous. "centre": the mask, dilated 3 x 3, is
+    anomalous at the cell's centre; on cells as wide as those of the 28 x 28 grid it overlooks
+    the smaller pastes.
 
     Source: Section 3.7; "centre" is the rule of the authors' code (facts.md, section 4).
     """
@@ -279,20 +187,14 @@ def cell_labels(
 
 
 def save_patches(
-    path: str | Path, patches: Patches | PackedPatches, cell_mask: torch.Tensor | None = None
+    path: Path, patches: Patches | PackedPatches, cell_mask: torch.Tensor | None = None
 ) -> None:
-    """Write patches as one safetensors file, packed (see `pack`); all of it or nothing.
+    """Write patches, packed (see `pack`), as one safetensors file; all of it or nothing.
 
-    Args:
-        path: the file; its folder exists.
-        patches: what to write.
-        cell_mask: (cells,) bool, True on anomalous cells, or (cells, M), where it is known
-            which modalities are; None where nobody knows.
-
-    Raises:
-        ValueError: a feature is not finite in float16.
+    `cell_mask` is (cells,) bool, True on anomalous cells, or (cells, M), where it is known
+    which modalities are; None where nobody knows. A ValueError where a feature is not finite
+    in float16.
     """
-    path = Path(path)
     packed = pack(patches) if isinstance(patches, Patches) else patches
     tensors = {mod: torch.cat(packed.cells[mod].parts) for mod in MODALITIES}
     for mod in MODALITIES:
@@ -316,16 +218,8 @@ def save_patches(
 def load_patches(path: str | Path) -> tuple[PackedPatches, torch.Tensor | None]:
     """Return the patches of a file that `save_patches` wrote, and its cell mask if it has one.
 
-    The file is mapped into memory: features are read from the disk when they are used.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Patches on the CPU; and the mask as it was given, or None.
-
-    Raises:
-        ValueError: the file is damaged, or not one of ours.
+    The file is mapped into memory: features are read from the disk when they are used. A damaged
+    or foreign file raises a ValueError that names it.
     """
     try:
         with safe_open(path, framework="pt") as file:

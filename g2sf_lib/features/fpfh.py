@@ -35,11 +35,9 @@ def fpfh_patches(
             among all: other points are left out only where they are too far to matter.
 
     Returns:
-        feat: (grid_size * grid_size, 33) float32 in [0, 1], zero on background; each third
-            of a point's feature has unit norm, a mean over points at most that.
-        foreground: (grid_size * grid_size,) bool; a cell is foreground where it holds a
-            point with a neighbour within ``fpfh_radius_m``. A point without one has no
-            histogram, and after preprocessing there is none such.
+        feat: (cells, 33) float32 in [0, 1], zero on background; each third of a point's feature
+            has unit norm, a mean over points at most that.
+        foreground: (cells,) bool; cells that hold a point with a neighbour within `fpfh_radius_m`.
 
     Raises:
         ScanError: a point is not finite, or there are fewer averaged points than

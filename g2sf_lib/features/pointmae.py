@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from scipy import sparse
 from scipy.spatial import cKDTree
+from timm.models.vision_transformer import Block
 from torch import nn
 
 from g2sf_lib.config import FeatureConfig
 from g2sf_lib.datasets import ScanError
-from g2sf_lib.features import WeightsError, half_precision, nearest_index, reading_checkpoint
+from g2sf_lib.features import half_precision, nearest_index
+from g2sf_lib.features.checkpoints import WeightsError, read_checkpoint
 
 WIDTH, DEPTH, NUM_HEADS = 384, 12, 6
 TAPS = (4, 8, 12)  # blocks whose outputs are concatenated: 3 * 384 = 1152 numbers
@@ -35,7 +37,6 @@ class GroupEncoder(nn.Module):
     """Mini-PointNet: one token for each group of points, whatever the points' order."""
 
     def __init__(self) -> None:
-        """Make the layers with random weights."""
         super().__init__()
         self.first_conv = nn.Sequential(
             nn.Conv1d(3, 128, 1), nn.BatchNorm1d(128), nn.ReLU(), nn.Conv1d(128, 256, 1)
@@ -51,55 +52,24 @@ class GroupEncoder(nn.Module):
         return self.second_conv(torch.cat([whole, local], dim=1)).amax(2)
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block without bias in query, key and value."""
-
-    def __init__(self) -> None:
-        """Make the layers with random weights."""
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.attn = nn.ModuleDict(
-            {"qkv": nn.Linear(WIDTH, 3 * WIDTH, bias=False), "proj": nn.Linear(WIDTH, WIDTH)}
-        )
-        self.mlp = nn.ModuleDict(
-            {"fc1": nn.Linear(WIDTH, 4 * WIDTH), "fc2": nn.Linear(4 * WIDTH, WIDTH)}
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return (G, 384) from (G, 384)."""
-        qkv = self.attn["qkv"](self.norm1(x)).unflatten(1, (3, NUM_HEADS, -1))  # (G, 3, 6, 64)
-        query, key, value = qkv.permute(1, 2, 0, 3)[:, None]  # each (1, 6, G, 64)
-        heads = F.scaled_dot_product_attention(query, key, value)[0]
-        x = x + self.attn["proj"](heads.transpose(0, 1).flatten(1))
-        return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
-
-
-class Blocks(nn.Module):
-    """The twelve blocks; a module of its own because the checkpoint has this level."""
-
-    def __init__(self) -> None:
-        """Make the layers with random weights."""
-        super().__init__()
-        self.blocks = nn.ModuleList(Block() for _ in range(DEPTH))
+def _block() -> Block:
+    """Return a pre-norm transformer block without bias in query, key and value."""
+    return Block(WIDTH, NUM_HEADS, mlp_ratio=4, qkv_bias=False, norm_layer=nn.LayerNorm)
 
 
 class PointMAE(nn.Module):
-    """Encoder of Point-MAE: a feature for each group of neighbouring points; frozen.
-
-    Args:
-        num_groups: G, groups a cloud.
-        group_size: S, points a group; groups overlap.
+    """Point-MAE's frozen encoder: a feature for each of `num_groups` groups of `group_size` points.
 
     Source: Section 3.1; layers and sizes as in facts.md, section 2.
     """
 
     def __init__(self, num_groups: int, group_size: int) -> None:
-        """Make the layers with random weights; `load_checkpoint` brings the real ones."""
         super().__init__()
         self.num_groups, self.group_size = num_groups, group_size
         self.encoder = GroupEncoder()
         self.pos_embed = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, WIDTH))
-        self.blocks = Blocks()
+        # The checkpoint has a level of this name above the twelve blocks.
+        self.blocks = nn.ModuleDict({"blocks": nn.ModuleList(_block() for _ in range(DEPTH))})
         self.norm = nn.LayerNorm(WIDTH)
         self.eval().requires_grad_(False)
 
@@ -107,9 +77,8 @@ class PointMAE(nn.Module):
         """Read the official pre-training checkpoint; its decoder is ignored.
 
         Args:
-            path: a .pth file whose key ``base_model`` holds names with the prefixes
-                ``module.`` (optional) and ``MAE_encoder.``; ``~`` is the home folder; None:
-                `DEFAULT_FILE`.
+            path: a .pth file whose key ``base_model`` holds names with the prefixes ``module.``
+                (optional) and ``MAE_encoder.``; None: `DEFAULT_FILE`.
 
         Raises:
             WeightsError: there is no such file, it cannot be read without running code in
@@ -123,8 +92,7 @@ class PointMAE(nn.Module):
                 f"{WHERE}"
             )
         try:
-            with reading_checkpoint(path):
-                state = torch.load(path, map_location="cpu", weights_only=True)
+            state = read_checkpoint(path)
         except WeightsError as error:
             raise WeightsError(f"{error}. {WHERE}") from error.__cause__
         keys = sorted(map(str, state)) if isinstance(state, dict) else [type(state).__name__]
@@ -138,20 +106,13 @@ class PointMAE(nn.Module):
             key = str(key).removeprefix("module.")
             if isinstance(value, torch.Tensor) and not key.startswith(DECODER):
                 ours[key.removeprefix("MAE_encoder.")] = value
-        expected = self.state_dict()
-        problems = {
-            "missing": sorted(expected.keys() - ours.keys()),
-            "unexpected": sorted(ours.keys() - expected.keys()),
-            "of another shape": sorted(
-                f"{key} {tuple(ours[key].shape)}, expected {tuple(expected[key].shape)}"
-                for key in ours.keys() & expected.keys()
-                if ours[key].shape != expected[key].shape
-            ),
-        }
-        if any(problems.values()):
-            text = "; ".join(f"{what}: {', '.join(k)}" for what, k in problems.items() if k)
-            raise WeightsError(f"{path}: not Point-MAE's encoder; {text}")
-        self.load_state_dict(ours)
+        try:
+            self.load_state_dict(ours)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise WeightsError(
+                f"{path}: not Point-MAE's encoder; expected its tensors and no others; {reason}"
+            ) from None
 
     @torch.no_grad()
     def forward(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -184,17 +145,17 @@ class PointMAE(nn.Module):
         # 64 groups at a time: the widest layer of all groups at once would take 270 MB.
         taps = []
         with half_precision(device):
-            x = torch.cat([self.encoder(part) for part in groups.split(64)])  # (G, 384)
+            x = torch.cat([self.encoder(part) for part in groups.split(64)])[None]  # (1, G, 384)
             position = self.pos_embed(torch.from_numpy(host[centre]).to(device))
-            for number, block in enumerate(self.blocks.blocks, start=1):
+            for number, block in enumerate(self.blocks["blocks"], start=1):
                 x = block(x + position)
                 if number in TAPS:
-                    taps.append(self.norm(x).float())
+                    taps.append(self.norm(x)[0].float())
         return torch.cat(taps, dim=1), torch.from_numpy(centre).to(device)
 
 
 def interpolate(points: torch.Tensor, centres: torch.Tensor, feat: torch.Tensor) -> torch.Tensor:
-    """Return every point's feature: the mean over its 3 nearest centres, near ones more.
+    """Return (N, C), every point's feature: the mean over its 3 nearest centres, near ones more.
 
     Weights are 1 / (squared distance + 1e-8), divided by their sum, so that a point on a
     centre has that centre's feature, and no feature leaves the range of its three.
@@ -203,9 +164,6 @@ def interpolate(points: torch.Tensor, centres: torch.Tensor, feat: torch.Tensor)
         points: (N, 3), metres.
         centres: (G, 3), metres.
         feat: (G, C), one row a centre.
-
-    Returns:
-        (N, C), on the device of feat.
     """
     near = min(3, len(centres))
     distance, index = cKDTree(centres.cpu().numpy()).query(points.cpu().numpy(), k=near)
@@ -231,9 +189,9 @@ def pointmae_patches(
         name: what the scan is called in messages.
 
     Returns:
-        feat: (grid_size * grid_size, 1152) float32, on the device of net. The mean over a
-            cell counts pixels without a point as zero, as published.
-        foreground: (grid_size * grid_size,) bool; False where the whole feature is zero.
+        feat: (cells, 1152) float32, on the device of net. The mean over a cell counts pixels
+            without a point as zero, as published.
+        foreground: (cells,) bool; False where the whole feature is zero.
 
     Raises:
         ScanError: a point is not finite, or there are too few for the groups.
@@ -256,15 +214,11 @@ def pointmae_patches(
 
 
 def _pool_matrix(pixel: np.ndarray, grid: int) -> torch.Tensor:
-    """Return the sparse (grid * grid, N) matrix that pools points lying on some pixels.
+    """Return the sparse (grid * grid, N) matrix that pools points lying on row-major pixels (N,).
 
     It is the 3 x 3 mean (stride 1, no padding) followed by the mean over cells; both are
     linear and separable, and a pixel without a point counts as zero. So the (224, 224,
     1152) array that the pooling layers would want, 230 MB of mostly zeros, is never built.
-
-    Args:
-        pixel: (N,) row-major pixels of the 224 x 224 grid, one a point, ascending.
-        grid: cells along each side.
     """
     pixels = torch.eye(PIXELS, dtype=torch.float64)
     side = F.adaptive_avg_pool1d(F.avg_pool1d(pixels, 3, stride=1), grid).T.numpy()

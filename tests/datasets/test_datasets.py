@@ -1,22 +1,20 @@
+import os
+
 import pytest
 
 from g2sf_lib.config import CATEGORIES
-from g2sf_lib.datasets import ScanError, category_names, eyecandies, folder, mvtec3d, reader
+from g2sf_lib.datasets import DATASETS, ScanError, category_names, in_processes, reader
 
 
-@pytest.mark.parametrize(
-    ("dataset", "module"),
-    [
-        ("procedural", mvtec3d),
-        ("mvtec3d", mvtec3d),
-        ("eyecandies", eyecandies),
-        ("folder", folder),
-    ],
-)
-def test_every_data_set_has_a_reader(dataset, module):
-    assert reader(dataset) is module
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_every_data_set_has_a_reader(dataset):
     for name in ("find_scans", "list_scans", "read_scan"):
-        assert callable(getattr(module, name))
+        assert callable(getattr(reader(dataset), name))
+
+
+def test_a_process_that_dies_is_told():
+    with pytest.raises(RuntimeError, match="a worker process died .*fewer workers"):
+        list(in_processes(os._exit, [3, 3], 2))
 
 
 @pytest.mark.parametrize("dataset", ["mvtec3d", "eyecandies", "procedural"])
@@ -42,8 +40,3 @@ def test_names_of_ones_own_categories_are_free(tmp_path):
     assert category_names("folder", tmp_path) == ("bagel", "zinc")
     with pytest.raises(ScanError, match="no category found"):
         category_names("folder", tmp_path / "readme")
-
-
-def test_ten_sweets():
-    names = CATEGORIES["eyecandies"]
-    assert len(set(names)) == 10 and list(names) == sorted(names)

@@ -7,7 +7,7 @@ import yaml
 from PIL import Image
 
 from g2sf_lib.datasets import ScanError
-from g2sf_lib.datasets.eyecandies import KINDS, find_scans, list_scans, read_scan, unproject
+from g2sf_lib.datasets.eyecandies import KINDS, list_scans, read_scan, unproject
 
 FOCAL = 711.11
 
@@ -112,8 +112,8 @@ def test_the_tree_is_listed_good_first_then_by_kind_and_number(tmp_path, eyecand
             sample = read_scan(files)
             assert sample.rgb.shape == sample.xyz.shape == (24, 24, 3)
             assert sample.mask.any() == sample.is_anomalous == (files.label != "good")
-            assert all(path.is_file() for path in files.paths) and files.paths[1] == files.depth
-    masks = [files.mask for files in list_scans(root, "CandyCane", "train")]
+            assert all(path.is_file() for path in files.paths) and files.paths[1] == files.xyz
+    masks = [files.gt for files in list_scans(root, "CandyCane", "train")]
     assert [mask is None for mask in masks] == [False, True, False]
 
 
@@ -158,17 +158,6 @@ def test_metadata_that_are_neither_0_nor_1_are_refused(tmp_path, one, value):
         names(tmp_path, "test")
 
 
-@pytest.mark.parametrize(
-    ("ending", "new"),
-    [("image_4.png", "image_4.jpg"), ("depth.png", "depth.tiff"), ("mask.png", "mask.bmp")],
-)
-def test_a_file_in_another_format_is_named(tmp_path, one, ending, new):
-    folder, _ = one
-    (folder / f"07_{ending}").rename(folder / f"07_{new}")
-    scans, problems = find_scans(tmp_path, "CandyCane", "test")
-    assert scans == [] and any(line.startswith(f"{folder / f'07_{new}'}: ") for line in problems)
-
-
 def test_large_letters_are_the_same_file(tmp_path, one):
     folder, candy = one
     for ending in ("image_4.png", "DEPTH.PNG", "Mask.Png"):
@@ -193,24 +182,6 @@ def test_only_the_light_that_is_used_need_be_there(tmp_path, one):
     (folder / "._07_depth.png").write_bytes(b"left by macOS")
     (folder / "07_bumps_mask.png").write_bytes(b"not read")
     assert np.array_equal(read_only(tmp_path).rgb, candy.rgb)
-
-
-@pytest.mark.parametrize(
-    "ending", ["image_4.png", "depth.png", "info_depth.yaml", "pose.txt", "mask.png"]
-)
-def test_missing_partner_is_named_and_the_other_scans_are_listed(
-    tmp_path, one, render_candy, write_candy, ending
-):
-    folder, _ = one
-    write_candy(folder, "08", render_candy(2, 24))
-    lost = folder / f"07_{ending}"
-    lost.unlink()
-    scans, problems = find_scans(tmp_path, "CandyCane", "test")
-    assert [files.name for files in scans] == ["test/good/08"]
-    assert len(problems) == 1 and problems[0].startswith(f"{lost}: missing")
-    assert "08" not in problems[0].replace(str(tmp_path), "") and "expected" in problems[0]
-    with pytest.raises(ScanError, match=f"{lost}: missing"):
-        list_scans(tmp_path, "CandyCane", "test")
 
 
 def test_a_training_scan_may_not_be_anomalous(tmp_path, one):
@@ -244,74 +215,6 @@ def test_bad_range_is_refused(tmp_path, one, text):
     path = one[0] / "07_info_depth.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     check_error(tmp_path, path, "normalization: {min, max}")
-
-
-def broken_poses():
-    pose = np.eye(4)
-    yield pytest.param(pose[:3], id="three rows")
-    yield pytest.param(np.where(pose == 1, np.nan, 0), id="not finite")
-    yield pytest.param(np.diag([2.0, 2, 2, 1]), id="scaled")
-    yield pytest.param(np.diag([1.0, 1, -1, 1]), id="mirrored")
-    yield pytest.param(pose + np.eye(4, k=1) * [[0.1], [0], [0], [0]], id="sheared")
-    yield pytest.param(pose + np.eye(4, k=-3), id="last row")
-
-
-@pytest.mark.parametrize("pose", list(broken_poses()))
-def test_bad_pose_is_refused(tmp_path, one, pose):
-    path = one[0] / "07_pose.txt"
-    np.savetxt(path, pose)
-    check_error(tmp_path, path, "4 x 4 numbers")
-
-
-@pytest.mark.parametrize("text", ["", "one two", "1 0 0 0\n0 1 0\n0 0 1 0\n0 0 0 1"])
-def test_a_pose_that_is_no_matrix_is_refused(tmp_path, one, text, recwarn):
-    path = one[0] / "07_pose.txt"
-    path.write_text(text)
-    check_error(tmp_path, path, "4 x 4 numbers")
-
-
-@pytest.mark.parametrize(
-    ("array", "words"),
-    [
-        (np.arange(576, dtype=np.uint16).reshape(24, 24).astype(np.uint8), "8 bits"),
-        (np.zeros((24, 24, 3), np.uint8), "mode RGB"),
-        (np.full((24, 24), 7, np.uint16), "every depth is 7"),
-        (np.zeros((24, 24), np.uint16), "every depth is 0"),
-        (np.arange(480, dtype=np.uint16).reshape(20, 24), "20 x 24 pixels; expected 24 x 24"),
-    ],
-)
-def test_depth_of_another_kind_is_refused(tmp_path, one, array, words):
-    path = one[0] / "07_depth.png"
-    Image.fromarray(array).save(path)
-    check_error(tmp_path, path, words)
-
-
-@pytest.mark.parametrize("ending", ["image_4.png", "depth.png", "mask.png"])
-@pytest.mark.parametrize("kept", [0.0, 0.5])
-def test_truncated_picture_is_refused(tmp_path, one, ending, kept):
-    path = one[0] / f"07_{ending}"
-    data = path.read_bytes()
-    path.write_bytes(data[: int(kept * len(data))])
-    check_error(tmp_path, path, "cannot be read")
-
-
-def test_image_and_mask_of_another_kind_are_refused(tmp_path, one):
-    folder, candy = one
-    mask = folder / "07_mask.png"
-    Image.fromarray(candy.mask[:, 1:]).save(mask)
-    check_error(tmp_path, mask, "24 x 23 pixels; expected 24 x 24")
-    Image.fromarray(candy.rgb).save(mask)
-    check_error(tmp_path, mask, "mode RGB", "single-channel")
-    Image.fromarray(candy.mask).save(mask)
-    Image.fromarray(candy.rgb).convert("RGBA").save(folder / "07_image_4.png")
-    check_error(tmp_path, folder / "07_image_4.png", "mode RGBA", "8-bit RGB")
-
-
-@pytest.mark.parametrize("text", ["- bumps", "{bumps: [", ""])
-def test_metadata_that_cannot_be_read_is_named(tmp_path, one, text):
-    path = one[0] / "07_metadata.yaml"
-    path.write_text(text)
-    check_error(tmp_path, path, "kinds of defect")
 
 
 def test_missing_folders_are_named(tmp_path, one):

@@ -1,13 +1,10 @@
-import shutil
-
 import numpy as np
 import pytest
-import tifffile
 import yaml
 from PIL import Image
 
-from g2sf_lib.datasets import ScanError, folder, mvtec3d
-from g2sf_lib.datasets.folder import Camera, list_categories, list_scans, read_camera, read_scan
+from g2sf_lib.datasets import ScanError, mvtec3d
+from g2sf_lib.datasets.folder import list_categories, list_scans, read_camera, read_scan
 
 CAMERA = {"fx": 400.0, "fy": 500, "cx": 3.0, "cy": 2.0, "depth_scale": 0.001}
 DEPTH = np.array([[500, 500, 0, 500], [500, 499, 499, 500], [500, 499, 499, 500]], dtype=np.uint16)
@@ -56,23 +53,13 @@ def test_a_depth_image_becomes_points_by_hand(one):
     assert files.paths == (files.rgb, files.xyz, one / "camera.yaml")
 
 
-def test_depth_and_points_of_one_tree_are_the_same_scan(tmp_path, mvtec_tree):
-    root = mvtec_tree(tmp_path / "points", ["my-part"], side=(40, 60), num=(2, 1, 1, 3))
-    with_depth = shutil.copytree(root, tmp_path / "depth")
-    for path in with_depth.rglob("*.tiff"):
-        depth = np.round(tifffile.imread(path)[..., 2] / 1e-5).astype(np.uint16)
-        path.unlink()
-        target = path.parent.parent / "depth" / f"{path.stem}.png"
-        target.parent.mkdir(exist_ok=True)
-        Image.fromarray(depth).save(target)
-    for path in with_depth.rglob("xyz"):
-        path.rmdir()
-    camera = {"fx": 200.0, "fy": 200.0, "cx": 30.0, "cy": 20.0, "depth_scale": 1e-5}
-    (with_depth / "my-part/camera.yaml").write_text(yaml.safe_dump(camera))
+def test_depth_and_points_of_one_tree_are_the_same_scan(tmp_path, make_tree):
+    with_points = make_tree("mvtec3d", tmp_path / "points")
+    with_depth = make_tree("folder", tmp_path / "depth")
     for split in ("train", "validation", "test"):
-        ours = list_scans(root, "my-part", split)
-        assert ours == mvtec3d.list_scans(root, "my-part", split)  # points: read as MVTec's are
-        depths = list_scans(with_depth, "my-part", split)
+        ours = list_scans(with_points, "bagel", split)
+        assert ours == mvtec3d.list_scans(with_points, "bagel", split)  # read as MVTec's are
+        depths = list_scans(with_depth, "my part", split)
         assert [files.name for files in depths] == [files.name for files in ours]
         for left, right in zip(ours, depths, strict=True):
             plain, made = read_scan(left), read_scan(right)
@@ -89,11 +76,6 @@ def test_the_camera_of_the_category_comes_before_that_of_the_root(one):
     (near,) = list_scans(one, "gasket", "train")
     (far,) = list_scans(one, "other", "train")
     np.testing.assert_allclose(2 * read_scan(near).xyz, read_scan(far).xyz, rtol=1e-6)
-
-
-def test_no_camera_is_said(one):
-    (one / "camera.yaml").unlink()
-    check_error(one, one / "gasket/camera.yaml", str(one / "camera.yaml"), "fx, fy, cx, cy")
 
 
 @pytest.mark.parametrize(
@@ -114,17 +96,11 @@ def test_bad_camera_is_refused(one, change, words):
     check_error(one, one / "camera.yaml", words)
 
 
-@pytest.mark.parametrize("text", ["", "- 1", "fx: 400", "{fx: [", "fx 400"])
-def test_camera_that_is_no_mapping_of_five_is_refused(one, text):
-    (one / "camera.yaml").write_text(text)
-    check_error(one, one / "camera.yaml", "fx, fy, cx, cy, depth_scale")
-
-
 @pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "0.0001", "'0.0001'"])
 def test_a_number_is_what_people_read_as_one(tmp_path, text):
     path = tmp_path / "camera.yaml"
     path.write_text(f"fx: 4e2\nfy: 400\ncx: 3\ncy: 2\ndepth_scale: {text}\n", "utf-8-sig")
-    assert read_camera(path) == Camera(400, 400, 3, 2, 1e-4)
+    assert list(read_camera(path).values()) == [400, 400, 3, 2, 1e-4]
 
 
 @pytest.mark.parametrize("place", [(-120.0, 2.0), (3.0, 900.0), (0.0, -1.0)])
@@ -141,40 +117,6 @@ def test_the_principal_point_of_a_cropped_image_may_lie_outside(one, place):
 def test_a_scale_that_makes_no_metres_is_refused(one, scale):
     (one / "camera.yaml").write_text(yaml.safe_dump(CAMERA | {"depth_scale": scale}))
     check_error(one, one / "gasket/train/good/depth/a1.png", "camera.yaml", "metres")
-
-
-def test_whole_numbers_are_numbers(tmp_path):
-    path = tmp_path / "camera.yaml"
-    path.write_text("{fx: 400, fy: 400, cx: 3, cy: 2, depth_scale: 1}")
-    assert read_camera(path) == Camera(400, 400, 3, 2, 1)
-
-
-@pytest.mark.parametrize(
-    ("depth", "words"),
-    [
-        (np.zeros((3, 4), np.uint16), "every depth is 0"),
-        (DEPTH.astype(np.uint8), "8 bits"),
-        (np.zeros((3, 4, 3), np.uint8), "mode RGB"),
-        (DEPTH[:2], "2 x 4 points; expected 3 x 4"),
-        (np.where(DEPTH == 0, 65535, DEPTH).astype(np.uint16), "1 depths are 65535"),
-    ],
-)
-def test_depth_of_another_kind_is_refused(one, depth, words):
-    path = one / "gasket/train/good/depth/a1.png"
-    Image.fromarray(depth).save(path)
-    check_error(one, path, words)
-
-
-@pytest.mark.parametrize("kind", ["rgb", "depth", "gt"])
-def test_missing_partner_is_named(one, kind):
-    home = write_scan(one, "scratch")
-    lost = home / kind / "a1.png"
-    lost.unlink()
-    scans, problems = folder.find_scans(one, "gasket", "train")
-    assert [files.name for files in scans] == ["train/good/a1"]
-    assert len(problems) == 1 and problems[0].startswith(f"{lost}: missing")
-    with pytest.raises(ScanError, match=f"{lost}: missing"):
-        list_scans(one, "gasket", "train")
 
 
 def test_missing_folders_are_named(one):

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from g2sf_lib.config import CATEGORIES
 from g2sf_lib.datasets import ScanError
 from g2sf_lib.datasets.mvtec3d import list_scans, read_scan
 
@@ -62,11 +61,6 @@ def check_error(files, path):
     return str(caught.value)
 
 
-def test_ten_categories():
-    assert len(set(CATEGORIES["mvtec3d"])) == 10
-    assert list(CATEGORIES["mvtec3d"]) == sorted(CATEGORIES["mvtec3d"])
-
-
 def test_scan_is_read_as_written_and_need_not_be_square():
     with one_scan(compression="zlib") as (files, (rgb, xyz, mask)):
         sample = read_scan(files)
@@ -85,16 +79,6 @@ def test_scans_are_listed_good_first_then_by_label_and_number(tmp_path):
     (tmp_path / "part/test/.DS_Store").write_bytes(b"left by macOS")
     names = [files.name for files in list_scans(tmp_path, "part", "test")]
     assert names == ["test/good/002", "test/good/1000", "test/bend/000", "test/hole/001"]
-
-
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_good_scan_without_ground_truth_has_an_empty_mask(tmp_path, split):
-    write_scan(tmp_path, "good", split=split, gt=False)
-    (files,) = list_scans(tmp_path, "part", split)
-    sample = read_scan(files)
-    assert files.gt is None
-    assert sample.mask.shape == (HEIGHT, WIDTH) and not sample.mask.any()
-    assert not sample.is_anomalous
 
 
 @given(values=st.lists(st.integers(0, 255), min_size=4, max_size=4))
@@ -170,22 +154,6 @@ def test_points_that_are_not_finite_are_refused(value, place):
         assert f"row {place[0]}, column {place[1]}" in check_error(files, files.xyz)
 
 
-@given(
-    shape=st.one_of(
-        st.sampled_from([1, 2, 4]).map(lambda channels: (HEIGHT, WIDTH, channels)),
-        st.tuples(st.integers(1, 20), st.integers(1, 20), st.just(3)).filter(
-            lambda shape: shape[:2] != (HEIGHT, WIDTH)
-        ),
-        st.just((HEIGHT, WIDTH)),
-    )
-)
-@settings(max_examples=30, deadline=None)
-def test_points_of_another_shape_are_refused(shape):
-    with one_scan() as (files, _):
-        tifffile.imwrite(files.xyz, np.ones(shape, np.float32), photometric="minisblack")
-        check_error(files, files.xyz)
-
-
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.uint16, np.uint8, np.int32])
 def test_points_of_another_type_are_refused(dtype):
     with one_scan() as (files, (_, xyz, _)):
@@ -257,15 +225,6 @@ def test_truncated_file_is_refused_or_lost_nothing(kind, kept, options):
             assert np.array_equal(sample.mask, mask > 0)
 
 
-@pytest.mark.parametrize("kind", ["rgb", "xyz", "gt"])
-@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"photometric": "minisblack"}])
-def test_half_a_file_is_refused(kind, options):
-    with one_scan(**options) as (files, _):
-        path = getattr(files, kind)
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        check_error(files, path)
-
-
 @given(kind=st.sampled_from(["rgb", "xyz", "gt"]), data=st.binary(max_size=300))
 @settings(max_examples=40, deadline=None)
 def test_garbage_is_refused(kind, data):
@@ -280,12 +239,6 @@ def test_image_that_is_not_rgb_is_refused(mode):
     with one_scan() as (files, (rgb, _, _)):
         Image.fromarray(rgb).convert("L" if mode == "I;16" else mode).convert(mode).save(files.rgb)
         assert f"mode {mode}," in check_error(files, files.rgb)
-
-
-def test_jpeg_under_a_png_name_is_refused():
-    with one_scan() as (files, (rgb, _, _)):
-        Image.fromarray(rgb).save(files.rgb, format="JPEG")
-        assert "JPEG" in check_error(files, files.rgb)
 
 
 def test_image_of_16_bits_is_refused():
@@ -305,21 +258,6 @@ def test_ground_truth_must_fit_the_image_and_the_label(tmp_path):
     (files,) = list_scans(tmp_path, "part", "test")
     Image.fromarray(mask).save(files.gt)
     assert "12 anomalous pixels" in check_error(files, files.gt)
-
-
-@pytest.mark.parametrize("kind", ["rgb", "xyz", "gt"])
-def test_missing_partner_is_named(tmp_path, kind):
-    for index in ("000", "001"):
-        write_scan(tmp_path, "dent", index)
-    suffix = ".tiff" if kind == "xyz" else ".png"
-    lost = tmp_path / "part/test/dent" / kind / f"001{suffix}"
-    lost.unlink()
-    with pytest.raises(ScanError) as caught:
-        list_scans(tmp_path, "part", "test")
-    message = str(caught.value)
-    assert message.startswith(f"{lost}: missing") and "expected" in message
-    assert "000" not in message.replace(str(tmp_path), "")
-    assert len(message.splitlines()) == 1
 
 
 def test_missing_folders_are_named(tmp_path):

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from g2sf_lib.config import make_config
-from g2sf_lib.features import WeightsError, pointmae
+from g2sf_lib.features import pointmae
+from g2sf_lib.features.checkpoints import WeightsError
 from g2sf_lib.features.pointmae import PointMAE
 from g2sf_lib.features.rgb import load_model
 

@@ -14,7 +14,6 @@ from g2sf_lib.datasets import Sample, ScanError
 from g2sf_lib.features import (
     FeatureExtractor,
     Patches,
-    WeightsError,
     cell_labels,
     foreground_features,
     load_patches,
@@ -22,6 +21,7 @@ from g2sf_lib.features import (
     pack,
     save_patches,
 )
+from g2sf_lib.features.checkpoints import WeightsError
 from g2sf_lib.features.pointmae import PointMAE
 
 CONFIG = make_config().features
@@ -90,24 +90,6 @@ def test_a_defect_of_one_modality_is_seen_there_and_at_its_place(extractor, make
         assert torch.equal(defect.feat[other], plain.feat[other])
 
 
-def test_the_same_scan_gives_the_same_bytes(extractor, make_sample):
-    first, second = (extractor(make_sample()) for _ in range(2))
-    for mod in ("pcd", "rgb"):
-        assert first.feat[mod].numpy().tobytes() == second.feat[mod].numpy().tobytes()
-    assert torch.equal(first.foreground, second.foreground)
-
-
-def test_each_modality_can_be_had_alone(extractor, make_sample):
-    sample = make_sample()
-    patches = extractor(sample)
-    (pcd, foreground), rgb = extractor.points(sample), extractor.colour(sample)
-    assert torch.equal(foreground, patches.foreground)
-    for mod, alone in (("pcd", pcd), ("rgb", rgb)):
-        assert alone.shape == patches.feat[mod].shape
-        assert torch.equal(alone[foreground], patches.feat[mod][foreground])
-    assert rgb[~foreground].any(dim=1).all()  # the image has features where there is no object
-
-
 def test_a_scan_without_points_is_refused_by_name(extractor, make_sample):
     empty = replace(make_sample(), xyz=np.zeros((256, 256, 3), np.float32), name="test/hole/012")
     with pytest.raises(ScanError, match="test/hole/012: 0 points"):
@@ -156,16 +138,6 @@ def test_cell_labels_by_cover():
     assert coarse.nonzero().tolist() == [[0, 1]]
 
 
-def test_cell_labels_of_a_mask_that_is_not_square():
-    mask = np.zeros((6, 12), bool)
-    mask[:3] = True
-    labels = cell_labels(mask, 3, "centre").reshape(
-        3, 3
-    )  # centres at rows 1, 3, 5: the dilation adds row 3
-    assert labels.tolist() == [[True] * 3, [True] * 3, [False] * 3]
-    assert not cell_labels(np.zeros((6, 12), bool), 3).any()
-
-
 # --- packing ---
 
 
@@ -201,13 +173,6 @@ def test_packed_patches_of_several_scans_are_joined_in_order(shared_patches):
     for mod in ("pcd", "rgb"):
         assert torch.equal(both[mod][:], plain[mod][:].half().float())
     assert len(both["rgb"].stored) == 2 * len(pack(other).cells["rgb"].stored)
-
-
-def test_packing_a_scan_without_object_gives_no_cells(shared_patches):
-    nothing = torch.zeros(36, dtype=torch.bool)
-    packed = pack(Patches({m: v * 0 for m, v in shared_patches.feat.items()}, (6, 6), nothing, 2))
-    assert {len(rows) for rows in packed.cells.values()} == {0}
-    assert not packed.feat["rgb"].any() and packed.feat["rgb"].shape == (36, 7)
 
 
 def test_saved_shared_patches_come_back_and_take_less_room(tmp_path, shared_patches):

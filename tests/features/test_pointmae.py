@@ -8,7 +8,7 @@ from timm.models.vision_transformer import Block as TimmBlock
 
 from g2sf_lib.config import make_config
 from g2sf_lib.datasets import ScanError
-from g2sf_lib.features import WeightsError, pointmae
+from g2sf_lib.features.checkpoints import WeightsError
 from g2sf_lib.features.pointmae import PointMAE, interpolate, pointmae_patches
 
 CONFIG = make_config("paper").features
@@ -124,24 +124,6 @@ def test_a_group_is_known_by_its_shape_and_a_token_by_its_place(net, cloud):
     assert (feat - moved_feat).norm(dim=1).min() > 0.1
 
 
-def test_many_groups_are_encoded_in_parts_with_the_same_result():
-    net = make_net(num_groups=150, group_size=8)
-    cloud = torch.rand(300, 3, generator=torch.Generator().manual_seed(3))
-    parts = []
-    hook = net.encoder.register_forward_hook(lambda _, inp, out: parts.append((inp[0], out)))
-    net(cloud)
-    hook.remove()
-    assert len(parts) > 1
-    whole = net.encoder(torch.cat([groups for groups, _ in parts]))
-    joined = torch.cat([tokens for _, tokens in parts])
-    torch.testing.assert_close(joined, whole, atol=1e-5, rtol=1e-5)
-
-
-def test_groups_of_one_point(cloud):
-    feat, _ = make_net(num_groups=4, group_size=1)(cloud)
-    assert feat.shape == (4, 1152) and torch.isfinite(feat).all()
-
-
 @pytest.mark.parametrize(("num_groups", "group_size"), [(4, 128), (128, 4)])
 def test_a_cloud_smaller_than_a_group_is_refused(num_groups, group_size):
     net = make_net(num_groups=num_groups, group_size=group_size)
@@ -197,21 +179,19 @@ def test_names_missing_and_unexpected_are_listed(tmp_path, net, pointmae_checkpo
         tmp_path / "bad.pth",
         net,
         drop=[f"{encoder}norm.bias", f"{encoder}blocks.blocks.3.attn.proj.weight"],
-        add={f"{encoder}cls_token": torch.ones(1), "module.cls_head.0.weight": torch.ones(1)},
+        add={
+            f"{encoder}cls_token": torch.ones(1),
+            "module.cls_head.0.weight": torch.ones(1),
+            f"{encoder}pos_embed.0.bias": torch.ones(1),
+        },
     )
     with pytest.raises(WeightsError) as caught:
         make_net().load_checkpoint(path)
-    assert str(caught.value) == (
-        f"{path}: not Point-MAE's encoder; missing: blocks.blocks.3.attn.proj.weight, norm.bias; "
-        f"unexpected: cls_head.0.weight, cls_token"
-    )
-
-
-def test_another_shape_is_refused(tmp_path, net, pointmae_checkpoint):
-    add = {"module.MAE_encoder.norm.bias": torch.ones(256)}
-    path = pointmae_checkpoint(tmp_path / "bad.pth", net, add=add)
-    with pytest.raises(WeightsError, match=r"shape: norm.bias \(256,\), expected \(384,\)"):
-        make_net().load_checkpoint(path)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: not Point-MAE's encoder; ") and "\n" not in text
+    assert 'Missing key(s) in state_dict: "blocks.blocks.3.attn.proj.weight", "norm.bias"' in text
+    assert 'Unexpected key(s) in state_dict: "cls_token", "cls_head.0.weight"' in text
+    assert "size mismatch for pos_embed.0.bias" in text
 
 
 @pytest.mark.parametrize("path", [None, "/no/such/pretrain.pth"])
@@ -245,15 +225,6 @@ def test_patches_are_pooled_as_published(scan_xyz):
     torch.testing.assert_close(feat, pooled, atol=1e-6, rtol=1e-5)
     assert torch.equal(foreground, (pooled != 0).any(1))
     assert 0.2 < foreground.float().mean() < 0.8
-
-
-def test_points_land_in_their_row_and_column(scan_xyz):
-    xyz = scan_xyz(size=224)
-    feat, _ = pointmae_patches(xyz, CONFIG, Coordinates())
-    cells = feat.reshape(56, 56, 3)
-    inner = cells[20:34, 22:36]  # wholly inside the disc
-    assert (inner[:, 1:, 0] > inner[:, :-1, 0]).all()  # x grows with the column
-    assert (inner[1:, :, 1] > inner[:-1, :, 1]).all()  # y grows with the row
 
 
 @pytest.mark.parametrize("cell", [(14, 33), (34, 42)])
@@ -293,22 +264,9 @@ def test_bad_clouds_are_refused_by_name(scan_xyz, net):
         pointmae_patches(xyz, CONFIG, net, name="test/cut/004")
 
 
-def relative_error(found, expected):
-    return ((found - expected).norm() / expected.norm()).item()
-
-
-def test_half_precision_stays_within_tolerance(net, cloud, monkeypatch):
-    exact, centre = net(cloud)
-    half = torch.autocast("cpu", torch.bfloat16)
-    monkeypatch.setattr(pointmae, "half_precision", lambda device: half)
-    rough, same_centre = net(cloud)
-    assert rough.dtype == torch.float32 and torch.equal(centre, same_centre)
-    assert 0 < relative_error(rough, exact) < 0.05  # bfloat16 has 8 bits, a GPU's float16 has 11
-
-
 @pytest.mark.gpu
 def test_features_on_a_gpu_are_those_of_the_cpu(cloud):
     here, centre = make_net()(cloud)
     there, same_centre = make_net().cuda()(cloud)
     assert there.is_cuda and torch.equal(centre, same_centre.cpu())
-    assert relative_error(there.cpu(), here) < 0.01
+    assert ((there.cpu() - here).norm() / here.norm()).item() < 0.01

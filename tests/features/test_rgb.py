@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from skimage import data
 
 from g2sf_lib.config import ConfigError, make_config
-from g2sf_lib.features import WeightsError, rgb
+from g2sf_lib.features import rgb
+from g2sf_lib.features.checkpoints import WeightsError
 from g2sf_lib.features.rgb import RGBFeatures, load_model, packaged_weights
 
 CONFIG = make_config().features
@@ -113,16 +114,6 @@ def test_a_blot_changes_the_cell_where_it_is(features, scan_rgb, cell):
     assert all(change[other] < 0.1 * change[cell] for other in mirrored)
 
 
-def test_the_same_image_gives_the_same_bytes(features, scan_rgb):
-    first, second = (features([scan_rgb()]) for _ in range(2))
-    assert first.numpy().tobytes() == second.numpy().tobytes()
-
-
-def test_the_network_is_frozen(features):
-    assert not features.model.training
-    assert not any(parameter.requires_grad for parameter in features.model.parameters())
-
-
 def test_another_network_with_its_own_normalisation(tmp_path):
     torch.manual_seed(0)
     path = tmp_path / "resnet.pth"
@@ -157,16 +148,6 @@ def test_tokens_after_the_final_norm_are_repeated_on_the_grid(vit, scan_rgb):
     for i in (0, 1):
         for j in (0, 1):
             torch.testing.assert_close(cells[:, i, :, j], tokens.reshape(14, 14, 192))
-
-
-def test_a_blot_changes_the_token_where_it_is(vit, scan_rgb):
-    _, config = vit
-    features = RGBFeatures(config, CPU)
-    plain = scan_rgb(size=224)
-    row, column = 3, 9
-    marked = blot(plain, 16 * row + 8, 16 * column + 8)
-    change = (features([marked]) - features([plain]))[0].norm(dim=1).reshape(28, 28)
-    assert divmod(int(change.argmax()), 28) == (2 * row, 2 * column)
 
 
 def test_position_embeddings_adapt_to_the_image_size(vit, scan_rgb):

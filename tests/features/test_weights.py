@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from g2sf_lib.features import WeightsError, weights
+from g2sf_lib.features import weights
+from g2sf_lib.features.checkpoints import WeightsError
 from g2sf_lib.features.pointmae import DEFAULT_FILE, PointMAE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,7 +132,7 @@ def test_a_file_changed_on_the_disk_is_refused_with_both_hashes(server, folder, 
 def test_what_does_not_fit_the_network_is_not_kept(server, folder, tmp_path):
     torch.save({"base_model": {"module.MAE_encoder.norm.bias": torch.ones(384)}}, tmp_path / "bad")
     server.content = (tmp_path / "bad").read_bytes()
-    with pytest.raises(WeightsError, match=r"not Point-MAE's encoder; missing: .*norm\.weight"):
+    with pytest.raises(WeightsError, match=r"not Point-MAE's encoder; .*Missing.*norm\.weight"):
         weights.fetch_pointmae(folder, server.url)
     server.content = b"<html>moved</html>"
     with pytest.raises(WeightsError, match="not a readable checkpoint"):
@@ -179,11 +180,6 @@ def test_no_network_is_one_line_with_url_and_place(folder, capsys):
     assert names(folder) == []
 
 
-def test_a_missing_page_is_told(server, folder):
-    with pytest.raises(WeightsError, match="404"):
-        weights.fetch_pointmae(folder, server.url)
-
-
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_program_leaves_no_half_file(server, folder, checkpoint, how):
     server.content = checkpoint
@@ -214,11 +210,3 @@ def test_an_interrupted_program_leaves_no_half_file(server, folder, checkpoint, 
     weights.fetch_pointmae(folder, server.url)  # and the next fetch is none the worse
     assert (folder / DEFAULT_FILE.name).read_bytes() == checkpoint
     assert not [name for name in names(folder) if name.startswith(".partial")]
-
-
-def test_the_program_draws_a_bar_and_says_what_came(server, folder, checkpoint, capfd):
-    server.content = checkpoint
-    weights.main(["--to", str(folder), "--url", server.url])
-    out, err = capfd.readouterr()
-    assert hashlib.sha256(checkpoint).hexdigest() in out and "pcd_weights" in out
-    assert "100%" in err

@@ -1,0 +1,75 @@
+"""Weight files of others, read as people have them, or refused in one clear line."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+# What training scripts keep beside the tensors: scores as numbers of numpy 1 and 2, options.
+BESIDE_TENSORS = (
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+    "argparse.Namespace",
+)
+# What a file begins with that is none -> what it is.
+_NO_CHECKPOINT = {
+    b"version https://git-lfs": "is a pointer of Git LFS (`git lfs pull` fetches the file itself)",
+    b"<": "is a web page",
+    b"pk": "is a zip archive that was cut short, or of something else",
+    b"": "was cut short, or is of another format",
+}
+
+
+class WeightsError(RuntimeError):
+    """A weight file that is missing or does not fit its network; the message says which."""
+
+
+class _Unread:
+    """Stands in for a value of `BESIDE_TENSORS`: takes whatever it was made from, keeps nothing."""
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def read_checkpoint(path: Path) -> Any:
+    """Return what a .safetensors or .pth file holds, its tensors on the CPU.
+
+    Values of `BESIDE_TENSORS` come back as objects without content, for nobody needs them: no
+    code in the file is run, nor is numpy's or argparse's to build them. A file that is damaged,
+    no checkpoint, or needs more than that raises a WeightsError of one line.
+    """
+    unread = [(_Unread, name) for name in BESIDE_TENSORS]
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings(), torch.serialization.safe_globals(unread):
+            warnings.simplefilter("ignore")  # of a format that is then refused
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises whatever its bytes happen to ask for
+        # torch's advice is to switch its protection off, which nobody here can or should do.
+        reason = None if "weights_only" in str(error) else error
+        raise WeightsError(
+            f"{path}: not a readable checkpoint: it {_obstacle(path, error)}; expected tensors and"
+            " plain values only"
+        ) from reason
+
+
+def _obstacle(path: Path, error: Exception) -> str:
+    """Return what keeps a file from being read, as far as its first bytes and the error tell."""
+    if refused := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"needs {refused[1]}"
+    try:
+        with path.open("rb") as file:
+            head = file.read(64).lstrip().lower()
+    except OSError as unreadable:
+        return f"cannot be opened ({unreadable.strerror})"
+    return next(what for start, what in _NO_CHECKPOINT.items() if head.startswith(start))

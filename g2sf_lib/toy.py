@@ -1,0 +1,349 @@
+"""Chapter 12: a toy with two numbers a modality, in which the learned metric can be drawn.
+
+Everything that the book trains on features of hundreds of numbers is here trained on points of a
+plane, one plane a modality, by the same code: banks, cells, LSPN, losses, aggregation. A normal
+cell has a place on a curve, the same in both planes; an anomaly stands off the curve.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, Field, field_validator, model_validator
+from torch import Tensor
+
+from g2sf_lib.cells import Cells
+from g2sf_lib.config import MODALITIES, LossConfig, ModelConfig, TrainingConfig, listed
+from g2sf_lib.detector import query_banks
+from g2sf_lib.evaluation import image_auroc
+from g2sf_lib.fusion import Metric, aggregate
+from g2sf_lib.memory import MemoryBank, greedy_coreset
+from g2sf_lib.training import CollapseWarning, best_row, train_metric
+
+SWITCHES = {"mar": "alpha", "cns": "beta", "sc": "gamma", "cma": "mu"}  # term -> its weight
+SUBSETS = tuple(one for num in range(5) for one in itertools.combinations(SWITCHES, num))
+KINDS = ("both", "pcd", "rgb", "either")  # what an anomaly leaves: both curves, or one of them
+AGGREGATIONS = ("nearest", "min", "mean", "max")
+_NOISE = 0.05  # standard deviation across the curve
+_OFF = (0.12, 0.45)  # how far anomalies stand off: less than half the way between prototypes
+_NUM_NORMAL = 600  # normal points that the banks are chosen from
+_IMAGES, _TEST_IMAGES, _CELLS, _ANOMALOUS = 24, 40, 40, 12  # made-up images and their cells
+_ANGLES = 48  # of a drawn ball
+
+
+class ToySettings(BaseModel, frozen=True, extra="forbid", strict=True):
+    """What a reader can change."""
+
+    seed: int = Field(0, ge=0, description="of the points, and of the training")
+    num_prototypes: int = Field(8, le=60, description="of each modality, at least 2k + 1")
+    anomalies_in: Literal[KINDS] = Field("both", description="which curves anomalies leave")
+    k: int = Field(2, ge=1, le=10, description="2k + 1 neighbourhoods in training, k + 1 in scores")
+    epochs: int = Field(40, ge=1, le=200, description="of a training")
+    losses: tuple[str, ...] = Field(tuple(SWITCHES), description="terms that are on beside L_sep")
+    how: Literal[AGGREGATIONS] = Field("min", description="aggregation behind every AUROC")
+    level: float = Field(0.6, gt=0, le=5, description="a ball is where the metric has this value")
+    num_seeds: int = Field(3, ge=2, le=10, description="trainings behind a mean with a spread")
+
+    @field_validator("losses", mode="before")
+    @classmethod
+    def _in_one_order(cls, losses: Any) -> tuple[str, ...]:
+        asked = listed(losses)
+        if not isinstance(asked, list | tuple) or not set(asked) <= {"sep", *SWITCHES}:
+            raise ValueError(f"expected a list of some of {', '.join(SWITCHES)}")
+        return tuple(term for term in SWITCHES if term in asked)
+
+    @model_validator(mode="after")
+    def _enough_prototypes(self) -> ToySettings:
+        if self.num_prototypes < 2 * self.k + 1:
+            raise ValueError(f"num_prototypes is {self.num_prototypes}; expected 2k + 1 or more")
+        return self
+
+
+# ---------------------------------------------------------------- the planes
+
+
+def curve(mod: str, t: Any) -> np.ndarray:
+    """Return where (N, 2) normal cells of the places `t` (N,) in [0, 1] lie.
+
+    It is half a circle for points, and a wave for RGB.
+    """
+    t = np.asarray(t, dtype=float)
+    if mod == "pcd":
+        angle = np.pi * (1 - t)
+        return np.stack([2 * np.cos(angle), 2 * np.sin(angle) - 1], axis=-1)
+    return np.stack([4 * t - 2, 0.9 * np.sin(2 * np.pi * t)], axis=-1)
+
+
+def along(mod: str, t: Any) -> np.ndarray:
+    """Return the unit direction (N, 2) of the curve at the places `t` (N,)."""
+    step = curve(mod, np.asarray(t) + 1e-4) - curve(mod, np.asarray(t) - 1e-4)
+    return step / np.linalg.norm(step, axis=-1, keepdims=True)
+
+
+def across(mod: str, t: Any) -> np.ndarray:
+    """Return the unit direction (N, 2) off the curve, `along` turned by a right angle."""
+    forward = along(mod, t)
+    return np.stack([-forward[..., 1], forward[..., 0]], axis=-1)
+
+
+def other(mod: str) -> str:
+    """Return the other one of the two modalities."""
+    return MODALITIES[1 - MODALITIES.index(mod)]
+
+
+@dataclass(frozen=True)
+class Toy:
+    """Points of both planes, the banks, and the cells that are trained and judged on.
+
+    Attributes:
+        settings: that it was made with.
+        bank: mod -> `MemoryBank` of `num_prototypes` normal points.
+        place: mod -> (B,) place on the curve of each prototype.
+        partner: mod -> (B,) prototype of the other modality that belongs to each.
+        cells: labelled training cells with 2k + 1 neighbourhoods, in made-up images.
+        tests: kind of anomaly -> cells with k + 1 neighbourhoods that no training sees.
+    """
+
+    settings: ToySettings
+    bank: dict[str, MemoryBank]
+    place: dict[str, np.ndarray]
+    partner: dict[str, Tensor]
+    cells: Cells
+    tests: dict[str, Cells]
+
+    @property
+    def points(self) -> dict[str, np.ndarray]:
+        """The training cells, mod -> (N, 2)."""
+        return {mod: self.cells.feat[mod].numpy() for mod in MODALITIES}
+
+    @property
+    def is_anomalous(self) -> np.ndarray:
+        """Which of the training cells are synthetic anomalies, (N,) bool."""
+        return self.cells.is_anomalous.numpy()
+
+    @property
+    def prototypes(self) -> dict[str, np.ndarray]:
+        """The prototypes, mod -> (B, 2)."""
+        return {mod: self.bank[mod].prototypes.numpy() for mod in MODALITIES}
+
+
+def _points(rng: np.random.Generator, images: int, anomalies_in: str, anomalous: int = _ANOMALOUS):
+    """Return place, mod -> (N, 2) features, is_anomalous and image of made-up images."""
+    num = images * _CELLS
+    place = rng.uniform(0, 1, num)
+    is_anomalous = np.arange(num) % _CELLS < anomalous
+    kind = rng.integers(3, size=num)
+    if anomalies_in != "either":
+        kind = np.full(num, KINDS.index(anomalies_in))
+    feat = {}
+    for mod in MODALITIES:
+        is_off = is_anomalous & ((kind == 0) | (kind == KINDS.index(mod)))
+        off = rng.choice([-1.0, 1.0], num) * rng.uniform(*_OFF, num)
+        reach = rng.normal(0, _NOISE, num) + np.where(is_off, off, 0.0)
+        where = curve(mod, place) + reach[:, None] * across(mod, place)
+        feat[mod] = torch.tensor(where, dtype=torch.float32)
+    return place, feat, torch.tensor(is_anomalous), torch.arange(num) // _CELLS
+
+
+def make_toy(settings: ToySettings) -> Toy:
+    """Return the toy of some settings; the same settings give the same toy."""
+    rng = np.random.default_rng(settings.seed)
+    place, normal, _, _ = _points(rng, _NUM_NORMAL // _CELLS, "both", anomalous=0)
+    rows = {mod: greedy_coreset(normal[mod], settings.num_prototypes) for mod in MODALITIES}
+    bank = {mod: MemoryBank(normal[mod][rows[mod]], rows[mod]) for mod in MODALITIES}
+    # A prototype is a normal point, and that point has a feature in the other plane too.
+    partner = {
+        mod: bank[other(mod)].query(normal[other(mod)][rows[mod]], 1)[0][:, 0] for mod in MODALITIES
+    }
+
+    def cells(images: int, kind: str, num: int) -> Cells:
+        _, feat, is_anomalous, image = _points(rng, images, kind)
+        return Cells(feat, *query_banks(bank, feat, num), is_anomalous, image)
+
+    return Toy(
+        settings,
+        bank,
+        {mod: place[rows[mod].numpy()] for mod in MODALITIES},
+        partner,
+        cells(_IMAGES, settings.anomalies_in, 2 * settings.k + 1),
+        {kind: cells(_TEST_IMAGES, kind, settings.k + 1) for kind in KINDS},
+    )
+
+
+# ---------------------------------------------------------------- the metric, drawn and judged
+
+
+def pair_scale_factors(
+    metric: Metric, toy: Toy, mod: str, direction: np.ndarray, partner: Tensor | None = None
+) -> np.ndarray:
+    """Return w (B, A) in the plane of one modality, with the other one on its prototype.
+
+    Args:
+        metric: trained or not.
+        toy: with the prototypes.
+        mod: whose plane.
+        direction: (B, A, 2) unit directions from each prototype.
+        partner: (B,) prototypes of the other modality; None: those that belong together.
+    """
+    num, angles = direction.shape[:2]
+    row = torch.arange(num).repeat_interleave(angles)
+    pair = (toy.partner[mod] if partner is None else partner)[row]
+    step = torch.tensor(direction, dtype=torch.float32).reshape(-1, 2)
+    feat = {mod: toy.bank[mod].prototypes[row] + step}
+    feat[other(mod)] = toy.bank[other(mod)].prototypes[pair]
+    index = {mod: row[:, None], other(mod): pair[:, None]}
+    s = torch.zeros(len(row), 1, len(MODALITIES))
+    s[..., MODALITIES.index(mod)] = 1.0  # and 0 in the other modality: no direction there
+    w = metric.scale_factors(feat, toy.bank, index, s)
+    return w[:, 0, MODALITIES.index(mod)].reshape(num, angles).numpy()
+
+
+def unit_balls(metric: Metric, toy: Toy) -> dict[str, np.ndarray]:
+    """Return mod -> (B, 49, 2), closed lines: the ball of the metric around every prototype.
+
+    It is where l = level while the other modality lies on its prototype (s = 0 there). In the
+    direction d its radius is level s_mean / (sigma w(d)), by Eq. 2 and 3: w does not depend on the
+    distance. A circle for w = 1.
+    """
+    angle = np.linspace(0, 2 * np.pi, _ANGLES + 1)
+    circle = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+    balls = {}
+    for m, mod in enumerate(MODALITIES):
+        centre = toy.prototypes[mod][:, None]
+        direction = np.repeat(circle[None], len(centre), axis=0)
+        w = pair_scale_factors(metric, toy, mod, direction)
+        scale = toy.settings.level * float(metric.s_mean[m] / metric.sigma()[m].detach())
+        balls[mod] = centre + (scale / w)[..., None] * direction
+    return balls
+
+
+def shape_of_balls(metric: Metric, toy: Toy) -> dict[str, float]:
+    """Return mean w of both planes in three cases, which say what the balls look like.
+
+    These are ``w along`` the curve and ``w across`` it, over prototypes that are not the ends of
+    the curve, and ``w mismatched`` in all four directions where the prototype of the other modality
+    is the farthest on the curve instead of the one that belongs to it.
+    """
+    found = []
+    for mod in MODALITIES:
+        place = toy.place[mod]
+        sides = [along(mod, place), across(mod, place)]
+        direction = np.stack([*sides, *(-side for side in sides)], axis=1)  # (B, 4, 2)
+        wrong = torch.from_numpy(np.abs(place[:, None] - toy.place[other(mod)]).argmax(axis=1))
+        inner = np.argsort(place)[1:-1]
+        w, mismatched = (
+            pair_scale_factors(metric, toy, mod, direction, partner)[inner]
+            for partner in (None, wrong)
+        )
+        found.append((w[:, [0, 2]].mean(), w[:, [1, 3]].mean(), mismatched.mean()))
+    names = ("w along", "w across", "w mismatched")
+    return dict(zip(names, np.mean(found, axis=0, dtype=float).tolist(), strict=True))
+
+
+def toy_aurocs(metric: Metric, toy: Toy, is_plain: bool = False) -> dict[str, float]:
+    """Return kind of anomaly -> AUROC over test cells that no training sees.
+
+    With `is_plain` w = 1 and sigma = 1/2 are put in the place of what was learned.
+    """
+    areas = {}
+    for kind, cells in toy.tests.items():
+        ell = (cells.s / metric.s_mean).sum(-1) / 2 if is_plain else ell_of(metric, toy, cells)
+        score = aggregate(ell, toy.settings.how).numpy()
+        areas[kind] = image_auroc(score, cells.is_anomalous.numpy())
+    return areas
+
+
+def ell_of(metric: Metric, toy: Toy, cells: Cells) -> Tensor:
+    """Return l (N, K) of cells in their neighbourhoods, the nearest first."""
+    w = metric.scale_factors(cells.feat, toy.bank, cells.index, cells.s)
+    return metric.ell(w, cells.s).detach()
+
+
+def scores_at(metric: Metric, toy: Toy, where: dict[str, np.ndarray]):
+    """Return aggregation -> (N,) scores of places mod -> (N, 2), and their neighbours (N, K, M)."""
+    feat = {mod: torch.tensor(where[mod], dtype=torch.float32) for mod in MODALITIES}
+    index, s = query_banks(toy.bank, feat, toy.settings.k + 1)
+    ell = metric.ell(metric.scale_factors(feat, toy.bank, index, s), s).detach()
+    neighbours = torch.stack([index[mod] for mod in MODALITIES], dim=-1).numpy()
+    return {how: aggregate(ell, how).numpy() for how in AGGREGATIONS}, neighbours
+
+
+# ---------------------------------------------------------------- training
+
+
+@dataclass(frozen=True)
+class ToyState:
+    """The metric at the end of an epoch (0: untrained), its balls, and what they come to.
+
+    ``numbers`` are `sigma pcd`, `sigma rgb`, those of `shape_of_balls`, and `AUROC` of test
+    anomalies of the kind that is trained on.
+    """
+
+    epoch: int
+    metric: Metric
+    balls: dict[str, np.ndarray]
+    numbers: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ToyTraining:
+    """One training: its losses, the metric and number of the epoch that was kept, all states."""
+
+    losses: tuple[str, ...]
+    metric: Metric
+    kept: int
+    has_collapsed: bool  # whether w became a constant, so that direction does not matter
+    states: list[ToyState] = field(default_factory=list)
+
+
+def train_toy(
+    toy: Toy, losses: tuple[str, ...], weights: LossConfig, keep_states: bool = False
+) -> ToyTraining:
+    """Train the metric of a toy by `train_metric`, the loop of every chapter.
+
+    Args:
+        toy: its cells, and by its settings the seed and the number of epochs.
+        losses: terms beside L_sep that are on.
+        weights: of Eq. 10; those of terms that are off do not count.
+        keep_states: whether the state after every epoch is drawn and judged.
+    """
+    states: list[ToyState] = []
+
+    def watch(epoch: int, metric: Metric) -> None:
+        sigma = metric.sigma().detach()
+        numbers = {f"sigma {mod}": float(sigma[m]) for m, mod in enumerate(MODALITIES)}
+        numbers |= shape_of_balls(metric, toy)
+        numbers["AUROC"] = toy_aurocs(metric, toy)[toy.settings.anomalies_in]
+        states.append(ToyState(epoch, copy.deepcopy(metric), unit_balls(metric, toy), numbers))
+
+    off = {weight: 0.0 for term, weight in SWITCHES.items() if term not in losses}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", CollapseWarning)
+        metric, history = train_metric(
+            toy.cells,
+            toy.bank,
+            # Four inputs a branch need few units; less dropout than for hundreds of inputs.
+            ModelConfig(hidden=32, embed=16, dropout=0.1, k=toy.settings.k),
+            dataclasses.replace(weights, **off),
+            # As Section 3 has it: the levers of chapter 13 are about scans, which a toy has not.
+            TrainingConfig(
+                epochs=toy.settings.epochs,
+                batch_size=240,
+                learning_rate=1e-2,
+                sigma_learning_rate=5e-3,
+                criterion="losses",
+                normaliser="mean",
+            ),
+            toy.settings.seed,
+            progress=False,
+            after_epoch=watch if keep_states else None,
+        )
+    has_collapsed = any(issubclass(one.category, CollapseWarning) for one in told)
+    return ToyTraining(losses, metric, int(best_row(history)["epoch"]), has_collapsed, states)
