@@ -1,6 +1,5 @@
 """Scores of all methods: kept file by file, equal to the detectors' own, measured as told."""
 
-import dataclasses
 import json
 import shutil
 
@@ -509,7 +508,7 @@ def test_the_benchmark_takes_all_categories_and_leaves_a_record_in_each(ready):
     assert found.categories == ("cookie", "gland") and found.seeds == (0, 4)
     assert found.methods == ("rgb", "sum", "m3dm")
     for category in found.categories:
-        of_category = dataclasses.replace(ready, category=category)
+        of_category = ready.replace(category=category)
         alone, rows = run_methods(of_category, found.methods, found.seeds, progress=False)
         table = found.table[found.table["category"] == category].reset_index(drop=True)
         pd.testing.assert_frame_equal(table, rows)
@@ -524,7 +523,7 @@ def test_the_benchmark_takes_all_categories_and_leaves_a_record_in_each(ready):
 
 
 def test_a_detector_that_was_not_trained_is_trained(ready):
-    config = dataclasses.replace(ready, category="gland", seed=1)
+    config = ready.replace(category="gland", seed=1)
     assert not stage_dir(config, "lspn").exists()
     run_benchmark(ready, ["gland"], ["g2sf"], [1])
     assert (stage_dir(config, "lspn") / "detector.json").exists()

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
-from g2sf_lib.store import read_tensors, write_tensors
+from g2sf_lib.checkpoint import read_checkpoint, write_checkpoint
 
 
 def build_seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -56,8 +56,8 @@ def train_epochs(
         FloatingPointError: the loss of an epoch is not finite.
         StoredFileError: the checkpoint is damaged.
     """
-    is_begun = checkpoint is not None and checkpoint.exists()
-    losses = _read(checkpoint, module, optimiser) if is_begun else []
+    found = checkpoint and read_checkpoint(checkpoint, name, module, optimiser)
+    losses = found[0]["losses"] if found else []
     bar = tqdm(total=epochs, initial=len(losses), desc=name, disable=not progress, mininterval=1.0)
     for epoch in range(len(losses) + 1, epochs + 1):
         generator = torch.Generator().manual_seed(1_000_003 * (seed + 1) + epoch)
@@ -69,40 +69,8 @@ def train_epochs(
             )
         losses.append(loss)
         if checkpoint is not None:
-            _write(checkpoint, module, optimiser, losses)
+            write_checkpoint(checkpoint, name, {"losses": losses}, module, optimiser)
         bar.update()
         bar.set_postfix(loss=f"{loss:.4f}")
     bar.close()
-    return losses
-
-
-def _write(
-    path: Path, module: nn.Module, optimiser: torch.optim.Optimizer, losses: list[float]
-) -> None:
-    """Write everything that the next epoch needs."""
-    tensors = {"losses": torch.tensor(losses, dtype=torch.double)}
-    tensors |= {f"module.{name}": value for name, value in module.state_dict().items()}
-    for number, slots in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{number}.{slot}": value for slot, value in slots.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, tensors)
-
-
-def _read(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer) -> list[float]:
-    """Take network and optimiser from a checkpoint; return the losses of its epochs."""
-    tensors = read_tensors(path)
-    losses = tensors.pop("losses").tolist()
-    weights: dict[str, Tensor] = {}
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        kind, _, rest = name.partition(".")
-        if kind == "module":
-            weights[rest] = value
-        else:
-            number, slot = rest.split(".")
-            # A copy: the optimiser changes its state in place, and this is the mapped file.
-            slots.setdefault(int(number), {})[slot] = value.clone()
-    module.load_state_dict(weights)
-    groups = optimiser.state_dict()["param_groups"]
-    optimiser.load_state_dict({"state": slots, "param_groups": groups})
     return losses

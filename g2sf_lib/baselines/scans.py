@@ -62,17 +62,17 @@ class Scans:
         return [int(p.foreground.sum()) for p in self.patches]
 
     @cached_property
-    def _known(self) -> dict:
+    def _kept(self) -> dict:
         return {}
 
     def nearest(self, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
         """Return bank -> (n,) nearest prototypes and (n,) distances of all cells."""
-        for name in [name for name in names if name not in self._known]:
+        for name in [name for name in names if name not in self._kept]:
             rows = SideBySide(self.standard) if name == "concat" else self.standard[name]
             device = pick_device(self.config.device)
             index, distance = self.stored.banks[name].query(rows, 1, device)
-            self._known[name] = index[:, 0], distance[:, 0]
-        return {name: self._known[name] for name in names}
+            self._kept[name] = index[:, 0], distance[:, 0]
+        return {name: self._kept[name] for name in names}
 
     def distances(self, names: Sequence[str]) -> Tensor:
         """Return (n, B) distances of all cells to the nearest prototype of each bank."""
@@ -80,17 +80,17 @@ class Scans:
 
     def neighbours(self, num: int) -> tuple[dict[str, Tensor], Tensor]:
         """Return mod -> (n, num) prototypes, and (n, num, M) distances, nearest first."""
-        if num not in self._known:
+        if num not in self._kept:
             device = pick_device(self.config.device)
-            self._known[num] = query_banks(self.stored.banks, self.standard, num, device)
-        return self._known[num]
+            self._kept[num] = query_banks(self.stored.banks, self.standard, num, device)
+        return self._kept[num]
 
     def depths(self, px: int) -> list[Tensor]:
         """Return the `depth_map` of each scan, with `px` samples along a cell's side."""
-        if ("depths", px) not in self._known:
+        if ("depths", px) not in self._kept:
             side = self.config.features.grid_size
-            self._known["depths", px] = [depth_map(s.xyz, side, px) for s in self.samples]
-        return self._known["depths", px]
+            self._kept["depths", px] = [depth_map(s.xyz, side, px) for s in self.samples]
+        return self._kept["depths", px]
 
     def largest(self, values: Tensor, silhouette: str) -> Tensor:
         """Return (I, B): the largest of (n, B) values of the cells of each scan that count."""

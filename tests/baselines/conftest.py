@@ -30,11 +30,11 @@ def kill_after(monkeypatch):
                 raise Killed
 
         def __enter__(self):
-            self.honest = loop._write
-            monkeypatch.setattr(loop, "_write", self.write)
+            self.honest = loop.write_checkpoint
+            monkeypatch.setattr(loop, "write_checkpoint", self.write)
 
         def __exit__(self, kind, *_):
-            monkeypatch.setattr(loop, "_write", self.honest)
+            monkeypatch.setattr(loop, "write_checkpoint", self.honest)
             assert kind is Killed, "the run ended before it could be killed"
             return True
 

@@ -1,7 +1,6 @@
 """Crossmodal mapping: normal pairs are predicted, what is odd in either or both is not."""
 
 import copy
-import dataclasses
 import math
 
 import pytest
@@ -116,7 +115,7 @@ def test_cells_scored_in_blocks_are_those_of_each(trained, monkeypatch):
 
 def test_rows_train_and_score_as_tensors_do(bytes_of):
     feat = {mod: value.half() for mod, value in world(300, 0).items()}
-    settings = dataclasses.replace(SETTINGS, cfm_epochs=3)
+    settings = SETTINGS.replace(cfm_epochs=3)
     rows = {mod: Rows([value[:100], value[100:]]) for mod, value in feat.items()}
     whole = train_cfm(feat, settings, 0, CPU)
     by_rows = train_cfm(rows, settings, 0, CPU)
@@ -135,12 +134,12 @@ def test_only_batches_of_cells_are_ever_read(monkeypatch):
         return found
 
     monkeypatch.setattr(Rows, "__getitem__", watched)
-    train_cfm(rows, dataclasses.replace(SETTINGS, cfm_epochs=2), 0, CPU)
+    train_cfm(rows, SETTINGS.replace(cfm_epochs=2), 0, CPU)
     assert max(sizes) <= 112 and sum(sizes) == 2 * 2 * 1000
 
 
 def test_same_seed_same_bytes_other_seed_other_bytes(bytes_of):
-    feat, settings = world(200, 0), dataclasses.replace(SETTINGS, cfm_epochs=2)
+    feat, settings = world(200, 0), SETTINGS.replace(cfm_epochs=2)
     torch.manual_seed(1)
     first = train_cfm(feat, settings, 0, CPU).state_dict()
     torch.manual_seed(2)
@@ -149,7 +148,7 @@ def test_same_seed_same_bytes_other_seed_other_bytes(bytes_of):
 
 
 def test_an_interrupted_training_ends_with_the_same_bytes(tmp_path, kill_after, bytes_of):
-    feat, settings = world(200, 0), dataclasses.replace(SETTINGS, cfm_epochs=5)
+    feat, settings = world(200, 0), SETTINGS.replace(cfm_epochs=5)
     path = tmp_path / "cfm.safetensors"
     with kill_after(2):
         train_cfm(feat, settings, 0, CPU, path)
@@ -161,7 +160,7 @@ def test_features_that_are_not_finite_stop_the_training():
     feat = world(100, 0)
     feat["rgb"][7, 3] = torch.nan
     with pytest.raises(FloatingPointError, match="CFM: .*lower its learning rate"):
-        train_cfm(feat, dataclasses.replace(SETTINGS, cfm_epochs=1), 0, CPU)
+        train_cfm(feat, SETTINGS.replace(cfm_epochs=1), 0, CPU)
 
 
 @pytest.mark.gpu

@@ -1,7 +1,6 @@
 """Student and teacher: the flow is a flow, the student follows it, and what is odd parts them."""
 
 import copy
-import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,7 +33,7 @@ SETTINGS = ASTConfig(
     ast_batch_size=4,
     ast_learning_rate=5e-3,
 )
-QUICK = dataclasses.replace(SETTINGS, ast_epochs=3)
+QUICK = SETTINGS.replace(ast_epochs=3)
 CPU = torch.device("cpu")
 
 
@@ -100,7 +99,7 @@ def score(ast, maps, foreground):
 
 def random_ast(seed=0, channels=5, grid=(3, 2), scale=0.3):
     """A flow that is not the identity."""
-    settings = dataclasses.replace(SETTINGS, ast_coupling_blocks=3)
+    settings = SETTINGS.replace(ast_coupling_blocks=3)
     ast = StudentTeacher(channels, grid, settings).eval()
     draw = torch.Generator().manual_seed(seed)
     for parameter in ast.parameters():
@@ -251,7 +250,7 @@ def test_an_interrupted_training_ends_with_the_same_bytes(written, tmp_path, kil
 def test_units_are_those_of_foreground_cells_and_no_channel_is_blown_up():
     maps, foreground = world(6, 0)
     maps[:, 2] = 3.0  # a channel that says nothing
-    ast = train_ast(maps, foreground, dataclasses.replace(QUICK, ast_epochs=1), 0, CPU)
+    ast = train_ast(maps, foreground, QUICK.replace(ast_epochs=1), 0, CPU)
     cells = torch.cat(
         [one.flatten(1)[:, inside] for one, inside in zip(maps, foreground, strict=True)], 1
     )
@@ -291,7 +290,7 @@ def test_positions_differ_between_any_two_cells():
 
 
 def test_nothing_is_printed(capfd, recwarn):
-    train_ast(*world(2, 0), dataclasses.replace(QUICK, ast_epochs=1), 0, CPU)
+    train_ast(*world(2, 0), QUICK.replace(ast_epochs=1), 0, CPU)
     assert capfd.readouterr() == ("", "") and not recwarn.list
 
 
