@@ -128,7 +128,7 @@ def synthetic(make_patches):
     """Return patches and labels of six scans with pasted cells."""
     pasted = [(18, 19, 26), (27, 28, 35, 36), (42, 43), (20, 21, 29), (34, 35, 26), (44, 45, 36)]
     made = [make_patches(100 + n, cells) for n, cells in enumerate(pasted)]
-    return [patches for patches, _ in made], [labels for _, labels in made]
+    return [patches for patches, _ in made], [lab[:, None].expand(-1, 2) for _, lab in made]
 
 
 @pytest.fixture
