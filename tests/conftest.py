@@ -197,6 +197,7 @@ def made_run(make_patches, make_sample, write_prepared, synthetic):
                 store(config, "test", f"{label}/{number:03d}",
                       *make_patches(test_seed + 50 + number, (27, 28, 35, 36)))  # fmt: skip
         for number, (patches, labels) in enumerate(zip(*synthetic, strict=True)):
+            labels = labels[:, None].expand(-1, 2).contiguous()  # of both modalities
             store(config, "synthetic", f"{number:04d}", patches, labels)
             if number < config.synthesis.num_synthetic_validation:
                 store(config, "synthetic_validation", f"{number:04d}", patches, labels)
