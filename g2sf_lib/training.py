@@ -51,15 +51,10 @@ class CollapseWarning(UserWarning):
 
 
 def heldout_images(image: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
-    """Return (N,) bool: cells of the images that are held out.
+    """Return (N,) bool: cells of the images that are held out, one at least, and one kept.
 
-    The split is by image: neighbouring cells of one image share pixels, so a split by cell
-    would judge the network on what it was trained on.
-
-    Args:
-        image: (N,) image numbers.
-        fraction: share of the images held out; at least one is held out and one kept.
-        generator: draws the images.
+    By image, since neighbouring cells share pixels: a split by cell would judge the network on
+    what it was trained on.
 
     Raises:
         ValueError: when there are fewer than two images.
@@ -99,7 +94,7 @@ def loss_terms(
         k: number of proximal neighbourhoods.
         loss: forms and eta_0.
         generator: draws the negatives of Eq. 8.
-        is_training: False: without jitter, without the official weights of L_sep, and part by part.
+        is_training: False: without jitter, without the official weights of L_sep, in parts.
     """
     if is_training and _form(loss, "jitter_form") == "official":
         cells, bank = _jittered(metric, cells, bank, generator)
@@ -244,13 +239,13 @@ def train_metric(
     progress: bool = True,
     after_epoch: Callable[[int, Metric], None] | None = None,
 ) -> tuple[Metric, list[dict[str, float]]]:
-    """Train LSPN and sigma; return the best epoch's and one row of history an epoch.
+    """Train LSPN and sigma; return the best epoch's metric and one row of history an epoch.
 
     Batches hold both classes in equal shares, drawn with replacement. After each epoch the
     held-out cells are scored, and the epoch with the lowest criterion on them is kept; the
-    untrained metric, epoch 0, is one of the candidates. The randomness of an epoch depends on
-    `seed` and its number only, so a run that was interrupted and goes on from `checkpoint` ends
-    with the same bytes as one that was not.
+    untrained metric, epoch 0, is a candidate. The randomness of an epoch depends on `seed` and its
+    number only, so a run that was interrupted and goes on from `checkpoint` ends with the same
+    bytes as one that was not.
 
     Args:
         cells: labelled training cells; their device is where the training runs.
@@ -259,22 +254,15 @@ def train_metric(
         loss: weights of Eq. 10, and forms.
         training: optimiser, epochs, batches, held-out fraction.
         seed: of the split, weights, dropout, batches and negatives.
-        checkpoint: a file written after every epoch and read at the start when it is
-            there; None: nothing is written.
+        checkpoint: written after every epoch, and read at the start; None: nothing is written.
         progress: whether a progress bar is shown.
-        after_epoch: called with 0 and the untrained metric, then with the number of each epoch
-            and the metric as it is at its end, in evaluation mode; not for epochs that
-            `checkpoint` already has. It must not change the metric.
+        after_epoch: called with 0 and the untrained metric, then with each epoch and the metric at
+            its end; not for epochs that `checkpoint` already has.
 
     Returns:
         metric: in evaluation mode, on the device of the cells.
-        history: a dict an epoch with `epoch`, mean training value of every term
-            (``sep`` ... ``cma``), the same on held-out cells (``heldout_sep`` ...),
-            ``heldout_auroc`` (of held-out images, `heldout_auroc`), ``heldout`` (the
-            criterion), ``sigma_pcd``, ``sigma_rgb``, mean and standard deviation of w_i0 by
-            class and modality (``w_normal_pcd`` ...), and what tells the collapse of w to two
-            ends: ``w_ends`` and ``w_correlation``, see `_observe`. Row 0 is the state before
-            training.
+        history: a dict an epoch, from 0 (before training): mean training value of every term
+            (``sep`` ... ``cma``), and what `_observe` sees on held-out cells.
 
     Raises:
         ValueError: when one of the classes is absent.
@@ -284,9 +272,8 @@ def train_metric(
     Warns:
         CollapseWarning: when w hardly differs between held-out cells.
 
-    Source: Section 3.5; optimiser and selection from the authors' code, except that scans,
-    not cells, are held out, that false alarms are looked at, and that held-out losses are
-    balanced by drawing as many normal cells as there are anomalous.
+    Source: Section 3.5; optimiser and selection from the authors' code, except that scans, not
+    cells, are held out, that false alarms are looked at, and that held-out losses are balanced.
     """
     split = _split(cells, training, seed)
     metric, m0 = _untrained(cells, split.fit, model, loss, training, seed)
@@ -386,13 +373,7 @@ def _l1(lspn: LSPN) -> Tensor:
 
 
 def _balanced(is_anomalous: Tensor, among: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the numbers of as many anomalous cells as normal ones, `MOST_JUDGED` at most, drawn.
-
-    Args:
-        is_anomalous: (N,) bool.
-        among: (N,) bool, the cells to draw from; each at most once.
-        generator: draws them.
-    """
+    """Return the numbers of as many anomalous cells as normal ones, `MOST_JUDGED` at most."""
     sides = [torch.nonzero(among & (is_anomalous == side))[:, 0] for side in (False, True)]
     num = min(*map(len, sides), MOST_JUDGED)
     drawn = [torch.randperm(len(side), generator=generator)[:num] for side in sides]
@@ -400,18 +381,11 @@ def _balanced(is_anomalous: Tensor, among: Tensor, generator: torch.Generator) -
 
 
 def heldout_auroc(score: Tensor, cells: Cells) -> float:
-    """Return how well image scores tell pasted scans from the same scans untouched.
+    """Return how well image scores tell pasted scans from the same scans untouched (AUROC).
 
     A scan scores as its largest normal cell; with a paste on it, as the larger of that and of
-    the paste's largest cell. So a metric that calls a good cell anomalous is seen to do so.
-
-    Args:
-        score: (N,) of cells.
-        cells: they; at least one of each class.
-
-    Returns:
-        The area under the ROC curve, over the scans that have normal cells here and over the
-        pasted images on them; NaN where there are none.
+    the paste's largest cell. So a metric that calls a good cell anomalous is seen to do so. NaN
+    where there are no normal cells, or no pasted ones.
     """
 
     def largest(of: Tensor, among: Tensor, num: int) -> Tensor:

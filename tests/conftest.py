@@ -128,7 +128,7 @@ def synthetic(make_patches):
     """Return patches and labels of six scans with pasted cells."""
     pasted = [(18, 19, 26), (27, 28, 35, 36), (42, 43), (20, 21, 29), (34, 35, 26), (44, 45, 36)]
     made = [make_patches(100 + n, cells) for n, cells in enumerate(pasted)]
-    return [patches for patches, _ in made], [labels for _, labels in made]
+    return [patches for patches, _ in made], [lab[:, None].expand(-1, 2) for _, lab in made]
 
 
 @pytest.fixture
@@ -197,7 +197,6 @@ def made_run(make_patches, make_sample, write_prepared, synthetic):
                 store(config, "test", f"{label}/{number:03d}",
                       *make_patches(test_seed + 50 + number, (27, 28, 35, 36)))  # fmt: skip
         for number, (patches, labels) in enumerate(zip(*synthetic, strict=True)):
-            labels = labels[:, None].expand(-1, 2).contiguous()  # of both modalities
             store(config, "synthetic", f"{number:04d}", patches, labels)
             if number < config.synthesis.num_synthetic_validation:
                 store(config, "synthetic_validation", f"{number:04d}", patches, labels)

@@ -84,7 +84,7 @@ def make_ready(made_run, make_patches, monkeypatch):
             place = patch_file(with_other_pastes(config), "synthetic", f"{number:04d}")
             place.parent.mkdir(parents=True, exist_ok=True)
             patches, labels = make_patches(200 + number, (18, 19, 27, 28, 35, 44))
-            save_patches(place, patches, labels[:, None].expand(-1, 2).contiguous())
+            save_patches(place, patches, labels[:, None].expand(-1, 2))
         run_bank(config)
         for seed in SEEDS:
             run_lspn(config.replace(seed=seed))
