@@ -42,11 +42,7 @@ def score_maps(
 ) -> Figure:
     """Return image, truth and score maps on one colour scale, a row a scan, a column a method.
 
-    Args:
-        samples: N scans.
-        maps: method -> N maps (h, w); their size may differ from the scans'.
-        titles: N row labels.
-        label: what the maps show.
+    `maps` are method -> N maps (h, w), of what `label` says; their size may differ from the scans'.
     """
     every = [one for column in maps.values() for one in column]
     norm = _scale_of(every)
@@ -70,10 +66,7 @@ def quantity_maps(
 ) -> Figure:
     """Return quantities beside the image, a row a scan, a column a quantity with its own scale.
 
-    Args:
-        samples: N scans.
-        maps: name, with its unit -> N maps (h, w).
-        titles: N row labels.
+    `maps` are name, with its unit -> N maps (h, w).
     """
     fig, axes = style.image_panels(len(samples), 1 + len(maps))
     for ax, sample in zip(axes[:, 0], samples, strict=True):
@@ -99,12 +92,8 @@ def cell_classes(
 ) -> Figure:
     """Return images with their cells in classes: a colour and a sign a class.
 
-    Args:
-        samples: N scans.
-        classes: a dict a scan, the same names in each: name -> (rows * columns,) bool. A cell of
-            two classes is drawn as the later one.
-        grid: (rows, columns).
-        titles: N titles.
+    `classes` is a dict a scan, the same names in each: name -> (rows * columns of `grid`,) bool. A
+    cell of two classes is drawn as the later one.
     """
     fig, axes = style.image_panels(1, len(samples))
     colours = [style.BLUE, style.VERMILLION, style.GREEN, style.PURPLE]
@@ -140,16 +129,15 @@ def method_panels(
 
     Panels are cut to the square around the object: image, shaded height of the points (each scan's
     own scale), ground truth, and the maps with the truth outlined. What is more than `MAX_COLUMNS`
-    wide goes on in a second block of N rows, below. Each score is on the scale of its own normal
-    scans, so that one colour bar serves all. (In the paper, colours end at each map's extremes.)
+    wide goes on in a second block of N rows, below. (In the paper, colours end at each map's own
+    extremes.)
 
     Args:
         samples: N scans.
         maps: method -> N maps (h, w) of any size, scaled such that 0 is an ordinary normal pixel
-            and 1 the highest one of normal scans.
+            and 1 the highest one of normal scans, so that one colour bar serves all.
         titles: N row labels; a long one is broken into lines.
-        factors: which of the maps are scale factors w, not scores: they have a colour bar of
-            their own, from 1/e to e, as far below 1 as above it, in equal ratios.
+        factors: which of the maps are scale factors w, with a colour bar from 1/e to e.
     """
     names = ["image", "points", "truth", *maps]
     num_blocks = -(-len(names) // MAX_COLUMNS)

@@ -18,12 +18,8 @@ def method_dots(
 ) -> Figure:
     """Return the metric `value` of every method, a panel a category; a diamond marks the highest.
 
-    Args:
-        results: columns ``method``, `panel`, `value` and, where it is known, `error`; one row a
-            pair. Methods are drawn in the order they come in.
-        value: the column with the metric.
-        error: the column with its standard error.
-        panel: the column that says which panel a row belongs to.
+    `results` has a row a method and `panel`: columns ``method``, `panel`, `value` and, where it is
+    known, `error`, the standard error. Methods are drawn in the order they come in.
     """
     methods, panels = list(results["method"].unique()), results.groupby(panel, sort=False)
     names, height = [str(name) for name, _ in panels], 0.75 + 0.2 * len(methods)
@@ -53,12 +49,8 @@ def pro_curves(
 ) -> Figure:
     """Return per-region overlap over false positive rate, a panel a limit of AUPRO.
 
-    AUPRO is the area below the curve left of the dotted line, divided by the limit. Curves
-    of few points show their points.
-
-    Args:
-        curves: method or protocol -> (fpr, pro) of `g2sf_lib.evaluation.pro_curve`.
-        limits: false positive rates where the areas end.
+    AUPRO is the area below the curve left of the dotted line, divided by the limit. `curves` are
+    name -> (fpr, pro) of `g2sf_lib.evaluation.pro_curve`; those of few points show their points.
     """
     titles = [f"AUPRO at {limit:.0%}" for limit in limits]
     fig, axes = style.titled_panels(titles, len(limits), 2.9)

@@ -29,14 +29,14 @@ def defect_gallery(samples: Sequence[Any], titles: Sequence[str]) -> Figure:
     reliefs = [_relief_mm(one.xyz[window]) for one, window in zip(samples, windows, strict=True)]
     reach = max(float(np.nanpercentile(np.abs(relief), 98)) for relief in reliefs)
     norm = Normalize(-reach, reach)
-    for column, (sample, window) in enumerate(zip(samples, windows, strict=True)):
-        axes[0, column].imshow(sample.rgb)
-        axes[0, column].set_title(titles[column])
-        axes[1, column].imshow(sample.rgb[window])
-        axes[2, column].imshow(reliefs[column], norm=norm)
-        style.outline(axes[0, column], sample.mask)
-        for ax in axes[1:, column]:
-            style.outline(ax, sample.mask[window])
+    for column, sample, window, relief in zip(axes.T, samples, windows, reliefs, strict=True):
+        column[0].imshow(sample.rgb)
+        column[1].imshow(sample.rgb[window])
+        column[2].imshow(relief, norm=norm)
+        for ax, mask in zip(column, [sample.mask, *[sample.mask[window]] * 2], strict=True):
+            style.outline(ax, mask)
+    for ax, title in zip(axes[0], titles, strict=True):
+        ax.set_title(title)
     style.label_rows(axes, ["image", "near the defect", "relief there"])
     style.colour_bar(fig, axes[2], norm, "height over\nlocal plane (mm)")
     return fig

@@ -24,7 +24,6 @@ METRIC_NAMES = {
 MM = 1000.0  # metres to millimetres
 WIDTH_INCHES = 7.5  # the text column of the book, at 96 px an inch
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE = sns.color_palette("colorblind").as_hex()[:5]
-OF_MODALITY = {"pcd": (GREEN, "-", "o"), "rgb": (PURPLE, "--", "s")}
 OF_CLASS = {"normal": (BLUE, "-"), "anomalous": (VERMILLION, "--")}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", ">", "h")
 _STYLE = {

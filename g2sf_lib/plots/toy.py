@@ -112,11 +112,8 @@ def finish(fig: go.Figure, height: int, top: int, bottom: int, legend_y: float) 
 def ball_slider(toy: Any, states: Sequence[Any], kept: int) -> go.Figure:
     """Return both planes with the balls of the metric, numbers below, and a slider over the epochs.
 
-    Args:
-        toy: see the module.
-        states: one an epoch, with `epoch`, `balls`, and `numbers` as of `g2sf_lib.toy.ToyState`;
-            the balls of the first one stay as dotted lines. At most `MAX_FRAMES` are drawn.
-        kept: the epoch that training kept; it is drawn first.
+    `states` are one an epoch, as `g2sf_lib.toy.ToyState`; the balls of the first one stay as dotted
+    lines, and about `MAX_FRAMES` are drawn. The epoch `kept` is seen first.
     """
     picked = np.linspace(0, len(states) - 1, min(len(states), MAX_FRAMES)).round()
     chosen = [one for n, one in enumerate(states) if n in picked or one.epoch == kept]
@@ -173,12 +170,9 @@ def loss_switches(
 ) -> go.Figure:
     """Return both planes with the balls of one subset of the losses, and a switch for each loss.
 
-    Args:
-        toy: see the module.
-        circles: balls of the untrained metric, dotted.
-        balls: each of the 16 subsets -> balls; those of the full set stay as thin lines.
-        captions: subset -> a line below its name.
-        shown: the subset that is seen first.
+    `circles` are the balls of the untrained metric, dotted; `balls` are subset -> balls of all 16,
+    of which those of the full set stay as thin lines; `captions` are subset -> a line below its
+    name. The subset `shown` is seen first.
     """
     spacing = {"row_heights": [0.16, 0.84], "vertical_spacing": 0.15, "horizontal_spacing": 0.07}
     spacing |= {"specs": [[{"colspan": 2}, None], [{}, {}]]}
