@@ -19,15 +19,7 @@ from g2sf_lib.baselines.student_teacher import AST
 from g2sf_lib.config import MODALITIES, Config
 from g2sf_lib.stages import BANK, LSPN, SCORES, SCORING_CODE, Stage
 
-__all__ = [
-    "METHODS",
-    "Calibration",
-    "Method",
-    "Scans",
-    "Scorer",
-    "fit_concat_bank",
-    "peer_stages",
-]
+__all__ = ["METHODS", "Calibration", "Method", "Scans", "Scorer", "fit_concat_bank", "peer_stages"]
 
 
 @dataclass(frozen=True)
@@ -73,23 +65,25 @@ class Method:
         return Stage("bank_scores", (BANK,), sections, code, self.is_seeded)
 
 
-def _network(name: str, module: str) -> Stage:
-    """Return the stage of a peer that trains networks on the features behind the banks."""
-    code = (f"baselines/{module}.py", "baselines/loop.py", "baselines/scans.py")
-    return Stage(name, (BANK,), (name,), code, is_seeded=True)
+def _trained(title: str, scorer: type[Scorer], name: str, **more) -> Method:
+    """Return a peer that trains networks on the features behind the banks."""
+    own = scorer.__module__.rpartition(".")[2]
+    code = (f"baselines/{own}.py", "baselines/loop.py", "baselines/scans.py")
+    stage = Stage(name, (BANK,), (name,), code, is_seeded=True)
+    return Method(title, scorer, stage=stage, is_seeded=True, **more)
 
 
+_OURS = {"stage": LSPN, "is_seeded": True}
 METHODS = {
-    "g2sf": Method("G²SF", Ours, stage=LSPN, is_seeded=True),
-    "w1": Method("G²SF with w = 1", Unweighted, stage=LSPN, is_seeded=True, variant_of="g2sf"),
+    "g2sf": Method("G²SF", Ours, **_OURS),
+    "w1": Method("G²SF with w = 1", Unweighted, variant_of="g2sf", **_OURS),
     "other_pastes": Method(
         "G²SF, other pastes",
         Ours,
-        stage=LSPN,
-        is_seeded=True,
         variant_of="g2sf",
         settings=with_other_pastes,
         is_in_paper=False,  # it would train as long again
+        **_OURS,
     ),
     "rgb": Method("RGB alone", OneBank, ("rgb",), modalities=("rgb",)),
     "pcd": Method("points alone", OneBank, ("pcd",), modalities=("pcd",)),
@@ -98,10 +92,8 @@ METHODS = {
     "max": Method("calibrated maximum", Maximum, MODALITIES),
     "concat": Method("concatenated bank", OneBank, ("concat",)),
     "m3dm": Method("M3DM (SVMs)", M3DM, (*MODALITIES, "concat"), is_seeded=True),
-    "cfm": Method("CFM", CFM, stage=_network("cfm", "cfm"), is_seeded=True),
-    "ast": Method(
-        "AST", AST, stage=_network("ast", "student_teacher"), is_seeded=True, modalities=("rgb",)
-    ),
+    "cfm": _trained("CFM", CFM, "cfm"),
+    "ast": _trained("AST", AST, "ast", modalities=("rgb",)),
 }
 
 
