@@ -5,6 +5,7 @@ No test scan and no real defect takes part.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,24 +30,21 @@ WEIGHT_CANDIDATES = (
     {"alpha": 1.0, "beta": 1.0, "gamma": 0.3, "mu": 0.1},
     {"alpha": 10.0, "beta": 40.0, "gamma": 3.0, "mu": 20.0},
 )
+
+
+# learning rates, epochs
+_GRIDS = {"cfm": ((1e-3, 3e-3, 1e-2), (15, 30)), "ast": ((1e-4, 3e-4, 1e-3), (3, 6))}
 PEER_CANDIDATES = {
-    "cfm": tuple(
-        {"cfm_learning_rate": rate, "cfm_epochs": epochs}
-        for rate in (1e-3, 3e-3, 1e-2)
-        for epochs in (15, 30)
-    ),
-    "ast": tuple(
-        {"ast_learning_rate": rate, "ast_epochs": epochs}
-        for rate in (1e-4, 3e-4, 1e-3)
-        for epochs in (3, 6)
-    ),
+    peer: tuple(
+        {f"{peer}_learning_rate": rate, f"{peer}_epochs": epochs}
+        for rate, epochs in itertools.product(*grid)
+    )
+    for peer, grid in _GRIDS.items()
 }
 
 
 def select_loss_weights(config: Config, categories: Sequence[str]) -> pd.DataFrame:
     """Train with every candidate of loss weights; judge it on synthetic validation scans.
-
-    The trainings are kept, and shared with the chapters that train with the same weights.
 
     Returns:
         One row a category and candidate: ``alpha`` ... ``mu``, ``image_auroc`` of scans with
@@ -66,9 +64,6 @@ def select_loss_weights(config: Config, categories: Sequence[str]) -> pd.DataFra
 
 def select_peer_settings(config: Config, categories: Sequence[str]) -> pd.DataFrame:
     """Train CFM and AST with every candidate; judge them as `select_loss_weights` does G2SF.
-
-    What was trained is kept, and serves the benchmark where a candidate is the config's own
-    setting.
 
     Returns:
         One row a category, method and candidate: ``method``, ``settings`` (name -> value),

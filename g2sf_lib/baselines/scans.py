@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -27,24 +28,14 @@ FILL_ROUNDS = 3  # holes of the depth image are closed from their rims
 UNITS_PER_METRE = 1000.0  # millimetres: relief and defects are of order one
 
 
+@dataclass(eq=False)
 class Scans:
-    """Some scans of a category; what is asked for is computed once.
+    """Some scans of a category; what is asked for is computed once."""
 
-    Args:
-        config: of the run.
-        patches: features, a scan each.
-        stored: standardiser, banks and calibration of the category (`experiments.Banks`).
-        samples: the preprocessed scans, which only `depths` reads.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        patches: Sequence[PackedPatches],
-        stored: Any,
-        samples: Iterable[Sample] = (),
-    ):
-        self.config, self.patches, self.stored, self.samples = config, patches, stored, samples
+    config: Config
+    patches: Sequence[PackedPatches]
+    stored: Any  # standardiser, banks and calibration of the category: `experiments.Banks`
+    samples: Iterable[Sample] = ()  # the preprocessed scans, which only `depths` reads
 
     @cached_property
     def feat(self) -> dict[str, Rows]:

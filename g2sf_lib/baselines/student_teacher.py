@@ -5,8 +5,7 @@ to one. The student, a plain convolutional network, learns to give the same outp
 built so differently that what neither has seen sets them apart: a cell's score is their distance.
 
 Both read one map a scan, (C, rows, columns): the RGB features of the common grid, and the
-depth samples of each cell as further channels. Shapes: B scans, C channels, cells = rows *
-columns in row-major order.
+depth samples of each cell as further channels. B counts scans; cells are row-major.
 """
 
 from __future__ import annotations
@@ -22,29 +21,11 @@ from torch import Tensor, nn
 from g2sf_lib.baselines.loop import build_seeded, train_epochs
 from g2sf_lib.baselines.scans import Scans, Scorer
 from g2sf_lib.config import ASTConfig
-from g2sf_lib.memory import Rows, as_rows
+from g2sf_lib.memory import as_rows
 
 POSITION_CHANNELS = 32
 CLAMP = 1.9  # |log scale| of a coupling is at most this
 LEAK = 0.2  # slope of the student's leaky ReLU
-
-
-def ast_input(
-    cells: Rows | Tensor, foreground: Tensor, grid: tuple[int, int], depth: Tensor
-) -> Tensor:
-    """Return the map (D + px * px, rows, columns) of one scan, float32, zero on background.
-
-    Args:
-        cells: (n, D) RGB features of the foreground cells, row-major.
-        foreground: (cells,) bool, n of them True.
-        grid: (rows, columns).
-        depth: (px * px, rows, columns) of `depth_map`.
-    """
-    rgb = as_rows(cells)[:]
-    flat = rgb.new_zeros(rgb.shape[1] + len(depth), len(foreground))
-    flat[: rgb.shape[1], foreground] = rgb.T
-    flat[rgb.shape[1] :, foreground] = depth.to(rgb).flatten(1)[:, foreground]
-    return flat.view(-1, *grid)
 
 
 def position_encoding(rows: int, columns: int) -> Tensor:
@@ -128,9 +109,8 @@ def _student(channels: int, settings: ASTConfig) -> nn.Sequential:
 class StudentTeacher(nn.Module):
     """Teacher, student, and the units of their inputs, maps (B, C, rows, columns).
 
-    What a map says on background cells is not read: after standardising they are zero, so
-    scores and trained parameters do not depend on them. Which cells are background matters,
-    for convolutions read the zeros, and the teacher is told.
+    What a map says on background cells is not read: after standardising they are zero. Which
+    cells are background matters, for convolutions read the zeros, and the teacher is told.
 
     Source: Rudolph et al., "Asymmetric Student-Teacher Networks for Industrial Anomaly
     Detection", WACV 2023. Ours: a coupling's scale and shift come from one network, whose
@@ -147,32 +127,24 @@ class StudentTeacher(nn.Module):
         self.register_buffer("position", position_encoding(*grid))
 
     def standardised(self, maps: Tensor, foreground: Tensor) -> tuple[Tensor, Tensor]:
-        """Return inputs, zero on background, and the foreground as (B, 1, rows, columns).
-
-        Args:
-            maps: (B, C, rows, columns), of any float type.
-            foreground: (B, cells) bool.
-        """
+        """Return inputs, zero on background, and the foreground: (B, cells), now of their shape."""
         maps = maps.to(self.mean)
         is_inside = foreground.to(maps.device).view(len(maps), 1, *maps.shape[2:])
         scaled = (maps - self.mean[:, None, None]) / self.std[:, None, None]
         return torch.where(is_inside, scaled, 0.0), is_inside
 
     def teach(self, x: Tensor, is_inside: Tensor, rev: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the teacher's outputs (B, C, rows, columns) and log-determinants (B,).
-
-        With `rev` it goes back, from outputs to inputs.
-        """
+        """Return the teacher's outputs, or inputs of outputs (`rev`), and log-determinants (B,)."""
         return self.teacher(x, c=[torch.cat([self._positions(x), is_inside.to(x)], 1)], rev=rev)
 
     def imitate(self, x: Tensor) -> Tensor:
-        """Return the student's outputs (B, C, rows, columns)."""
+        """Return the student's outputs."""
         return self.student(torch.cat([x, self._positions(x)], dim=1))
 
     def nll(self, x: Tensor, is_inside: Tensor) -> Tensor:
         """Return the negative log-likelihood, mean over foreground cells and channels.
 
-        Without log(2 pi) / 2, so that standardised channels start with 1/2.
+        Its constant, log(2 pi) / 2, is left out: standardised channels start with 1/2.
         """
         z, log_det = self.teach(x, is_inside)
         num = is_inside.sum() * x.shape[1]
@@ -218,7 +190,7 @@ class AST(Scorer):
         distance to the frozen teacher. An epoch takes every scan once, in an order of its own.
         """
         settings, seed = self.config.ast, self.config.seed
-        maps, foreground = list(self._maps(train)), [p.foreground for p in train.patches]
+        maps, foreground = list(self.maps(train)), [p.foreground for p in train.patches]
         channels, *grid = maps[0].shape
         ast = build_seeded(lambda: StudentTeacher(channels, tuple(grid), settings), seed)
         ast.mean, ast.std = _units(maps, foreground, settings.ast_depth_px**2)
@@ -255,17 +227,23 @@ class AST(Scorer):
     def score_cells(self, scans: Scans) -> Tensor:
         """Return (n,) distances; one scan at a time, so none depends on its company."""
         parts = []
-        for one, p in zip(self._maps(scans), scans.patches, strict=True):
+        for one, p in zip(self.maps(scans), scans.patches, strict=True):
             given = self.network.standardised(one[None], p.foreground[None])
             parts.append(self.network.distance(*given).cpu())
         return torch.cat(parts)
 
-    def _maps(self, scans: Scans) -> Iterator[Tensor]:
-        """Yield the map of each scan."""
+    def maps(self, scans: Scans) -> Iterator[Tensor]:
+        """Yield the map (D + px * px, rows, columns) of each scan, float32, zero on background.
+
+        Its channels are the D standardised RGB features and the `depth_map`.
+        """
         depths = scans.depths(self.config.ast.ast_depth_px)
         for p, depth in zip(scans.patches, depths, strict=True):
-            colour = scans.stored.standardiser(p.cells)["rgb"]
-            yield ast_input(colour, p.foreground, p.grid, depth)
+            rgb = as_rows(scans.stored.standardiser(p.cells)["rgb"])[:].T
+            one = rgb.new_zeros(len(rgb) + len(depth), len(p.foreground))
+            depth = depth.to(rgb).flatten(1)[:, p.foreground]
+            one[:, p.foreground] = torch.cat([rgb, depth])
+            yield one.view(-1, *p.grid)
 
     def build(self, tensors: dict[str, Tensor]) -> StudentTeacher:
         """Return networks for maps of the shape that was stored."""
