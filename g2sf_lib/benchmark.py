@@ -162,33 +162,25 @@ class CellMaps(Mapping):
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of the test scans of one category by several methods.
-
-    Attributes:
-        names, labels: of the N scans; a label is "good" or a kind of defect.
-        masks: (N, map_size, map_size) bool.
-        maps: (method, seed) -> (N, map_size, map_size) float32.
-        image: (method, seed, silhouette) -> (N,) image scores.
-        normal: (method, seed) -> median pixel, on cells that count, and largest pixel of the
-            score maps of validation scans, which are normal.
-        resampled: (method, seed) -> metric of `RESAMPLED` -> its value in (NUM_RESAMPLES,)
-            resamples of the images, the same ones for all methods.
-    """
+    """Scores of the N test scans of one category by several methods."""
 
     names: list[str]
-    labels: list[str]
-    masks: np.ndarray
-    maps: Mapping[tuple[str, int], np.ndarray]
-    image: dict[tuple[str, int, str], np.ndarray]
+    labels: list[str]  # "good", or a kind of defect
+    masks: np.ndarray  # (N, map_size, map_size) bool
+    maps: Mapping[tuple[str, int], np.ndarray]  # (method, seed) -> (N, map_size, map_size) float32
+    image: dict[tuple[str, int, str], np.ndarray]  # (method, seed, silhouette) -> (N,)
+    # (method, seed) -> median pixel, on cells that count, and largest pixel of the score maps of
+    # validation scans, which are normal.
     normal: dict[tuple[str, int], tuple[float, float]] = field(default_factory=dict)
+    # (method, seed) -> metric of `RESAMPLED` -> its value in (NUM_RESAMPLES,) resamples of the
+    # images, the same ones for all methods.
     resampled: dict[tuple[str, int], dict[str, np.ndarray]] = field(default_factory=dict)
 
 
 def score_file(config: Config, method: str, seed: int) -> Path:
     """Return where scores and metrics of a method and seed are kept for the config's category."""
     row = METHODS[method]
-    of_seed = row.settings(config.replace(seed=seed))
-    return stage_dir(of_seed, row.score_stage) / f"{method}.json"
+    return stage_dir(row.settings(config.replace(seed=seed)), row.score_stage) / f"{method}.json"
 
 
 def fitted_method(config: Config, method: str, train: Split, progress: bool = False) -> Scorer:
@@ -218,14 +210,11 @@ def measure(
     image: dict[str, np.ndarray],
     num_resamples: int = NUM_RESAMPLES,
 ) -> tuple[list[dict], dict[str, np.ndarray]]:
-    """Return every metric of one method on the test scans of one category.
+    """Return every metric of one method on the N test scans of one category.
 
-    Args:
-        config: of the run.
-        truth: names, labels and masks of the N scans.
-        maps: (N, map_size, map_size) by the configured silhouette rule.
-        image: silhouette rule -> (N,) image scores.
-        num_resamples: of the images; 0: no errors over images are estimated.
+    `truth` are their names, labels and masks; `maps` (N, map_size, map_size) follow the configured
+    silhouette rule; `image` is silhouette rule -> (N,) scores. Without resamples no errors over
+    images are estimated.
 
     Returns:
         A row a silhouette rule: ``i_auroc``, ``i_auroc_se`` (bootstrap over images, if any),
@@ -248,8 +237,8 @@ def measure(
             continue
         row["p_auroc"] = evaluation.pixel_auroc(maps, masks)
         for suffix, num in (("", None), ("_published", 100)):
-            exact = evaluation.aupro(maps, masks, num_thresholds=num)
-            row |= {f"aupro_{round(100 * at)}{suffix}": area for at, area in exact.items()}
+            areas_at = evaluation.aupro(maps, masks, num_thresholds=num)
+            row |= {f"aupro_{round(100 * at)}{suffix}": area for at, area in areas_at.items()}
         if num_resamples:
             draw = np.random.default_rng([0, len(labels)])
             both = evaluation.bootstrap_aupro(maps, masks, (0.3, 0.01), num_resamples, draw)

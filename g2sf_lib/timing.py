@@ -128,7 +128,7 @@ def measure_rates(comparison: Comparison, num_scans: int) -> pd.DataFrame | None
     """
     if type(num_scans) is not int or num_scans < 0:
         raise ConfigError(f"frame_scans is {num_scans!r}; expected a whole number >= 0")
-    if num_scans == 0 or all(METHODS[method].variant_of for method in comparison.methods):
+    if not num_scans or all(METHODS[method].variant_of for method in comparison.methods):
         return None
     config = comparison.config.replace(category=comparison.categories[0])
     return rate_table(frame_rates(config, comparison.methods, comparison.seeds[0], num_scans))
@@ -136,10 +136,9 @@ def measure_rates(comparison: Comparison, num_scans: int) -> pd.DataFrame | None
 
 def machine(device: str) -> dict[str, Any]:
     """Return on what the frame rates were measured."""
-    where = pick_device(device)
-    on_gpu = where.type == "cuda"
+    where, cpu = pick_device(device), platform.machine() + " CPU"
     return {
-        "device": torch.cuda.get_device_name(where) if on_gpu else platform.machine() + " CPU",
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else cpu,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -17,8 +16,8 @@ from tqdm.auto import tqdm
 
 from g2sf_lib.benchmark import Split, fitted_method
 from g2sf_lib.cells import kept_cells, labelled_scans
-from g2sf_lib.config import MODALITIES, Config, flat_settings, make_config
-from g2sf_lib.detector import G2SF, to_prediction
+from g2sf_lib.config import MODALITIES, Config, with_settings
+from g2sf_lib.detector import G2SF
 from g2sf_lib.experiments import best_epoch, fitted
 from g2sf_lib.stages import BANK, LSPN, recorded
 
@@ -56,7 +55,7 @@ def select_loss_weights(config: Config, categories: Sequence[str]) -> pd.DataFra
     with recorded(config, "loss_weights", LSPN) as result:
         pairs = [(c, weights) for c in categories for weights in WEIGHT_CANDIDATES]
         for category, weights in tqdm(pairs, desc="loss weights"):
-            trial = make_config(**flat_settings(config) | weights | {"category": category})
+            trial = with_settings(config, weights | {"category": category})
             rows.append({"category": category} | weights | _judged(fitted(trial), trial))
         result["rows"] = rows
     return pd.DataFrame(rows)
@@ -77,7 +76,7 @@ def select_peer_settings(config: Config, categories: Sequence[str]) -> pd.DataFr
             pasted = Split(of_category, "synthetic_validation", categories)
             pairs = [(m, c) for m, candidates in PEER_CANDIDATES.items() for c in candidates]
             for method, candidate in tqdm(pairs, desc=f"{category}: peers"):
-                trial = make_config(**flat_settings(of_category) | candidate)
+                trial = with_settings(of_category, candidate)
                 cells = fitted_method(trial, method, train).score_cells(pasted)
                 row = {"category": category, "method": method, "settings": candidate}
                 rows.append(row | _cells_told_apart(cells, pasted))
@@ -89,12 +88,9 @@ def _judged(detector: G2SF, config: Config) -> dict[str, float]:
     """Return how well a detector tells pasted validation scans, and their cells, from others."""
     splits = [Split(config, name) for name in ("validation", "synthetic_validation")]
     scores = [detector.score_cells(split.feat).cell_score.cpu() for split in splits]
-    images = [
-        to_prediction(part, scan, config.scoring).image_score
-        for cells, split in zip(scores, splits, strict=True)
-        for part, scan in zip(cells.split(split.sizes), split.patches, strict=True)
-    ]
-    is_pasted = np.arange(len(images)) >= len(splits[0].patches)
+    each, rule = zip(scores, splits, strict=True), config.scoring.silhouette
+    images = torch.cat([split.largest(cells[:, None], rule) for cells, split in each])
+    is_pasted = torch.arange(len(images)) >= len(splits[0].patches)
     best = detector.history[best_epoch(detector)]
     return {
         "image_auroc": roc_auc_score(is_pasted, images),

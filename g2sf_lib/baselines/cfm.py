@@ -1,8 +1,7 @@
 """Crossmodal feature mapping: each modality is predicted from the other (CFM).
 
-Two networks that have only seen normal cells map RGB features to point features and back.
-Where a cell is anomalous in one modality, or each is normal but the two do not belong
-together, the predictions miss.
+Two networks that have only seen normal cells map RGB features to point features and back. They
+miss where a cell is anomalous in one modality, or where the two do not belong together.
 """
 
 from __future__ import annotations
@@ -48,12 +47,7 @@ class Crossmodal(nn.Module):
 
     @torch.no_grad()
     def errors(self, feat: Mapping[str, Tensor | Rows]) -> Tensor:
-        """Return how far each modality is from what the other lets one expect.
-
-        Returns:
-            (n, M) on the CPU: Euclidean distance between the predicted and the true feature,
-            both of unit norm; in [0, 2].
-        """
+        """Return (n, M) distances, in [0, 2], of predicted and true features, both of unit norm."""
         cells = {mod: as_rows(feat[mod]) for mod in MODALITIES}
         device, found = self.to_pcd[0].weight.device, []
         for start in range(0, len(cells["rgb"]), _CELLS_AT_ONCE):
@@ -95,8 +89,7 @@ class CFM(Scorer):
                 total += loss.detach() * (len(rows) / num)
             return float(total)
 
-        place = folder and folder / "checkpoint.safetensors"
-        epochs = settings.cfm_epochs
+        place, epochs = folder and folder / "checkpoint.safetensors", settings.cfm_epochs
         train_epochs(network, optimiser, run_epoch, epochs, seed, place, "CFM", progress)
         return self
 

@@ -23,17 +23,12 @@ from g2sf_lib.baselines.scans import Scans, Scorer
 class M3DM(Scorer):
     """Weighted sums of the distances to B banks, with other weights for cells and for images.
 
-    Attributes:
-        scale: (B,) mean distance of the cells it was fitted to; distances are divided by it.
-        cell_weight, image_weight: (B,) normals of the two planes.
+    Distances are divided by their means over the cells it was fitted to, `scale` (B,); the
+    weights (B,) are the normals of the two planes.
     """
 
     def fit(self, train: Scans, folder: Path | None = None, progress: bool = False) -> Self:
-        """Fit both planes to normal scans: to their cells, and to the largest of each scan.
-
-        Raises:
-            ValueError: the distances of a bank are all zero: the bank holds every cell.
-        """
+        """Fit both planes to normal scans: to their cells, and to the largest of each scan."""
         cells = train.distances(self.banks)
         images = train.largest(cells, self.config.scoring.silhouette)
         self.scale = cells.mean(0)
@@ -51,8 +46,8 @@ class M3DM(Scorer):
 
     def score_images(self, scans: Scans, cells: Tensor, silhouette: str) -> Tensor:
         """Return (I,) weighted largest distances, each bank's from a cell of its own."""
-        largest = scans.largest(scans.distances(self.banks), silhouette)
-        return self._weighted(largest, self.image_weight)
+        rows = scans.largest(scans.distances(self.banks), silhouette)
+        return self._weighted(rows, self.image_weight)
 
     def _weighted(self, rows: Tensor, weight: Tensor) -> Tensor:
         return ((rows / self.scale) @ weight).clamp_min(0)
