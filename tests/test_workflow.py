@@ -54,7 +54,7 @@ from g2sf_lib.stages import done_file, results_file
 chapter = BY_NOTEBOOK[re.sub(r"_seed\\d+$", "", out.stem)]
 place = {name: given[name] for name in ("profile", "dataset", "data_root", "category", "seed")
          if name in given}
-if "category" not in place and place["dataset"] == "folder":
+if "category" not in place and place.get("dataset") == "folder":
     place["category"] = "any"
 config = make_config(**place)
 written = [out]
