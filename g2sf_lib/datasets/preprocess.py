@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -41,14 +42,13 @@ _TENSORS = {"rgb": np.uint8, "xyz": np.float32, "foreground": np.bool_, "mask": 
 def dbscan(points: np.ndarray, eps: float, min_points: int) -> np.ndarray:
     """Return the DBSCAN cluster of every point, exactly, in a fraction of the plain time.
 
-    A surface sampled every 0.46 mm has 500 neighbours within 6 mm of each point, and
-    listing them is what takes the time. Here space is cut into cells of side eps / sqrt(3),
-    so that all points of a cell are neighbours: a cell of `min_points` or more holds core
-    points only, without looking any further, and core points of one cell share a cluster.
-    What is left is to join cells by their closest pair of core points, and to count
-    neighbours in the few sparse cells. Core points and clusters are those of plain DBSCAN
-    (a test compares); a border point within reach of two clusters goes to its nearest core
-    point, where the plain algorithm leaves it to the order of visits.
+    A surface sampled every 0.46 mm has 500 neighbours within 6 mm of each point, and listing them
+    is what takes the time. Here space is cut into cells of side eps / sqrt(3), so that all points
+    of a cell are neighbours: a cell of `min_points` or more holds core points only, and core
+    points of one cell share a cluster. What is left is to join cells by their closest pair of core
+    points, and to count neighbours in the few sparse cells. A border point within reach of two
+    clusters goes to its nearest core point, where the plain algorithm leaves it to the order of
+    visits; all else is the same.
 
     Args:
         points: (N, 3), metres.
@@ -73,18 +73,16 @@ def dbscan(points: np.ndarray, eps: float, min_points: int) -> np.ndarray:
     if len(sparse):
         near = cKDTree(points).query_ball_point(points[sparse], eps, return_length=True)
         is_core[sparse] = near >= min_points
-    core = np.flatnonzero(is_core)
+    core, border = np.flatnonzero(is_core), np.flatnonzero(~is_core)
     if len(core) == 0:
         return labels
     core_cells, cell_of_core = np.unique(cell_of[core], return_inverse=True)
     order, ends = np.argsort(cell_of_core, kind="stable"), np.cumsum(np.bincount(cell_of_core))
     cluster_of_cell = _join_cells(points, cells[core_cells], np.split(core[order], ends[:-1]), eps)
     labels[core] = pd.factorize(cluster_of_cell[cell_of_core])[0]
-    border = np.flatnonzero(~is_core)
     if len(border):
         distance, nearest = cKDTree(points[core]).query(points[border])
-        reached = distance <= eps
-        labels[border[reached]] = labels[core[nearest[reached]]]
+        labels[border] = np.where(distance <= eps, labels[core[nearest]], -1)
     return labels
 
 
@@ -107,8 +105,13 @@ def _join_cells(
     return np.array([joined[cell] for cell in range(len(cells))])
 
 
-def _floor_plane(sample: Sample, config: PreprocessConfig) -> np.ndarray:
-    """Return (4,) float64: unit normal and offset of the plane through the border's points."""
+def _above_floor(sample: Sample, config: PreprocessConfig) -> np.ndarray:
+    """Return (H, W) bool: pixels whose point lies off the background plane, nearly all before it.
+
+    The plane is fitted to the border's points. RANSAC finds one in anything: through the object
+    itself, it has points on both sides or swallows nearly all of them, and neither may pass for
+    a background that was removed.
+    """
     import open3d  # slow to import, and only this function needs it
 
     frame = np.ones(sample.xyz.shape[:2], dtype=bool)
@@ -134,16 +137,7 @@ def _floor_plane(sample: Sample, config: PreprocessConfig) -> np.ndarray:
             f" ({len(inliers)} within {config.plane_distance_m} m);"
             f" expected a flat background with at least {least:.0f} ({_NO_FLOOR})"
         )
-    return plane / length
-
-
-def _above_floor(sample: Sample, config: PreprocessConfig) -> np.ndarray:
-    """Return (H, W) bool: pixels whose point lies off the background plane, nearly all before it.
-
-    RANSAC finds a plane in anything. One through the object itself has points on both sides, or
-    swallows nearly all of them, and neither may pass for a background that was removed.
-    """
-    normal, offset = np.split(_floor_plane(sample, config), [3])
+    normal, offset = np.split(plane / length, [3])
     height = sample.xyz @ normal + offset
     keep = sample.foreground & (np.abs(height) > config.plane_margin_m)
     before = np.count_nonzero(height[keep] > 0)
@@ -155,13 +149,6 @@ def _above_floor(sample: Sample, config: PreprocessConfig) -> np.ndarray:
             f" ({_NO_FLOOR})"
         )
     return keep
-
-
-def _pad(array: np.ndarray, side: int) -> np.ndarray:
-    """Return the array in the middle of a `side` x `side` square of zeros."""
-    extra = [side - array.shape[0], side - array.shape[1]]
-    before_after = [(n // 2, n - n // 2) for n in extra] + [(0, 0)] * (array.ndim - 2)
-    return np.pad(array, before_after)
 
 
 def _largest_cluster(sample: Sample, keep: np.ndarray, config: PreprocessConfig) -> np.ndarray:
@@ -231,12 +218,10 @@ def preprocess(sample: Sample, config: PreprocessConfig) -> Sample:
     Source: published preprocessing of BTF, M3DM and CFM, which overwrites the data set and keeps
     the colour of every pixel without a point.
     """
-    has_point = sample.foreground
-    multiple = config.pad_multiple_px
+    keep = has_point = sample.foreground
     if config.background == "conveyor":
-        keep, multiple = _off_the_conveyor(sample, config), 1
+        keep = _off_the_conveyor(sample, config)
     else:
-        keep = has_point
         if config.background != "none":
             keep = _above_floor(sample, config)
         keep = _largest_cluster(sample, keep, config)
@@ -248,13 +233,21 @@ def preprocess(sample: Sample, config: PreprocessConfig) -> Sample:
         )
     nearest = distance_transform_edt(~has_point, return_distances=False, return_indices=True)
     silhouette = keep[tuple(nearest)]
-    side = -(-max(keep.shape) // multiple) * multiple
+    multiple = 1 if config.background == "conveyor" else config.pad_multiple_px
+    extra = -(-max(keep.shape) // multiple) * multiple - np.array(keep.shape)
+
+    def padded(array: np.ndarray) -> np.ndarray:
+        """Return the array in the middle of a square of zeros."""
+        widths = np.zeros((array.ndim, 2), int)
+        widths[:2] = np.stack([extra // 2, extra - extra // 2], axis=1)
+        return np.pad(array, widths)
+
     return dataclasses.replace(
         sample,
-        rgb=_pad(np.where(silhouette[..., None], sample.rgb, 0).astype(np.uint8), side),
-        xyz=_pad(np.where(keep[..., None], sample.xyz, 0).astype(np.float32), side),
-        mask=_pad(sample.mask, side),
-        raw_xyz=_pad(sample.xyz, side),
+        rgb=padded(np.where(silhouette[..., None], sample.rgb, 0).astype(np.uint8)),
+        xyz=padded(np.where(keep[..., None], sample.xyz, 0).astype(np.float32)),
+        mask=padded(sample.mask),
+        raw_xyz=padded(sample.xyz),
     )
 
 
@@ -293,14 +286,13 @@ def save_prepared(sample: Sample, path: Path, fingerprint: str = "") -> None:
 def _prepare_scan(job: tuple[str, ScanFiles, Path, PreprocessConfig, str]) -> str | None:
     """Read, preprocess and write one scan; return what is wrong with it."""
     dataset, files, path, config, fingerprint = job
+    where = ""
     try:
         scan = reader(dataset).read_scan(files)
-    except ScanError as error:
-        return str(error)
-    try:
+        where = f"{files.xyz}: "  # what preprocessing says does not name the file
         save_prepared(preprocess(scan, config), path, fingerprint)
     except ScanError as error:
-        return f"{files.xyz}: {error}"
+        return f"{where}{error}"
     return None
 
 
@@ -327,7 +319,7 @@ def prepare(
     if config.background == "auto":
         config = config.replace(background=DATASETS[dataset].background)
     jobs, problems = [], []
-    for category, split in ((category, split) for category in categories for split in splits):
+    for category, split in itertools.product(categories, splits):
         try:
             scans, incomplete = find_split(dataset, root, category, split)
         except ScanError as error:
@@ -336,9 +328,8 @@ def prepare(
         problems += incomplete
         folder = Path(out) / category / split
         paths = [folder / files.label / f"{files.index}.safetensors" for files in scans]
-        if paths:
-            for path in set(folder.glob("*/*.safetensors")) - set(paths):
-                path.unlink()
+        for stale in set(folder.glob("*/*.safetensors")) - set(paths) if paths else ():
+            stale.unlink()
         for files, path in zip(scans, paths, strict=True):
             fingerprint = _fingerprint(files.paths, config)
             if not _is_prepared(path, fingerprint):
@@ -359,23 +350,15 @@ def load_prepared(path: Path) -> Sample:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = json.loads(file.metadata()["scan"])
-            tensors = {key: file.get_tensor(key) for key in _TENSORS}
+            rgb, xyz, foreground, mask = (file.get_tensor(key) for key in _TENSORS)
             name, label = metadata["name"], metadata["label"]
     except Exception as error:  # safetensors, OS and key errors alike
         raise ScanError(
             f"{path}: not a whole prepared scan ({error!r});"
             f" expected safetensors with {', '.join(_TENSORS)}; delete it and prepare again"
         ) from error
-    height, width = tensors["foreground"].shape
-    for key, dtype in _TENSORS.items():
-        shape = (height, width, 3) if key in ("rgb", "xyz") else (height, width)
-        if tensors[key].shape != shape or tensors[key].dtype != dtype:
-            raise ScanError(
-                f"{path}: {key} is {tensors[key].dtype} {tensors[key].shape};"
-                f" expected {np.dtype(dtype)} {shape}"
-            )
-    xyz = np.where(tensors["foreground"][..., None], tensors["xyz"], np.float32(0))
-    return Sample(tensors["rgb"], xyz, tensors["mask"], label, name, raw_xyz=tensors["xyz"])
+    alone = np.where(foreground[..., None], xyz, np.float32(0))
+    return Sample(rgb, alone, mask, label, name, raw_xyz=xyz)
 
 
 def list_prepared(out: Path, category: str, split: str) -> list[Path]:

@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,25 +46,15 @@ LABELS = ("good", *DEFECTS)
 
 @dataclass(frozen=True)
 class Rendering:
-    """What the camera would see without noise; (H, W) arrays.
+    """What the camera would see without noise; arrays are (H, W), or (H, W, 3) where it says so."""
 
-    Attributes:
-        depth: distance along the optical axis, metres.
-        xyz: (H, W, 3) points in the camera's frame, metres: x right, y down, z forward.
-        rgb: (H, W, 3) linear light, 1 is white.
-        albedo: (H, W, 3) reflectance.
-        facing: cosine between the ray and the surface normal.
-        is_part: False on the floor.
-        mask: where a defect changed surface or albedo beyond the thresholds.
-    """
-
-    depth: np.ndarray
-    xyz: np.ndarray
-    rgb: np.ndarray
-    albedo: np.ndarray
-    facing: np.ndarray
-    is_part: np.ndarray
-    mask: np.ndarray
+    depth: np.ndarray  # distance along the optical axis, metres
+    xyz: np.ndarray  # (H, W, 3) in the camera's frame, metres: x right, y down, z forward
+    rgb: np.ndarray  # (H, W, 3) linear light, 1 is white
+    albedo: np.ndarray  # (H, W, 3) reflectance
+    facing: np.ndarray  # cosine between the ray and the surface normal
+    is_part: np.ndarray  # False on the floor
+    mask: np.ndarray  # where a defect changed surface or albedo beyond the thresholds
 
 
 @dataclass(frozen=True)
@@ -115,19 +106,15 @@ def _facing(rays: np.ndarray, normal: np.ndarray) -> np.ndarray:
 
 def _cast(part: Part, defect: Defect | None, position: np.ndarray, rays: np.ndarray) -> _Hits:
     """Return where rays from `position` along (n, 3) `rays` (world) meet part or floor."""
-    # Imported here because Open3D takes seconds, and most users of this module only read names.
-    import open3d as o3d
+    import open3d as o3d  # slow to import, and most users of this module only read names
 
-    normals = grid_normals(part.points)
-    if defect is None:
-        window = np.zeros(part.points.shape[:3], np.float32)
-        points = part.points
-    else:
-        window = defect.window(part.points, normals).astype(np.float32)
-        moved = defect.displacement(part.points, window)[..., None] * defect.frame[2]
-        points = (part.points + moved).astype(np.float32)
-        if defect.depth:
-            normals = grid_normals(points)
+    points, normals = part.points, grid_normals(part.points)
+    window = np.zeros(points.shape[:3], np.float32)
+    if defect is not None:
+        window = defect.window(points, normals).astype(np.float32)
+        moved = defect.displacement(points, window)[..., None] * defect.frame[2]
+        points = (points + moved).astype(np.float32)
+        normals = grid_normals(points) if defect.depth else normals
     triangles = grid_triangles(points.shape[:3])
     scene = o3d.t.geometry.RaycastingScene(nthreads=1)
     scene.add_triangles(
@@ -147,19 +134,11 @@ def _cast(part: Part, defect: Defect | None, position: np.ndarray, rays: np.ndar
     attributes = np.concatenate([part.points, normals, part.surface, window[..., None]], -1)
     attributes = attributes.reshape(-1, 9).astype(np.float32)
     here = np.einsum("nk,nkd->nd", weight, attributes[corner])
+    rest, turned, surface, window = here[:, :3], here[:, 3:6], here[:, 6:8], here[:, 8]
     normal = np.tile(np.array([0, 0, 1], np.float32), (len(rays), 1))
-    normal[is_part] = here[:, 3:6] / np.linalg.norm(here[:, 3:6], axis=1, keepdims=True)
-    return _Hits(
-        depth=depth,
-        point=position + depth[:, None] * rays,
-        normal=normal,
-        is_part=is_part,
-        rest=here[:, :3],
-        surface=here[:, 6:8],
-        sheet=corner[:, 0] // np.prod(points.shape[1:3]),
-        window=here[:, 8],
-        scene=scene,
-    )
+    normal[is_part] = turned / np.linalg.norm(turned, axis=1, keepdims=True)
+    point, sheet = position + depth[:, None] * rays, corner[:, 0] // np.prod(points.shape[1:3])
+    return _Hits(depth, point, normal, is_part, rest, surface, sheet, window, scene)
 
 
 def _light(
@@ -197,25 +176,21 @@ def _light(
     return colour * exposure
 
 
-def _need_category(category: str) -> None:
-    if category not in CATEGORIES:
-        raise ValueError(f"category is {category!r}; expected one of {', '.join(CATEGORIES)}")
+def _need(what: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{what} is {value!r}; expected one of {', '.join(known)}")
 
 
 def render_truth(
-    category: str,
-    seed: int | np.random.SeedSequence,
-    size: int = 256,
-    defect: str | None = None,
+    category: str, seed: int | np.random.SeedSequence, size: int = 256, defect: str | None = None
 ) -> Rendering:
     """Return what an ideal sensor would see: no noise, nothing missing.
 
     The part, its pose and the light depend on the seed alone: the same seed with another
     `defect` shows the same part, sound (None) or damaged (one of `DEFECTS`).
     """
-    _need_category(category)
-    if defect is not None and defect not in DEFECTS:
-        raise ValueError(f"defect is {defect!r}; expected one of {', '.join(DEFECTS)} or None")
+    _need("category", category, CATEGORIES)
+    _need("defect", defect or DEFECTS[0], DEFECTS)
     part = MAKERS[category](_child(seed, 0))
     scene_rng = _child(seed, 1)
     free = category == "cookie"
@@ -225,16 +200,15 @@ def render_truth(
     directions = _directions(size)
     rays = directions @ turn.T
 
-    hits = _cast(part, None, position, rays)
+    sound = hits = _cast(part, None, position, rays)
     floor = np.array([0.17, 0.18, 0.19], np.float32) * np.exp(scene_rng.normal(0, 0.05))
     albedo = np.tile(floor, (len(rays), 1))
     mask = np.zeros(len(rays), bool)
-    if defect is None:
-        albedo[hits.is_part] = part.albedo(hits.surface, hits.sheet)
-    else:
-        rng, sound, pixel_m = _child(seed, 2), hits, FIELD_OF_VIEW_M / size
-        flat = {"point": hits.point, "normal": hits.normal, "is_part": hits.is_part}
-        flat["facing"] = _facing(rays, hits.normal)
+    painted = part.albedo(sound.surface, sound.sheet)
+    if defect is not None:
+        rng, pixel_m = _child(seed, 2), FIELD_OF_VIEW_M / size
+        flat = {"point": sound.point, "normal": sound.normal, "is_part": sound.is_part}
+        flat["facing"] = _facing(rays, sound.normal)
         surface = {key: one.reshape(size, size, *one.shape[1:]) for key, one in flat.items()}
         for _ in range(20):
             change = draw_defect(rng, category, defect, surface, pixel_m)
@@ -247,7 +221,7 @@ def render_truth(
                 break
         else:
             raise ScanError(f"no visible {defect} in 20 draws on {category}, seed {seed}")
-        albedo[hits.is_part] = painted
+    albedo[hits.is_part] = painted
     light = _light(scene_rng, hits, rays, albedo, part.gloss)
     image = (size, size)
     return Rendering(
@@ -268,12 +242,8 @@ def _changed(defect: Defect, sound: _Hits, damaged: _Hits) -> np.ndarray:
     centimetres where a surface moves by micrometres.
     """
     moved = np.zeros(len(sound.depth), np.float32)
-    for hits in (sound, damaged):
-        window = (
-            damaged.window
-            if hits is damaged
-            else defect.window(sound.rest, sound.normal[sound.is_part])
-        )
+    before = defect.window(sound.rest, sound.normal[sound.is_part])
+    for hits, window in ((sound, before), (damaged, damaged.window)):
         here = np.abs(defect.displacement(hits.rest, window))
         moved[hits.is_part] = np.maximum(moved[hits.is_part], here)
     return (moved > MASK_DISTANCE_M) & (np.abs(sound.depth - damaged.depth) > MASK_DISTANCE_M)
@@ -326,22 +296,17 @@ def render_scan(
     Without `sensor` there is no noise, no lens blur and no missing point.
     """
     truth = render_truth(category, seed, size, defect)
-    if sensor:
-        rgb, xyz = sense(truth, _child(seed, 3))
-    else:
-        rgb, xyz = _to_srgb(truth.rgb), truth.xyz
+    rgb, xyz = sense(truth, _child(seed, 3)) if sensor else (_to_srgb(truth.rgb), truth.xyz)
     label = defect or "good"
-    return Sample(rgb=rgb, xyz=xyz, mask=truth.mask, label=label, name=f"{category}/{label}")
+    return Sample(rgb, xyz, truth.mask, label, f"{category}/{label}")
 
 
 def scan_seed(
     seed_set: str, category: str, split: str, label: str, index: int
 ) -> np.random.SeedSequence:
     """Return the seed of one scan: its place in the data set, and nothing else."""
-    known = (SEED_SETS, CATEGORIES, SPLITS, LABELS)
-    words = (seed_set, category, split, label)
-    place = [names.index(word) for names, word in zip(known, words, strict=True)]
-    return np.random.SeedSequence((*place, index))
+    place = (SEED_SETS.index(seed_set), CATEGORIES.index(category), SPLITS.index(split))
+    return np.random.SeedSequence((*place, LABELS.index(label), index))
 
 
 def scan_list(config: DataConfig, category: str) -> list[tuple[str, str, str, int]]:
@@ -359,14 +324,13 @@ def scan_list(config: DataConfig, category: str) -> list[tuple[str, str, str, in
 def _paths(root: Path, scan: tuple[str, str, str, int]) -> dict[str, Path]:
     """Return the files of a scan, the one that is written last at the end."""
     category, split, label, index = scan
+    ends = {"rgb": "png", "gt": "png", "xyz": "tiff"}
+    kinds = ends if split == "test" else ("rgb", "xyz")
     folder = root / category / split / label
-    paths = {"rgb": folder / "rgb" / f"{index:03d}.png"}
-    if split == "test":
-        paths["gt"] = folder / "gt" / f"{index:03d}.png"
-    return paths | {"xyz": folder / "xyz" / f"{index:03d}.tiff"}
+    return {kind: folder / kind / f"{index:03d}.{ends[kind]}" for kind in kinds}
 
 
-def _write(path: Path, save: Callable[[Path], None]) -> None:
+def _write(path: Path, save: Callable[[Path], object]) -> None:
     """Call `save` on a temporary name beside `path`, then rename: all of a file, or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -376,18 +340,18 @@ def _write(path: Path, save: Callable[[Path], None]) -> None:
 
 def _write_scan(job: tuple[Path, DataConfig, tuple[str, str, str, int]]) -> None:
     """Render one scan and write its files."""
-    root, config, scan = job
-    label = scan[2]
-    seed = scan_seed(config.seed_set, *scan)
-    sample = render_scan(scan[0], seed, config.scan_size, None if label == "good" else label)
-    image = {"rgb": sample.rgb, "gt": 255 * sample.mask.astype(np.uint8)}
+    root, config, (category, split, label, index) = job
+    seed = scan_seed(config.seed_set, category, split, label, index)
+    sample = render_scan(category, seed, config.scan_size, None if label == "good" else label)
     # Byte planes of floats (predictor 3) compress to two thirds of plain zlib.
     packed = {"compression": "zlib", "predictor": 3, "compressionargs": {"level": 6}}
-    for kind, path in _paths(root, scan).items():
-        if kind == "xyz":
-            _write(path, lambda p: tifffile.imwrite(p, sample.xyz, photometric="rgb", **packed))
-        else:
-            _write(path, lambda p, k=kind: Image.fromarray(image[k]).save(p, format="PNG"))
+    save = {
+        "rgb": partial(Image.fromarray(sample.rgb).save, format="PNG"),
+        "gt": partial(Image.fromarray(255 * sample.mask.astype(np.uint8)).save, format="PNG"),
+        "xyz": partial(tifffile.imwrite, data=sample.xyz, photometric="rgb", **packed),
+    }
+    for kind, path in _paths(root, job[2]).items():
+        _write(path, save[kind])
 
 
 def _check_manifest(root: Path, config: DataConfig) -> None:
@@ -400,16 +364,15 @@ def _check_manifest(root: Path, config: DataConfig) -> None:
     }
     text = json.dumps(wanted, indent=2, sort_keys=True) + "\n"
     path = root / "manifest.json"
-    if path.exists():
-        if (found := path.read_text()) != text:
-            told, expected = (" ".join(one.split()) for one in (found, text))
-            raise ScanError(
-                f"{path} says {told}; expected {expected}: delete the folder or choose another"
-            )
-        return
-    if root.exists() and any(root.iterdir()):
-        raise ScanError(f"{root} is not empty and has no manifest.json; expected a new folder")
-    _write(path, lambda p: p.write_text(text))
+    if not path.exists():
+        if root.exists() and any(root.iterdir()):
+            raise ScanError(f"{root} is not empty and has no manifest.json; expected a new folder")
+        _write(path, lambda p: p.write_text(text))
+    elif (found := path.read_text()) != text:
+        told, expected = (" ".join(one.split()) for one in (found, text))
+        raise ScanError(
+            f"{path} says {told}; expected {expected}: delete the folder or choose another"
+        )
 
 
 def generate(
@@ -430,13 +393,13 @@ def generate(
     """
     root = Path(root)
     for category in categories:
-        _need_category(category)
+        _need("category", category, CATEGORIES)
     _check_manifest(root, config)
     for stale in root.rglob(".*.part"):  # left by a killed run
         stale.unlink(missing_ok=True)
     scans = [scan for category in categories for scan in scan_list(config, category)]
     missing = [s for s in scans if not all(p.exists() for p in _paths(root, s).values())]
     made = in_processes(_write_scan, [(root, config, scan) for scan in missing], workers)
-    num = len(scans)
-    for _ in tqdm(made, "scans", num, initial=num - len(missing), disable=not progress):
+    done = len(scans) - len(missing)
+    for _ in tqdm(made, "scans", len(scans), initial=done, disable=not progress):
         pass

@@ -133,7 +133,7 @@ def test_categories_are_folders_with_a_split(one):
     write_scan(one, category="Bolt 3", split="test")
     (one / "notes").mkdir()
     (one / "notes/train").write_text("no folder")
-    assert list_categories(one) == ["Bolt 3", "gasket"]
+    assert list_categories(one) == ("Bolt 3", "gasket")
     for root in (one / "notes", one / "nowhere", one / "camera.yaml"):
         with pytest.raises(ScanError, match=f"{root}: no category found; expected <category>"):
             list_categories(root)
