@@ -29,6 +29,7 @@ SPLITS = ("train", "validation", "test")
 FARTHEST_M = 100.0  # from the sensor; the largest room that a scanner looks at
 # Between neighbouring pixels: finer than any sensor, and coarser than a cluster holds together.
 PITCH_M = (1e-6, 1e-2)
+_LITTER = ("thumbs.db", "desktop.ini")
 MAX_SAME = 0.01  # of the pixels: more of them cannot have been measured at the same place
 
 
@@ -121,28 +122,22 @@ def reader(dataset: str) -> ModuleType:
 
 
 def entries(folder: Path) -> list[Path]:
-    """Return what a folder holds, sorted, without hidden files and the litter of systems.
-
-    Raises:
-        ScanError: where the folder is not there.
-    """
+    """Return what a folder holds, sorted, without hidden files and the litter of systems."""
     if not folder.is_dir():
         parent = next(p for p in folder.parents if p.is_dir())
         held = ", ".join(sorted(p.name for p in parent.iterdir())[:12]) or "nothing"
         raise ScanError(f"{folder}: no such folder ({parent} holds {held}); expected scans there")
-    litter = ("thumbs.db", "desktop.ini")
-    return [
-        path
-        for path in sorted(folder.iterdir())
-        if not (path.name.startswith(".") or path.name.lower() in litter)
-    ]
+    found = (path for path in folder.iterdir() if path.name.lower() not in _LITTER)
+    return sorted(path for path in found if not path.name.startswith("."))
+
+
+def order(label: str, index: str) -> tuple:
+    """Return the key that sorts scans: good ones first, then defects by name, then by number."""
+    return label != "good", label, len(index), index
 
 
 def split_problems(split: str, scans: Sequence[Sample | ScanFiles], where: str) -> list[str]:
-    """Return what is wrong with the scans of a split taken together, one line each.
-
-    The check, the stages and `G2SF.fit` ask here, so that all refuse the same and in these words.
-    """
+    """Return what is wrong with the scans of a split taken together, one line each."""
     bad = [scan for scan in scans if scan.label != "good"]
     told = f"{where}: {len(scans) - len(bad)} good and {len(bad)} defective {split} scans; expected"
     if split == "test":
@@ -161,11 +156,7 @@ def split_problems(split: str, scans: Sequence[Sample | ScanFiles], where: str) 
 def find_split(
     dataset: str, root: Path | str, category: str, split: str
 ) -> tuple[list[ScanFiles], list[str]]:
-    """Return what a reader's `find_scans` does, and what `split_problems` says of the whole.
-
-    Raises:
-        ScanError: where the folder of the split is missing or holds no scan.
-    """
+    """Return what a reader's `find_scans` does, and what `split_problems` says of the whole."""
     scans, problems = reader(dataset).find_scans(Path(root), category, split)
     # Of what is incomplete the whole says little.
     return scans, problems or split_problems(split, scans, str(Path(root) / category))
@@ -174,18 +165,16 @@ def find_split(
 def check_points(xyz: np.ndarray, name: str) -> None:
     """Refuse (H, W, 3) points that cannot be metres of an organised scan.
 
-    Raises:
-        ScanError: for points that are NaN, infinite or farther than `FARTHEST_M`; where none is
-            set; where one value fills many pixels (a code for "nothing seen"); and where
-            neighbouring pixels are so far apart that the unit is none of metres.
+    That is: not finite or too far; none at all; one value in many pixels (a code for "nothing
+    seen"); neighbouring pixels so far apart, or so near, that the unit is none of metres.
     """
     place = "(0, 0, 0) where there is none"
     beyond = ~(np.abs(xyz) <= FARTHEST_M).all(axis=-1)  # true of NaN too
     if beyond.any():
         row, column = np.argwhere(beyond)[0]
+        first = f"the first at row {row}, column {column}: {xyz[row, column].tolist()}"
         raise ScanError(
-            f"{name}: {beyond.sum()} pixels are NaN, infinite or above {FARTHEST_M:g}, the first at"
-            f" row {row}, column {column}: {xyz[row, column].tolist()};"
+            f"{name}: {beyond.sum()} pixels are NaN, infinite or above {FARTHEST_M:g}, {first};"
             f" expected finite points in metres, {place}"
         )
     has_point = (xyz != 0).any(axis=-1)
@@ -217,11 +206,7 @@ def check_mask(mask: np.ndarray, label: str, name: str) -> None:
 
 
 def check_normal(split: str, samples: Sequence[Sample], where: str) -> None:
-    """Refuse samples that no reader would return, or that nothing normal can be learnt from.
-
-    Raises:
-        ScanError: with one line for each problem.
-    """
+    """Refuse samples that no reader would return, or that nothing normal can be learnt from."""
     for sample in samples:
         size = sample.xyz.shape[:2]
         kinds = {"xyz": (np.float32, 3), "rgb": (np.uint8, 3), "mask": (np.bool_,)}
@@ -261,11 +246,7 @@ def category_names(dataset: str, root: Path | str) -> tuple[str, ...]:
     """Return the categories of a data set that have a folder below the root, in published order.
 
     All of them where none is there, so that what is missing is named later; for "folder", the
-    names of the folders.
-
-    Raises:
-        ScanError: for a folder whose name is nearly that of a category, as "Cable gland" is:
-            it would be passed over.
+    names of the folders. A name nearly that of a category, as "Cable gland", is a ScanError.
     """
     root = Path(root)
     if dataset not in CATEGORIES:
@@ -299,10 +280,8 @@ def in_processes(function: Callable, jobs: Sequence, workers: int) -> Iterator:
         try:
             yield from pool.map(function, jobs, chunksize=2)
         except BrokenProcessPool as error:
-            raise RuntimeError(
-                "a worker process died (out of memory?); what is finished is kept,"
-                " run it again with fewer workers"
-            ) from error
+            again = "what is finished is kept, run it again with fewer workers"
+            raise RuntimeError(f"a worker process died (out of memory?); {again}") from error
 
 
 def _start_worker() -> None:

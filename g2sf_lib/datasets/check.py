@@ -76,11 +76,7 @@ def check(
 ) -> Report:
     """Return the counts of a data set, and every reason for which a run on it would fail.
 
-    Every scan is read whole, by the reader that a run uses; a bad one does not stop it. None for
-    `categories` means all that are there.
-
-    Raises:
-        RuntimeError: where a process that reads has died.
+    Every scan is read whole; a bad one does not stop it. Without `categories` all that are there.
     """
     names, problems = _categories(dataset, Path(root), categories)
     found, messages = {}, {}  # a bad camera is a problem of every scan: told once

@@ -11,53 +11,32 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from g2sf_lib import config
 from g2sf_lib.datasets.parts import smoothstep
 
+CATEGORIES = config.CATEGORIES["procedural"]
 DEFECTS = ("dent", "cut", "stain", "colour", "combined")
 
-# How strong and how large defects are: uniform between low and high. This table and the
-# next decide how difficult the data set is; they are tuned on the development seeds only.
-RANGES: dict[str, tuple[float, float]] = {
-    "dent_depth_mm": (1.0, 2.6),  # half of the dents stand out: bulges
-    "dent_width_mm": (8.0, 15.0),
-    "cut_depth_mm": (0.8, 2.2),
-    "cut_width_mm": (1.6, 3.0),
-    "cut_length_mm": (10.0, 25.0),
-    "stain_darkening": (0.4, 0.85),  # fraction of the albedo that is lost
-    "stain_width_mm": (6.0, 12.0),
-    "colour_shift": (0.25, 0.6),  # weight of a foreign hue of the same brightness
-    "colour_width_mm": (8.0, 16.0),
-    "hole_depth_mm": (1.0, 2.4),
-    "hole_width_mm": (3.0, 6.0),
-    "hole_darkening": (0.2, 0.5),
-    "lump_height_mm": (0.6, 1.6),
-    "lump_width_mm": (5.0, 9.0),
-    "lump_cover": (0.3, 0.7),  # weight of the contamination's own colour
-}
-# Factors on both ends of a range: what is plain on one part is lost on another.
-CATEGORY_SCALE: dict[str, dict[str, float]] = {
-    "cookie": {
-        "dent_depth_mm": 0.42, "cut_depth_mm": 0.42, "stain_darkening": 0.45, "colour_shift": 0.4,
-        "hole_depth_mm": 0.5, "hole_darkening": 0.45, "lump_height_mm": 0.5, "lump_cover": 0.45,
-    },
-    "dowel": {
-        "dent_depth_mm": 0.32, "cut_depth_mm": 0.22, "cut_length_mm": 0.5, "cut_width_mm": 0.8,
-        "stain_darkening": 0.17, "colour_shift": 0.4, "hole_depth_mm": 0.25,
-        "hole_darkening": 0.1, "lump_height_mm": 0.3, "lump_cover": 0.1,
-    },
-    "foam": {
-        "dent_depth_mm": 0.43, "cut_depth_mm": 0.7, "stain_darkening": 1.15, "stain_width_mm": 1.4,
-        "colour_shift": 1.6, "colour_width_mm": 1.4, "hole_depth_mm": 0.5, "lump_height_mm": 0.5,
-    },
-    "gland": {
-        "dent_depth_mm": 0.4, "cut_depth_mm": 0.3, "cut_length_mm": 0.5, "cut_width_mm": 0.8,
-        "stain_darkening": 0.28, "colour_shift": 0.32, "hole_depth_mm": 0.4,
-        "hole_darkening": 0.15, "lump_height_mm": 0.45, "lump_cover": 0.15,
-    },
-    "rope": {
-        "dent_depth_mm": 0.7, "cut_depth_mm": 1.0, "stain_darkening": 0.5, "colour_shift": 0.5,
-        "hole_depth_mm": 1.0, "hole_darkening": 0.5, "lump_height_mm": 1.0, "lump_cover": 0.5,
-    },
+# How strong and how large defects are: uniform between low and high, both times a factor for each
+# category, since what is plain on one part is lost on another. This table decides how difficult
+# the data set is; it is tuned on the development seeds only.
+RANGES: dict[str, tuple[float, ...]] = {
+    #                       low, high, cookie, dowel, foam, gland, rope
+    "dent_depth_mm":   ( 1.0,  2.6, 0.42, 0.32, 0.43,  0.4,  0.7),  # half stand out: bulges
+    "dent_width_mm":   ( 8.0, 15.0,  1.0,  1.0,  1.0,  1.0,  1.0),
+    "cut_depth_mm":    ( 0.8,  2.2, 0.42, 0.22,  0.7,  0.3,  1.0),
+    "cut_width_mm":    ( 1.6,  3.0,  1.0,  0.8,  1.0,  0.8,  1.0),
+    "cut_length_mm":   (10.0, 25.0,  1.0,  0.5,  1.0,  0.5,  1.0),
+    "stain_darkening": ( 0.4, 0.85, 0.45, 0.17, 1.15, 0.28,  0.5),  # share of the albedo lost
+    "stain_width_mm":  ( 6.0, 12.0,  1.0,  1.0,  1.4,  1.0,  1.0),
+    "colour_shift":    (0.25,  0.6,  0.4,  0.4,  1.6, 0.32,  0.5),  # weight of a foreign hue
+    "colour_width_mm": ( 8.0, 16.0,  1.0,  1.0,  1.4,  1.0,  1.0),
+    "hole_depth_mm":   ( 1.0,  2.4,  0.5, 0.25,  0.5,  0.4,  1.0),
+    "hole_width_mm":   ( 3.0,  6.0,  1.0,  1.0,  1.0,  1.0,  1.0),
+    "hole_darkening":  ( 0.2,  0.5, 0.45,  0.1,  1.0, 0.15,  0.5),
+    "lump_height_mm":  ( 0.6,  1.6,  0.5,  0.3,  0.5, 0.45,  1.0),
+    "lump_width_mm":   ( 5.0,  9.0,  1.0,  1.0,  1.0,  1.0,  1.0),
+    "lump_cover":      ( 0.3,  0.7, 0.45,  0.1,  1.0, 0.15,  0.5),  # weight of its own colour
 }  # fmt: skip
 
 
@@ -120,24 +99,20 @@ def draw_defect(
     surface: dict[str, np.ndarray],
     pitch: float,
 ) -> Defect:
-    """Return a random defect, on a visible place of the sound part away from its outline.
+    """Return a random defect of one of `DEFECTS`, on a visible place away from the outline.
 
-    Args:
-        rng: source of place, size and strength.
-        category: key of `CATEGORY_SCALE`.
-        label: one of `DEFECTS`.
-        surface: of the sound part, seen by the camera: ``point`` (H, W, 3), metres, z above the
-            floor; ``normal`` (H, W, 3); ``is_part`` (H, W) bool; ``facing`` (H, W), the cosine
-            between ray and normal.
-        pitch: width of a pixel on the floor, metres.
+    `surface` is that of the sound part, seen by the camera: ``point`` (H, W, 3), metres, z above
+    the floor; ``normal`` (H, W, 3); ``is_part`` (H, W) bool; ``facing`` (H, W), the cosine between
+    ray and normal. `pitch` is the width of a pixel on the floor, metres.
     """
-    point, is_part = surface["point"], surface["is_part"]
 
     def draw(name: str) -> float:
-        low, high = np.array(RANGES[name]) * CATEGORY_SCALE[category].get(name, 1.0)
-        value = rng.uniform(low, high)
+        low, high, *factors = RANGES[name]
+        factor = factors[CATEGORIES.index(category)]
+        value = rng.uniform(low * factor, high * factor)
         return float(value / 1000 if name.endswith("_mm") else value)
 
+    point, is_part = surface["point"], surface["is_part"]
     # Background removal takes the lowest 5 mm: no defect may lie down there.
     high = is_part & (point[..., 2] > 0.006)
     inside = ndimage.distance_transform_edt(high) * pitch

@@ -19,6 +19,7 @@ from g2sf_lib.datasets import (
     as_number,
     check_points,
     entries,
+    order,
     read_yaml,
 )
 from g2sf_lib.datasets.mvtec3d import assemble, read_depth, read_mask
@@ -38,11 +39,7 @@ _ENDINGS = {
 
 
 def _label(mask: Path | None, metadata: Path | None) -> str:
-    """Return "good", one of `KINDS`, "combined", or "defective" where nobody says of what kind.
-
-    Raises:
-        ScanError: mask or metadata cannot be read, or they contradict each other.
-    """
+    """Return "good", one of `KINDS`, "combined", or "defective" where nobody says of what kind."""
     is_marked = mask is not None and bool(read_mask(mask).any())
     if metadata is None:
         return "defective" if is_marked else "good"
@@ -81,13 +78,7 @@ def _files_by_index(folder: Path) -> tuple[dict[str, dict[str, Path]], list[str]
 
 
 def find_scans(root: Path, category: str, split: str) -> tuple[list[ScanFiles], list[str]]:
-    """Return the complete scans of a split, and one message for each file that cannot be used.
-
-    Good ones come first, then defects by name, then by number.
-
-    Raises:
-        ScanError: where the folder of the split is missing or holds no scan.
-    """
+    """Return the complete scans of a split, in `order`, and a message for each unusable file."""
     folder = Path(root) / category / FOLDERS[split] / "data"
     found, problems = _files_by_index(folder)
     needed = ["rgb", "depth", "info", "pose"]
@@ -113,8 +104,7 @@ def find_scans(root: Path, category: str, split: str) -> tuple[list[ScanFiles], 
             continue
         beside = files["info"], files["pose"]
         scans.append(ScanFiles(files["rgb"], files["depth"], mask, split, label, index, beside))
-    scans.sort(key=lambda one: (one.label != "good", one.label, len(one.index), one.index))
-    return scans, problems
+    return sorted(scans, key=lambda scan: order(scan.label, scan.index)), problems
 
 
 def _read_range(path: Path) -> tuple[float, float]:
@@ -167,12 +157,7 @@ def unproject(depth: np.ndarray, pose: np.ndarray) -> np.ndarray:
 
 
 def read_scan(files: ScanFiles) -> Sample:
-    """Return the scan as it was rendered, conveyor included; `raw_xyz` is None.
-
-    Raises:
-        ScanError: naming the file, for one that is damaged or of another kind, and for sizes
-            that differ.
-    """
+    """Return the scan as it was rendered, conveyor included; a ScanError as `mvtec3d.read_scan`."""
     value, (info, pose) = read_depth(files.xyz), files.beside
     low, high = _read_range(info)
     if value.min() == value.max():

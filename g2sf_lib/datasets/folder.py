@@ -43,11 +43,7 @@ def list_categories(root: Path) -> tuple[str, ...]:
 
 
 def find_scans(root: Path, category: str, split: str) -> tuple[list[ScanFiles], list[str]]:
-    """Return what `mvtec3d.find_scans` does.
-
-    Raises:
-        ScanError: also where depth images have no camera.
-    """
+    """Return what `mvtec3d.find_scans` does; a ScanError also where depth images lack a camera."""
     folder = Path(root) / category / split
     if split == "validation" and folder.parent.is_dir() and not folder.is_dir():
         raise ScanError(
@@ -94,18 +90,13 @@ def unproject(
 
 
 def read_scan(files: ScanFiles) -> Sample:
-    """Return the scan as it was recorded.
-
-    Raises:
-        ScanError: as `mvtec3d.read_scan`, and for a bad camera or depth image; one of 65535, the
-            largest number that 16 bits hold, is a code for "too far" or "not seen".
-    """
+    """Return the scan as it was recorded; a ScanError as `mvtec3d.read_scan`, and for a camera."""
     if not files.beside:
         return mvtec3d.read_scan(files)
     depth = mvtec3d.read_depth(files.xyz)
     if not depth.any():
         raise ScanError(f"{files.xyz}: empty cloud, every depth is 0; expected at least one point")
-    if num := np.count_nonzero(depth == 65535):
+    if num := np.count_nonzero(depth == 65535):  # a code for "too far" or "not seen"
         raise ScanError(
             f"{files.xyz}: {num} depths are 65535, which no sensor measures;"
             " expected 0 where there is no point"

@@ -11,7 +11,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from g2sf_lib.datasets import Sample, ScanError, ScanFiles, check_mask, check_points, entries
+from g2sf_lib.datasets import Sample, ScanError, ScanFiles, check_mask, check_points, entries, order
 
 # The first of each is how it is published.
 _SUFFIXES = {"rgb": (".png",), "xyz": (".tiff", ".tif"), "depth": (".png",), "gt": (".png",)}
@@ -20,17 +20,14 @@ _SUFFIXES = {"rgb": (".png",), "xyz": (".tiff", ".tif"), "depth": (".png",), "gt
 def find_scans(
     root: Path, category: str, split: str, points: str = "xyz"
 ) -> tuple[list[ScanFiles], list[str]]:
-    """Return the complete scans of a split, and one message for each that is not.
+    """Return the complete scans of a split, in `order`, and one message for each that is not.
 
-    Good ones come first, then defects by name, then by number. `points` is the folder that holds
-    the points: "xyz", or "depth" for depth images.
-
-    Raises:
-        ScanError: where the folder of the split is missing or holds no label.
+    `points` is the folder that holds the points: "xyz", or "depth" for depth images. A ScanError
+    where the folder of the split is missing or holds no label.
     """
     folder = Path(root) / category / split
     inside = entries(folder)
-    labels = sorted((p.name for p in inside if p.is_dir()), key=lambda name: (name != "good", name))
+    labels = sorted((p.name for p in inside if p.is_dir()), key=lambda name: order(name, ""))
     if not labels:
         raise ScanError(f"{folder}: no sub-folder found; expected good/ or one a kind of defect")
     expected = "folders alone, good/ or one a kind of defect"
@@ -46,11 +43,8 @@ def find_scans(
         needed = ("rgb", points) if label == "good" else ("rgb", points, "gt")
         for index in sorted(set().union(*found.values()), key=lambda text: (len(text), text)):
             files = {kind: found[kind][index] for kind in found if index in found[kind]}
-            lost = [
-                str(folder / label / kind / (index + _SUFFIXES[kind][0]))
-                for kind in needed
-                if kind not in files
-            ]
+            missing = [kind for kind in needed if kind not in files]
+            lost = [str(folder / label / kind / (index + _SUFFIXES[kind][0])) for kind in missing]
             if lost:
                 problems.append(
                     f"{' and '.join(lost)}: missing, but {' and '.join(map(str, files.values()))}"
@@ -63,11 +57,7 @@ def find_scans(
 
 
 def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], list[str]]:
-    """Return stem -> file of a folder, and a message for everything in it that is not read.
-
-    A search for ``*.png`` finds what it looks for and never what it misses: a scan saved as
-    ``.PNG`` or ``.jpg`` would be left out without a word.
-    """
+    """Return stem -> file of a folder, and a message for everything in it that is not read."""
     found, problems = {}, []
     for path in entries(folder) if folder.is_dir() else ():
         if not path.is_file() or path.suffix.lower() not in suffixes:
@@ -156,15 +146,14 @@ def read_tiff(path: Path) -> np.ndarray:
 
 
 def read_scan(files: ScanFiles) -> Sample:
-    """Return the scan as it was recorded, floor included; `raw_xyz` is None.
+    """Return the scan as it was recorded, floor included.
 
-    H and W need not be equal. Any ground-truth pixel that is not zero is anomalous: some
-    categories number their defects 255, 254, 253. Without ground truth no pixel is.
+    Any ground-truth pixel that is not zero is anomalous: some categories number their defects
+    255, 254, 253. Without ground truth no pixel is.
 
     Raises:
-        ScanError: naming the file, for a damaged file, an image that is not 8-bit RGB, points
-            that are not finite (H, W, 3) float32, an empty cloud, sizes that differ, or a
-            ground truth that contradicts the label.
+        ScanError: for a file that is damaged or does not hold what it should, sizes that differ,
+            or a ground truth that contradicts the label.
     """
     return assemble(files, read_tiff(files.xyz))
 

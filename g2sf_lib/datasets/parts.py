@@ -18,10 +18,8 @@ from scipy.spatial import cKDTree
 
 TEXEL_M = 0.0004  # pitch of noise textures: slightly finer than a pixel at 0.45 m
 TEXELS = 256  # a tile is 0.10 m wide: no part shows a texture twice
-_COS, _SIN = np.cos(np.radians(25)), np.sin(np.radians(25))
-_YARN_TURN = np.array(
-    [[_COS, -_SIN], [_SIN, _COS]], np.float32
-)  # from a strand's axis to its yarns
+_YARN = np.radians(25)  # between the axis of a strand and its yarns
+_YARN_TURN = np.array([[np.cos(_YARN), -np.sin(_YARN)], [np.sin(_YARN), np.cos(_YARN)]], np.float32)
 
 
 @dataclass(frozen=True)
@@ -318,10 +316,6 @@ def make_rope(rng: np.random.Generator) -> Part:
     return Part(np.stack(sheets), np.repeat(surface[None], 3, 0), albedo)
 
 
-MAKERS = {
-    "cookie": make_cookie,
-    "dowel": make_dowel,
-    "foam": make_foam,
-    "gland": make_gland,
-    "rope": make_rope,
-}
+MAKERS = dict(
+    cookie=make_cookie, dowel=make_dowel, foam=make_foam, gland=make_gland, rope=make_rope
+)

@@ -29,6 +29,7 @@ from g2sf_lib.datasets import (
     ScanFiles,
     find_split,
     in_processes,
+    order,
     reader,
 )
 
@@ -36,32 +37,24 @@ _FORMAT_VERSION = 1
 _RANSAC_SEED = 0
 MIN_ONE_SIDE = 0.9  # of the points off the plane; all of them, on 60 real scans of cable_gland
 _NO_FLOOR = "where nothing but the object was recorded, set background to none"
-_TENSORS = {"rgb": np.uint8, "xyz": np.float32, "foreground": np.bool_, "mask": np.bool_}
+_TENSORS = ("rgb", "xyz", "foreground", "mask")
 
 
 def dbscan(points: np.ndarray, eps: float, min_points: int) -> np.ndarray:
-    """Return the DBSCAN cluster of every point, exactly, in a fraction of the plain time.
+    """Return the DBSCAN cluster of (N, 3) points, exactly, in a fraction of the plain time.
 
-    A surface sampled every 0.46 mm has 500 neighbours within 6 mm of each point, and listing them
-    is what takes the time. Here space is cut into cells of side eps / sqrt(3), so that all points
-    of a cell are neighbours: a cell of `min_points` or more holds core points only, and core
-    points of one cell share a cluster. What is left is to join cells by their closest pair of core
-    points, and to count neighbours in the few sparse cells. A border point within reach of two
-    clusters goes to its nearest core point, where the plain algorithm leaves it to the order of
-    visits; all else is the same.
-
-    Args:
-        points: (N, 3), metres.
-        eps: radius of a neighbourhood, metres.
-        min_points: neighbours, the point itself included, that make a core point.
+    Listing the 500 neighbours of each point is what takes the time. Here space is cut into cells
+    of side eps / sqrt(3), whose points are all neighbours: a cell of `min_points` (the point
+    itself included) holds core points of one cluster. What is left is to join cells by their
+    closest pair of core points, and to count neighbours in the few sparse cells. A border point
+    goes to its nearest core point, where the plain algorithm leaves it to the order of visits.
 
     Returns:
         (N,) int: clusters numbered in the order of their first core point; -1 for noise.
 
     Source: the cell idea is that of Gunawan (2013), "A faster algorithm for DBSCAN".
     """
-    points = np.asarray(points, dtype=np.float64)
-    labels = np.full(len(points), -1)
+    points, labels = np.asarray(points, dtype=np.float64), np.full(len(points), -1)
     if len(points) == 0:
         return labels
     # A hair below eps / sqrt(3), so that rounding never makes a diagonal longer than eps.
@@ -108,29 +101,26 @@ def _join_cells(
 def _above_floor(sample: Sample, config: PreprocessConfig) -> np.ndarray:
     """Return (H, W) bool: pixels whose point lies off the background plane, nearly all before it.
 
-    The plane is fitted to the border's points. RANSAC finds one in anything: through the object
-    itself, it has points on both sides or swallows nearly all of them, and neither may pass for
-    a background that was removed.
+    RANSAC finds a plane in anything: one through the object itself may not pass for background.
     """
     import open3d  # slow to import, and only this function needs it
 
-    frame = np.ones(sample.xyz.shape[:2], dtype=bool)
-    frame[config.border_px : -config.border_px, config.border_px : -config.border_px] = False
-    points = sample.xyz[frame & sample.foreground].astype(np.float64)
-    if len(points) < config.ransac_points:
+    border, least = config.border_px, config.ransac_points
+    in_border = sample.foreground
+    in_border[border:-border, border:-border] = False
+    points = sample.xyz[in_border].astype(np.float64)
+    if len(points) < least:
         raise ScanError(
-            f"{sample.name}: {len(points)} points in the {config.border_px} px border;"
-            f" expected at least {config.ransac_points} to fit the background plane"
+            f"{sample.name}: {len(points)} points in the {border} px border;"
+            f" expected at least {least} to fit the background plane"
         )
     cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(points))
     open3d.utility.random.seed(_RANSAC_SEED)
     # probability=1: no early stop, whose moment would depend on the number of threads.
-    plane, inliers = cloud.segment_plane(
-        config.plane_distance_m, config.ransac_points, config.ransac_iterations, probability=1.0
-    )
-    plane = np.asarray(plane, dtype=np.float64)
+    settings = config.plane_distance_m, config.ransac_points, config.ransac_iterations
+    plane, inliers = cloud.segment_plane(*settings, probability=1.0)
     length = np.linalg.norm(plane[:3])
-    least = max(config.ransac_points, config.min_plane_share * len(points))
+    least = max(least, config.min_plane_share * len(points))
     if not np.isfinite(plane).all() or length < 1e-9 or len(inliers) < least:
         raise ScanError(
             f"{sample.name}: no plane through the {len(points)} points of the border"
@@ -144,9 +134,8 @@ def _above_floor(sample: Sample, config: PreprocessConfig) -> np.ndarray:
     one_side = max(before, keep.sum() - before)
     if one_side < MIN_ONE_SIDE * keep.sum():
         raise ScanError(
-            f"{sample.name}: of {keep.sum()} points off the background plane {one_side} lie on one"
-            f" side of it; expected {MIN_ONE_SIDE:.0%} or more, else it cuts through the object"
-            f" ({_NO_FLOOR})"
+            f"{sample.name}: {one_side} of {keep.sum()} points off the background plane lie on one"
+            f" side of it; expected {MIN_ONE_SIDE:.0%}, else it cuts the object ({_NO_FLOOR})"
         )
     return keep
 
@@ -167,8 +156,8 @@ def _largest_cluster(sample: Sample, keep: np.ndarray, config: PreprocessConfig)
 def _off_the_conveyor(sample: Sample, config: PreprocessConfig) -> np.ndarray:
     """Return (H, W) bool: pixels above the conveyor of Eyecandies, and near its middle.
 
-    The published rule: in the frame of the camera's world, turned about x until the line between
-    the points in the middle of the first and of the last row is level.
+    As published: the camera's world is turned about x until the line between the points in the
+    middle of the first and of the last row is level.
     """
     height, width = sample.mask.shape
     # Back from the published order of axes: y points down, z away, as the rule has it.
@@ -177,43 +166,34 @@ def _off_the_conveyor(sample: Sample, config: PreprocessConfig) -> np.ndarray:
     rise, run = y[far] - y[near], z[far] - z[near]
     length = np.hypot(rise, run)
     if not (sample.foreground[near] and sample.foreground[far]) or length < 1e-6:
-        raise ScanError(
-            f"{sample.name}: no two points in the middle of the first and of the last row;"
-            " expected the conveyor there"
-        )
+        where = "in the middle of the first and of the last row"
+        raise ScanError(f"{sample.name}: no two points {where}; expected the conveyor there")
     down = ((y - y[near]) * run - (z - z[near]) * rise) / length
     away = ((y - y[near]) * rise + (z - z[near]) * run) / length
     inside = (away <= config.conveyor_depth_m) & (np.abs(x) <= config.conveyor_side_m)
     keep = sample.foreground & (down <= -config.conveyor_height_m) & inside
     if not keep.any():
-        raise ScanError(
-            f"{sample.name}: no point more than {config.conveyor_height_m} above the conveyor;"
-            " expected an object"
-        )
+        where = f"more than {config.conveyor_height_m} above the conveyor"
+        raise ScanError(f"{sample.name}: no point {where}; expected an object")
     return keep
 
 
 def preprocess(sample: Sample, config: PreprocessConfig) -> Sample:
     """Return the object of a scan alone, on a square; the scan itself is left as it is.
 
-    `background` says how the rest is known. "plane" ("auto" for a scan alone): a plane is fitted
-    by RANSAC, with a fixed seed, to the points of the image border, points within
-    `plane_margin_m` of it go, and of what is left only the largest DBSCAN cluster stays.
-    "none": the cluster alone. "conveyor": as published for Eyecandies, by height above the
-    conveyor and place, without clusters.
+    `background` says how the rest is known. "plane" ("auto" for a scan alone): points within
+    `plane_margin_m` of a plane through the image's border go, and of what is left only the largest
+    DBSCAN cluster stays. "none": the cluster alone. "conveyor": `_off_the_conveyor` alone.
 
-    A pixel where the sensor saw no point cannot be near a plane. Its colour stays where the
-    nearest pixel that has a point belongs to the object, so that small holes in the cloud do
-    not become black dots in the image.
+    The colour of a pixel without a point stays where the nearest pixel that has one belongs to the
+    object, so that small holes in the cloud do not become black dots in the image.
 
     Returns:
-        A `Sample` of side S, the next multiple of `pad_multiple_px` (that of the longer side for
-        a conveyor): `rgb` and `xyz` zero on the background, `mask` padded, `raw_xyz` (S, S, 3)
-        the padded points before removal.
+        A `Sample` of side S, the next multiple of `pad_multiple_px` (the longer side for a
+        conveyor): `rgb` and `xyz` zero on the background, `raw_xyz` the points before removal.
 
     Raises:
-        ScanError: for too few points in the border, no plane there or one through the object,
-            or no object left.
+        ScanError: for no plane in the border, one through the object, or no object left.
 
     Source: published preprocessing of BTF, M3DM and CFM, which overwrites the data set and keeps
     the colour of every pixel without a point.
@@ -228,8 +208,8 @@ def preprocess(sample: Sample, config: PreprocessConfig) -> Sample:
     if config.background != "none" and keep.sum() < config.min_object_share * has_point.sum():
         raise ScanError(
             f"{sample.name}: {keep.sum()} of {has_point.sum()} points are left as the object;"
-            f" expected a share of {config.min_object_share:g} or more (min_object_share), else"
-            f" the object was taken for background ({_NO_FLOOR})"
+            f" expected min_object_share, {config.min_object_share:g}, else the object was taken"
+            f" for background ({_NO_FLOOR})"
         )
     nearest = distance_transform_edt(~has_point, return_distances=False, return_indices=True)
     silhouette = keep[tuple(nearest)]
@@ -268,13 +248,9 @@ def _is_prepared(path: Path, fingerprint: str) -> bool:
 
 
 def save_prepared(sample: Sample, path: Path, fingerprint: str = "") -> None:
-    """Write a preprocessed scan, with `raw_xyz`, for `load_prepared`; all of the file or none.
-
-    `prepare` makes a file anew whose fingerprint, of settings and sources, is another.
-    """
-    arrays = {"rgb": sample.rgb, "xyz": sample.raw_xyz, "mask": sample.mask}
-    arrays["foreground"] = sample.foreground
-    tensors = {key: np.ascontiguousarray(arrays[key], dtype) for key, dtype in _TENSORS.items()}
+    """Write a preprocessed scan, with `raw_xyz`, for `load_prepared`; all of the file or none."""
+    arrays = (sample.rgb, sample.raw_xyz, sample.foreground, sample.mask)
+    tensors = dict(zip(_TENSORS, map(np.ascontiguousarray, arrays), strict=True))
     metadata = {"name": sample.name, "label": sample.label, "fingerprint": fingerprint}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.partial")  # same name again: a kill leaves no litter
@@ -308,9 +284,8 @@ def prepare(
 ) -> None:
     """Write ``<out>/<category>/<split>/<label>/NNN.safetensors`` for every scan of a data set.
 
-    A file that is there and was made from the same source files with the same settings is
-    left alone, so a killed call goes on where it was; files of other settings are made anew,
-    and files whose scan is gone are removed. The root is only read.
+    A file that was made from the same source files with the same settings is left alone, so a
+    killed call goes on where it was; others are made anew, and those whose scan is gone removed.
 
     Raises:
         ScanError: after every other scan has been written, with one line for each bad file.
@@ -342,21 +317,16 @@ def prepare(
 
 
 def load_prepared(path: Path) -> Sample:
-    """Return a scan that `prepare` wrote: what `preprocess` returned, bit for bit.
-
-    Raises:
-        ScanError: naming the file, where it is missing, truncated or something else.
-    """
+    """Return a scan that `prepare` wrote; a ScanError where the file is missing or damaged."""
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = json.loads(file.metadata()["scan"])
             rgb, xyz, foreground, mask = (file.get_tensor(key) for key in _TENSORS)
             name, label = metadata["name"], metadata["label"]
     except Exception as error:  # safetensors, OS and key errors alike
-        raise ScanError(
-            f"{path}: not a whole prepared scan ({error!r});"
-            f" expected safetensors with {', '.join(_TENSORS)}; delete it and prepare again"
-        ) from error
+        found = f"not a whole prepared scan ({error!r})"
+        wanted = f"safetensors with {', '.join(_TENSORS)}; delete it and prepare again"
+        raise ScanError(f"{path}: {found}; expected {wanted}") from error
     alone = np.where(foreground[..., None], xyz, np.float32(0))
     return Sample(rgb, alone, mask, label, name, raw_xyz=xyz)
 
@@ -367,6 +337,4 @@ def list_prepared(out: Path, category: str, split: str) -> list[Path]:
     paths = list(folder.glob("*/*.safetensors"))
     if not paths:
         raise ScanError(f"{folder}: no prepared scan found; expected some, written by prepare()")
-    return sorted(
-        paths, key=lambda p: (p.parent.name != "good", p.parent.name, len(p.stem), p.stem)
-    )
+    return sorted(paths, key=lambda path: order(path.parent.name, path.stem))

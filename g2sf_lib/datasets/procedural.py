@@ -1,9 +1,8 @@
 """The embedded data set: five kinds of parts, rendered with defects, seen by a 3-D sensor.
 
-Rays of a pinhole camera are cast into a mesh (Open3D's `RaycastingScene`, on Embree);
-shading, defects and sensor are our own. `generate` writes the scans in the layout and
-units of MVTec 3D-AD, so that one reader and one preprocessing serve both. A scan depends
-on nothing but its seed sequence, which is made of its place in the data set.
+Rays of a pinhole camera are cast into a mesh (Open3D); shading, defects and sensor are our own.
+`generate` writes the layout and units of MVTec 3D-AD, so that one reader and one preprocessing
+serve both. A scan depends on nothing but its seed, which is made of its place in the data set.
 """
 
 from __future__ import annotations
@@ -22,13 +21,11 @@ from PIL import Image
 from scipy import ndimage
 from tqdm.auto import tqdm
 
-from g2sf_lib import config as library
 from g2sf_lib.config import DataConfig
 from g2sf_lib.datasets import SPLITS, Sample, ScanError, in_processes
-from g2sf_lib.datasets.defects import CATEGORY_SCALE, DEFECTS, RANGES, Defect, draw_defect
+from g2sf_lib.datasets.defects import CATEGORIES, DEFECTS, RANGES, Defect, draw_defect
 from g2sf_lib.datasets.parts import MAKERS, Part, grid_normals, grid_triangles, smoothstep
 
-CATEGORIES = library.CATEGORIES["procedural"]
 MASK_DISTANCE_M = 0.00025  # a surface that moved by more is anomalous
 MASK_ALBEDO = 0.03  # so is a reflectance that changed by more in any channel
 MIN_MASK_AREA_MM2 = 5.0  # a defect that shows less is drawn again elsewhere
@@ -80,23 +77,18 @@ def _child(seed: int | np.random.SeedSequence, index: int) -> np.random.Generato
     return np.random.default_rng(np.random.SeedSequence(seed.entropy, spawn_key=key))
 
 
-def _directions(size: int) -> np.ndarray:
-    """Return (size * size, 3) ray directions in the camera's frame, with z = 1."""
-    step = FIELD_OF_VIEW_M / CAMERA_HEIGHT_M / size
-    across = (np.arange(size, dtype=np.float32) - (size - 1) / 2) * step
-    x, y = np.meshgrid(across, across)
-    return np.stack([x, y, np.ones_like(x)], -1).reshape(-1, 3).astype(np.float32)
-
-
-def _camera(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return rotation (3, 3) camera to world, and position (3,), of a nearly upright view."""
+def _camera(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return position (3,) of a nearly upright view, (n, 3) rays in its frame (z = 1), in world."""
     rx, ry = rng.normal(0, np.radians(0.4), 2)
     about_x = np.array([[1, 0, 0], [0, np.cos(rx), -np.sin(rx)], [0, np.sin(rx), np.cos(rx)]])
     about_y = np.array([[np.cos(ry), 0, np.sin(ry)], [0, 1, 0], [-np.sin(ry), 0, np.cos(ry)]])
     turn = about_x @ about_y @ np.diag([1.0, -1.0, -1.0])
     # Moved so that the optical axis still meets the floor at the origin.
     position = CAMERA_HEIGHT_M * turn[:, 2] / turn[2, 2]
-    return turn.astype(np.float32), position.astype(np.float32)
+    across = np.arange(size, dtype=np.float32) - (size - 1) / 2
+    x, y = np.meshgrid(*[across * (FIELD_OF_VIEW_M / CAMERA_HEIGHT_M / size)] * 2)
+    rays = np.stack([x, y, np.ones_like(x)], -1).reshape(-1, 3).astype(np.float32)
+    return position.astype(np.float32), rays, rays @ turn.astype(np.float32).T
 
 
 def _facing(rays: np.ndarray, normal: np.ndarray) -> np.ndarray:
@@ -117,10 +109,8 @@ def _cast(part: Part, defect: Defect | None, position: np.ndarray, rays: np.ndar
         normals = grid_normals(points) if defect.depth else normals
     triangles = grid_triangles(points.shape[:3])
     scene = o3d.t.geometry.RaycastingScene(nthreads=1)
-    scene.add_triangles(
-        o3d.core.Tensor.from_numpy(np.ascontiguousarray(points.reshape(-1, 3))),
-        o3d.core.Tensor.from_numpy(triangles),
-    )
+    corners = np.ascontiguousarray(points.reshape(-1, 3))
+    scene.add_triangles(*map(o3d.core.Tensor.from_numpy, (corners, triangles)))
     packed = np.concatenate([np.broadcast_to(position, rays.shape), rays], 1)
     answer = scene.cast_rays(o3d.core.Tensor.from_numpy(packed), nthreads=1)
     depth = answer["t_hit"].numpy()
@@ -156,8 +146,7 @@ def _light(
     exposure = np.exp(rng.normal(0, 0.06)) * np.exp(rng.normal(0, 0.02, 3))
     # A lamp is not a point: jittered shadow rays, then a small blur, give a soft edge.
     to_lamp = key + rng.normal(0, 0.02, rays.shape)
-    start = hits.point + 0.0003 * hits.normal
-    packed = np.concatenate([start, to_lamp], 1).astype(np.float32)
+    packed = np.concatenate([hits.point + 0.0003 * hits.normal, to_lamp], 1).astype(np.float32)
     blocked = hits.scene.test_occlusions(o3d.core.Tensor.from_numpy(packed), nthreads=1).numpy()
     size = round(len(rays) ** 0.5)
     lit = 1 - ndimage.gaussian_filter(blocked.reshape(size, size).astype(np.float32), 1.3).ravel()
@@ -196,9 +185,10 @@ def render_truth(
     free = category == "cookie"
     angle = scene_rng.uniform(-np.pi, np.pi) if free else scene_rng.uniform(-1, 1) * np.radians(10)
     part = part.placed(angle, scene_rng.uniform(-0.002, 0.002, 2))
-    turn, position = _camera(scene_rng)
-    directions = _directions(size)
-    rays = directions @ turn.T
+    position, directions, rays = _camera(scene_rng, size)
+
+    def image(flat: np.ndarray) -> np.ndarray:
+        return flat.reshape(size, size, *flat.shape[1:])
 
     sound = hits = _cast(part, None, position, rays)
     floor = np.array([0.17, 0.18, 0.19], np.float32) * np.exp(scene_rng.normal(0, 0.05))
@@ -207,9 +197,8 @@ def render_truth(
     painted = part.albedo(sound.surface, sound.sheet)
     if defect is not None:
         rng, pixel_m = _child(seed, 2), FIELD_OF_VIEW_M / size
-        flat = {"point": sound.point, "normal": sound.normal, "is_part": sound.is_part}
-        flat["facing"] = _facing(rays, sound.normal)
-        surface = {key: one.reshape(size, size, *one.shape[1:]) for key, one in flat.items()}
+        surface = {key: image(getattr(sound, key)) for key in ("point", "normal", "is_part")}
+        surface["facing"] = image(_facing(rays, sound.normal))
         for _ in range(20):
             change = draw_defect(rng, category, defect, surface, pixel_m)
             hits = _cast(part, change, position, rays)
@@ -223,23 +212,15 @@ def render_truth(
             raise ScanError(f"no visible {defect} in 20 draws on {category}, seed {seed}")
     albedo[hits.is_part] = painted
     light = _light(scene_rng, hits, rays, albedo, part.gloss)
-    image = (size, size)
-    return Rendering(
-        depth=hits.depth.reshape(image),
-        xyz=(hits.depth[:, None] * directions).reshape(*image, 3),
-        rgb=light.reshape(*image, 3).astype(np.float32),
-        albedo=albedo.reshape(*image, 3).astype(np.float32),
-        facing=_facing(rays, hits.normal).reshape(image),
-        is_part=hits.is_part.reshape(image),
-        mask=mask.reshape(image),
-    )
+    flat = (hits.depth, hits.depth[:, None] * directions, light.astype(np.float32),
+            albedo.astype(np.float32), _facing(rays, hits.normal), hits.is_part, mask)  # fmt: skip
+    return Rendering(*map(image, flat))
 
 
 def _changed(defect: Defect, sound: _Hits, damaged: _Hits) -> np.ndarray:
-    """Return (n,) bool: rays that meet a surface which moved by more than the threshold.
+    """Return (n,) bool: rays that meet a surface which moved, and so did its depth.
 
-    Both the surface and its depth must have moved: at the outline depth jumps by
-    centimetres where a surface moves by micrometres.
+    At the outline depth alone jumps by centimetres where a surface moves by micrometres.
     """
     moved = np.zeros(len(sound.depth), np.float32)
     before = defect.window(sound.rest, sound.normal[sound.is_part])
@@ -259,17 +240,16 @@ def _to_srgb(linear: np.ndarray) -> np.ndarray:
 def sense(truth: Rendering, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return what a real sensor makes of a scene.
 
-    Depth gets white and smooth noise; points are missing where the surface is steep
-    (surely below a cosine of 0.12, never above 0.4), in small blobs and singly; the image
-    is blurred by the lens and gets read and shot noise.
+    Depth gets white and smooth noise; points are missing, (0, 0, 0), where the surface is steep
+    (surely below a cosine of 0.12, never above 0.4), in small blobs and singly; the image is
+    blurred by the lens and gets read and shot noise.
 
     Returns:
-        (H, W, 3) uint8 colours, and (H, W, 3) float32 points, (0, 0, 0) where missing.
+        (H, W, 3) uint8 colours, and (H, W, 3) float32 points.
     """
     shape, pixel_m = truth.depth.shape, FIELD_OF_VIEW_M / truth.depth.shape[0]
-    smooth = ndimage.gaussian_filter(
-        rng.standard_normal(shape, dtype=np.float32), SMOOTH_LENGTH_M / pixel_m, mode="wrap"
-    )
+    smooth = rng.standard_normal(shape, dtype=np.float32)
+    smooth = ndimage.gaussian_filter(smooth, SMOOTH_LENGTH_M / pixel_m, mode="wrap")
     noise = WHITE_NOISE_M * rng.standard_normal(shape, dtype=np.float32)
     noise += SMOOTH_NOISE_M * smooth / smooth.std()
     blobs = ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), 1.2)
@@ -312,11 +292,8 @@ def scan_seed(
 def scan_list(config: DataConfig, category: str) -> list[tuple[str, str, str, int]]:
     """Return (category, split, label, index) of every scan of a category."""
     each, more = divmod(config.num_defective, len(DEFECTS))
-    counts = {
-        ("train", "good"): config.num_train,
-        ("validation", "good"): config.num_validation,
-        ("test", "good"): config.num_good,
-    }
+    sound = zip(SPLITS, (config.num_train, config.num_validation, config.num_good), strict=True)
+    counts = {(split, "good"): count for split, count in sound}
     counts |= {("test", name): each + (i < more) for i, name in enumerate(DEFECTS)}
     return [(category, *place, i) for place, count in counts.items() for i in range(count)]
 
@@ -356,12 +333,9 @@ def _write_scan(job: tuple[Path, DataConfig, tuple[str, str, str, int]]) -> None
 
 def _check_manifest(root: Path, config: DataConfig) -> None:
     """Write what the folder is made with, or refuse one that is made with something else."""
-    tables = json.dumps([RANGES, CATEGORY_SCALE], sort_keys=True).encode()
-    wanted = {
-        "data": config.model_dump(),
-        "renderer": RENDERER_VERSION,
-        "defects": hashlib.sha256(tables).hexdigest()[:12],
-    }
+    tables = json.dumps(RANGES, sort_keys=True).encode()
+    wanted = {"data": config.model_dump(), "renderer": RENDERER_VERSION}
+    wanted["defects"] = hashlib.sha256(tables).hexdigest()[:12]
     text = json.dumps(wanted, indent=2, sort_keys=True) + "\n"
     path = root / "manifest.json"
     if not path.exists():
@@ -369,10 +343,8 @@ def _check_manifest(root: Path, config: DataConfig) -> None:
             raise ScanError(f"{root} is not empty and has no manifest.json; expected a new folder")
         _write(path, lambda p: p.write_text(text))
     elif (found := path.read_text()) != text:
-        told, expected = (" ".join(one.split()) for one in (found, text))
-        raise ScanError(
-            f"{path} says {told}; expected {expected}: delete the folder or choose another"
-        )
+        told, needed = (" ".join(one.split()) for one in (found, text))
+        raise ScanError(f"{path} says {told}; expected {needed}: delete it or choose another")
 
 
 def generate(
@@ -384,12 +356,8 @@ def generate(
 ) -> None:
     """Write the scans of some categories below `root`, in the layout of MVTec 3D-AD.
 
-    Scans that are there are left as they are, so an interrupted call is simply repeated.
-    Only test scans have a ground truth; it is all zero for good ones.
-
-    Raises:
-        ValueError: for a category that does not exist.
-        ScanError: for a folder that was made with other settings.
+    Scans that are there are left as they are, so an interrupted call is simply repeated. Only test
+    scans have a ground truth. A folder that was made with other settings is a ScanError.
     """
     root = Path(root)
     for category in categories:
