@@ -12,6 +12,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from json import JSONDecodeError, loads
 from pathlib import Path
@@ -30,11 +31,8 @@ def fetch_pointmae(
     """Put Point-MAE's checkpoint and its record into a folder, unless they are there.
 
     The file is downloaded beside its place, loaded once into the network, recorded (``.json``), and
-    only then moved to its place. So what lies there is complete and fits, however a fetch ended. A
-    file that was put there by hand is loaded and recorded in the same way, with no URL.
-
-    Returns:
-        The record: ``url`` (None: put there by hand), ``sha256``, ``bytes``, ``fetched`` (UTC).
+    only then moved to its place: what lies there is complete and fits. The record has ``url``
+    (None: put there by hand), ``sha256``, ``bytes`` and ``fetched`` (UTC).
 
     Raises:
         WeightsError: nothing can be fetched, a file has another SHA-256 than the record, or it
@@ -69,12 +67,10 @@ def _read_record(path: Path) -> dict | None:
     """Return the record of an earlier fetch, or None where there was none."""
     if not path.exists():
         return None
-    try:
+    with suppress(JSONDecodeError, KeyError, TypeError):
         record = loads(path.read_text())
         if re.fullmatch(r"[0-9a-f]{64}", record["sha256"]):
             return record
-    except (JSONDecodeError, KeyError, TypeError):
-        pass
     raise WeightsError(f"{path}: has no SHA-256; expected the record of a fetch; delete it")
 
 
@@ -83,13 +79,8 @@ def _download(url: str, folder: Path, place: Path, sha256: str | None, show_prog
     pooch.get_logger().setLevel("ERROR")  # it would ask for a hash to be written into the code
     by_hand = f"fetch it elsewhere, put it at {place}, and call this again"
     try:
-        found = pooch.retrieve(
-            url,
-            known_hash=None,
-            path=str(folder),
-            fname=place.name,
-            downloader=pooch.HTTPDownloader(progressbar=show_progress, timeout=30),
-        )
+        downloader = pooch.HTTPDownloader(progressbar=show_progress, timeout=30)
+        found = pooch.retrieve(url, None, place.name, str(folder), downloader=downloader)
     except (RequestException, OSError) as error:
         is_offline = isinstance(error, ConnectionError | Timeout)
         reason = "no connection" if is_offline else str(error) or type(error).__name__
@@ -113,9 +104,8 @@ def _prove(path: Path, url: str | None, sha256: str) -> dict:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Fetch the Point-MAE checkpoint that profile `paper` reads."""
-    parser = argparse.ArgumentParser(
-        prog="python -m g2sf_lib.features.weights", description=main.__doc__
-    )
+    name = "python -m g2sf_lib.features.weights"
+    parser = argparse.ArgumentParser(prog=name, description=main.__doc__)
     parser.add_argument("--to", type=Path, default=DEFAULT_FILE.parent, help="folder")
     parser.add_argument("--url", default=URL, help="a mirror of the published file")
     given = parser.parse_args(arguments)
