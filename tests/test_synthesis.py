@@ -88,7 +88,7 @@ def test_perlin_noise_is_the_textbook_sum():
         assert noise[row, column] == pytest.approx(np.sqrt(2) * total)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_mask_components_have_allowed_sizes_and_lie_on_the_object(seed):
     foreground = disc(512, 0.3)
     foreground[200:230] = False
@@ -160,7 +160,7 @@ def fitted_map(moved):
     return np.linalg.lstsq(design, source, rcond=None)[0][:2].T
 
 
-@pytest.mark.parametrize("category", sorted(MILD_CATEGORIES) + ["cookie", "bagel"])
+@pytest.mark.parametrize("category", [min(MILD_CATEGORIES), "cookie"])
 def test_augmentation_stays_in_the_range_of_its_category(category):
     target = coded_target()
     angles, scales, mirrored = [], [], []
@@ -170,8 +170,7 @@ def test_augmentation_stays_in_the_range_of_its_category(category):
         scales.append(abs(np.linalg.det(matrix)) ** -0.5)
         mirrored.append(sign < 0)
         # A double mirror is a half turn: fold angles into a quarter turn either way.
-        angle = np.rad2deg(np.arctan2(abs(matrix[0, 1]), abs(matrix[0, 0])))
-        angles.append(angle)
+        angles.append(np.rad2deg(np.arctan2(abs(matrix[0, 1]), abs(matrix[0, 0]))))
     if category in MILD_CATEGORIES:
         assert 6 < max(angles) <= 10.2 and not any(mirrored)
         assert 0.895 < min(scales) and max(scales) < 1.105
@@ -180,35 +179,29 @@ def test_augmentation_stays_in_the_range_of_its_category(category):
         assert 0.79 < min(scales) < 0.88 and 1.12 < max(scales) < 1.26
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("change", _CHANGES, ids=lambda change: change.__name__)
+def test_every_change_changes_colours_and_spares_the_outline(change):
+    rgb = make_target().rgb
+    inside, distances = rgb.any(-1), []
+    plain = np.array([200, 150, 100], np.uint8) * inside[..., None]
+    for seed in range(5):
+        changed = change(rgb, inside, np.random.default_rng(seed))
+        assert changed.dtype == np.uint8 and changed.shape == rgb.shape
+        distances.append(np.abs(changed[inside].astype(int) - rgb[inside]).mean())
+        # An object of one colour stays so up to its outline.
+        changed = change(plain, inside, np.random.default_rng(seed))
+        assert np.ptp(changed[inside].astype(int), axis=0).max() <= 5  # rounding
+    assert np.mean(distances) > 2
+
+
+@pytest.mark.parametrize("seed", range(4))
 def test_corrupted_colours_differ_and_the_background_stays_black(seed):
     rgb = make_target().rgb
     before, inside = rgb.copy(), rgb.any(-1)
     changed = corrupt_rgb(rgb, np.random.default_rng(seed))
-    assert changed.dtype == np.uint8 and changed.shape == rgb.shape
     assert np.array_equal(rgb, before) and not changed[~inside].any()
     assert np.abs(changed[inside].astype(int) - rgb[inside]).mean() > 1
     assert np.array_equal(changed, corrupt_rgb(rgb, np.random.default_rng(seed)))
-
-
-@pytest.mark.parametrize("change", _CHANGES, ids=lambda change: change.__name__)
-def test_an_object_of_one_colour_stays_so_up_to_its_outline(change):
-    inside = disc(96)
-    rgb = np.array([200, 150, 100], np.uint8) * inside[..., None]
-    for seed in range(5):
-        changed = change(rgb, inside, np.random.default_rng(seed))
-        assert np.ptp(changed[inside].astype(int), axis=0).max() <= 5  # rounding
-
-
-@pytest.mark.parametrize("change", _CHANGES, ids=lambda change: change.__name__)
-def test_every_change_is_one(change):
-    rgb = make_target().rgb
-    inside = rgb.any(-1)
-    changed = [change(rgb, inside, np.random.default_rng(seed)) for seed in range(5)]
-    for image in changed:
-        assert image.dtype == np.uint8 and image.shape == rgb.shape
-    distances = [np.abs(c[inside].astype(int) - rgb[inside]).mean() for c in changed]
-    assert np.mean(distances) > 2
 
 
 @pytest.fixture(scope="module")
@@ -239,28 +232,26 @@ def test_the_mask_is_exactly_where_something_was_pasted(sources, seed, holes):
     assert np.isfinite(sample.xyz).all()
 
 
-def test_one_sided_pastes_change_one_modality_and_stay_on_the_object(sources):
-    config = dataclasses.replace(CONFIG, paste_in="either")
-    target, kinds = make_target(holes=0.05), []
+def test_one_sided_pastes_change_what_their_label_says_and_stay_on_the_object(sources):
+    config = CONFIG.replace(paste_in="either", augment="none")
+    target, labels = make_target(holes=0.05), []
     for seed in range(18):
         sample = synthesise(target, *sources, "cookie", config, np.random.default_rng(seed))
-        before = augment_target(target, "cookie", np.random.default_rng(seed))
-        rgb_changed = (sample.rgb != before.rgb).any(-1)
-        xyz_changed = (sample.xyz != before.xyz).any(-1)
+        rgb_changed = (sample.rgb != target.rgb).any(-1)
+        xyz_changed = (sample.xyz != target.xyz).any(-1)
         assert not (rgb_changed | xyz_changed)[~sample.mask].any()
-        kinds.append((bool(rgb_changed.any()), bool(xyz_changed.any())))
-        if kinds[-1] == (True, False):
-            assert rgb_changed[sample.mask].mean() > 0.95 and before.rgb[sample.mask].any(-1).all()
-        if kinds[-1] == (False, True):
-            assert xyz_changed[sample.mask].all() and before.foreground[sample.mask].all()
-    counts = {kind: kinds.count(kind) for kind in kinds}
-    assert counts.keys() == {(True, True), (True, False), (False, True)}
-    assert min(counts.values()) >= 2
+        assert CHANGED[sample.label] == (xyz_changed.any(), rgb_changed.any())
+        labels.append(sample.label)
+        if sample.label == "synthetic_rgb":
+            assert rgb_changed[sample.mask].mean() > 0.95 and target.rgb[sample.mask].any(-1).all()
+        if sample.label == "synthetic_pcd":
+            assert xyz_changed[sample.mask].all() and target.foreground[sample.mask].all()
+    assert min(labels.count(label) for label in CHANGED) >= 2
 
 
 @pytest.mark.parametrize("limits", [(0.0002, 0.002), (0.001, 0.0015)])
 def test_flat_parts_are_lifted_or_sunk_by_the_offset(sources, limits):
-    config = dataclasses.replace(CONFIG, min_offset_m=limits[0], max_offset_m=limits[1])
+    config = CONFIG.replace(min_offset_m=limits[0], max_offset_m=limits[1])
     target, offsets = make_target(size=256), []  # at 128 px components may touch
     for seed in range(12):
         sample = synthesise(target, *sources, "cookie", config, np.random.default_rng(seed))
@@ -304,7 +295,7 @@ def test_a_paste_may_stand_outside_the_object(sources):
 
 def test_colours_are_blended_within_the_limits(sources):
     # Equal seeds paste equal colours; with min_blend = 1 they are seen unmixed.
-    full = dataclasses.replace(CONFIG, min_blend=1.0)
+    full = CONFIG.replace(min_blend=1.0)
     target, weights = make_target(size=256), []
     for seed in range(10):
         mixed, pure = (
@@ -334,21 +325,6 @@ def test_sources_may_have_any_size_and_holes(sources):
         synthesise(target, sources[0], empty, "cookie", CONFIG, np.random.default_rng(0))
 
 
-def test_a_set_is_the_same_however_many_are_asked_for():
-    scans = [make_target(size=64, seed=seed, name=f"good/{seed}") for seed in range(3)]
-    arguments = (scans, scans, scans)
-    five = list(synthesise_set(*arguments, 5, "cookie", CONFIG, 7))
-    two = list(synthesise_set(*arguments, 2, "cookie", CONFIG, 7))
-    assert [s.name for s in five] == [f"synthetic/{i:03d}" for i in range(5)]
-    for short, long in zip(two, five, strict=False):
-        assert_same(short, long)
-    other = next(synthesise_set(*arguments, 1, "cookie", CONFIG, 8))
-    assert not np.array_equal(other.mask, five[0].mask)
-    assert not np.array_equal(five[0].mask, five[3].mask)  # same target, other numbers
-    only = list(synthesise_set(scans[:1], scans[:1], scans[:1], 2, "cookie", CONFIG, 0))
-    assert len(only) == 2
-
-
 def test_a_set_is_lazy_reads_prepared_files_and_spares_the_target(tmp_path):
     scans = [make_target(size=64, seed=seed, height=0.01 * (seed + 1)) for seed in range(2)]
     paths = [tmp_path / f"{i:03d}.safetensors" for i in range(2)]
@@ -356,42 +332,22 @@ def test_a_set_is_lazy_reads_prepared_files_and_spares_the_target(tmp_path):
         save_prepared(scan, path)
     from_files = list(synthesise_set(paths, paths, paths, 4, "cookie", CONFIG, 0))
     from_memory = list(synthesise_set(scans, scans, scans, 4, "cookie", CONFIG, 0))
-    for left, right in zip(from_files, from_memory, strict=True):
-        assert_same(left, right)
-    # With two scans, the source of each is the other one.
+    two = list(synthesise_set(scans, scans, scans, 2, "cookie", CONFIG, 0))
+    assert [s.name for s in from_files] == [f"synthetic/{i:03d}" for i in range(4)]
+    assert not np.array_equal(two[0].mask, from_files[2].mask)  # same target, other numbers
     for i, sample in enumerate(from_files):
+        assert_same(sample, from_memory[i])
+        assert_same(sample, two[i] if i < 2 else sample)  # however many are asked for
+        # With two scans, the source of each is the other one.
         generator = np.random.default_rng(np.random.SeedSequence(0, spawn_key=(i,)))
         generator.integers(1), generator.integers(1)
         target, source = load_prepared(paths[i % 2]), load_prepared(paths[1 - i % 2])
         assert_same(sample, synthesise(target, source, source, "cookie", CONFIG, generator))
+    assert len(list(synthesise_set(scans[:1], scans[:1], scans[:1], 2, "cookie", CONFIG, 0))) == 2
     missing = [tmp_path / "none.safetensors"]
     lazy = synthesise_set(missing, missing, missing, 10**9, "cookie", CONFIG, 0)
     with pytest.raises(ScanError, match="none.safetensors"):
         next(lazy)
-
-
-# ------------------------------------------------------------------ levers that are not published
-
-
-def test_without_augmentation_the_target_stays_on_its_pixels(sources):
-    config = dataclasses.replace(CONFIG, augment="none")
-    target = make_target(holes=0.05)
-    sample = synthesise(target, *sources, "cookie", config, np.random.default_rng(3))
-    elsewhere = ~sample.mask
-    assert sample.mask.any()
-    assert np.array_equal(sample.rgb[elsewhere], target.rgb[elsewhere])
-    assert np.array_equal(sample.xyz[elsewhere], target.xyz[elsewhere])
-
-
-def test_the_label_says_what_pastes_changed(sources):
-    config = dataclasses.replace(CONFIG, paste_in="either", augment="none")
-    target, labels = make_target(), set()
-    for seed in range(18):
-        sample = synthesise(target, *sources, "cookie", config, np.random.default_rng(seed))
-        changed = (sample.xyz != target.xyz).any(), (sample.rgb != target.rgb).any()
-        assert CHANGED[sample.label] == changed
-        labels.add(sample.label)
-    assert labels == set(CHANGED)
 
 
 def test_relief_weighs_the_pasted_shape_and_leaves_the_offset(sources):
@@ -406,7 +362,7 @@ def test_relief_weighs_the_pasted_shape_and_leaves_the_offset(sources):
     for seed in range(12):
         spread = {}
         for weight in (0.0, 1.0):
-            config = dataclasses.replace(CONFIG, min_relief=weight, **fixed)
+            config = CONFIG.replace(min_relief=weight, **fixed)
             given = (target, sources[0], wavy, "cookie", config, np.random.default_rng(seed))
             sample = synthesise(*given)
             there = sample.mask & target.foreground
@@ -419,7 +375,7 @@ def test_relief_weighs_the_pasted_shape_and_leaves_the_offset(sources):
 def test_own_colours_keep_the_texture_of_the_place(sources):
     """Half of the pastes are the target's pixels, changed: its black holes stay black."""
     strong = dict(augment="none", min_blend=1.0, paste_in="both", colour_from="both")
-    config = dataclasses.replace(CONFIG, **strong)
+    config = CONFIG.replace(**strong)
     target = make_target()
     differs = []
     for seed in range(6):

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import timm
@@ -28,8 +26,8 @@ def vit(tmp_path_factory):
     model = timm.create_model("vit_tiny_patch16_224", pretrained=False)
     path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
     save_file(model.state_dict(), path)
-    config = replace(
-        CONFIG, rgb_model="vit_tiny_patch16_224", rgb_weights=str(path), rgb_size=224, grid_size=28
+    config = CONFIG.replace(
+        rgb_model="vit_tiny_patch16_224", rgb_weights=str(path), rgb_size=224, grid_size=28
     )
     return model.eval(), config
 
@@ -118,7 +116,7 @@ def test_another_network_with_its_own_normalisation(tmp_path):
     torch.manual_seed(0)
     path = tmp_path / "resnet.pth"
     torch.save({"state_dict": timm.create_model("resnet18", pretrained=False).state_dict()}, path)
-    config = replace(CONFIG, rgb_model="resnet18", rgb_weights=str(path), rgb_size=64, grid_size=8)
+    config = CONFIG.replace(rgb_model="resnet18", rgb_weights=str(path), rgb_size=64, grid_size=8)
     features = RGBFeatures(config, CPU)
     seen = []
     features.model.conv1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -152,7 +150,7 @@ def test_tokens_after_the_final_norm_are_repeated_on_the_grid(vit, scan_rgb):
 
 def test_position_embeddings_adapt_to_the_image_size(vit, scan_rgb):
     _, config = vit
-    feat = RGBFeatures(replace(config, rgb_size=112, grid_size=14), CPU)([scan_rgb()])
+    feat = RGBFeatures(config.replace(rgb_size=112, grid_size=14), CPU)([scan_rgb()])
     cells = feat.reshape(7, 2, 7, 2, 192)  # 7 x 7 tokens
     assert torch.equal(cells[:, 0, :, 0], cells[:, 1, :, 1])
     assert (cells[0, 0, 0, 0] - cells[3, 0, 3, 0]).norm() > 0.1
@@ -163,9 +161,9 @@ def test_position_embeddings_adapt_to_the_image_size(vit, scan_rgb):
 
 def test_an_unknown_model_is_refused():
     with pytest.raises(ConfigError, match="rgb_model is 'resnet18x'; expected a model of timm"):
-        load_model(replace(CONFIG, rgb_model="resnet18x"))
+        load_model(CONFIG.replace(rgb_model="resnet18x"))
     with pytest.raises(ConfigError, match="Invalid pretrained tag"):
-        load_model(replace(CONFIG, rgb_model="resnet18.nothing"))
+        load_model(CONFIG.replace(rgb_model="resnet18.nothing"))
 
 
 def test_a_model_without_usable_outputs_is_refused(monkeypatch):
@@ -199,7 +197,7 @@ def test_a_missing_file_says_where_to_get_it():
     with pytest.raises(
         WeightsError, match="'/no/such.pth', where there is no file. Fetch https://"
     ):
-        load_model(replace(CONFIG, rgb_model="resnet18", rgb_weights="/no/such.pth"))
+        load_model(CONFIG.replace(rgb_model="resnet18", rgb_weights="/no/such.pth"))
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
@@ -208,7 +206,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
     state["layer9.weight"] = state.pop("layer1.0.conv1.weight")
     torch.save(state, path)
     with pytest.raises(WeightsError, match="other.pth: does not fit rgb_model") as caught:
-        load_model(replace(CONFIG, rgb_model="resnet18", rgb_weights=str(path)))
+        load_model(CONFIG.replace(rgb_model="resnet18", rgb_weights=str(path)))
     assert "layer9.weight" in str(caught.value) and "layer1.0.conv1.weight" in str(caught.value)
 
 
@@ -224,8 +222,8 @@ def test_half_precision_stays_within_tolerance(vit, scan_rgb, monkeypatch):
 
 def test_tokens_coarser_than_the_grid_are_shared_by_squares_of_cells(vit, features):
     assert RGBFeatures(vit[1], CPU).shared == 2  # a token for 2 x 2 cells: see the test above
-    assert RGBFeatures(replace(vit[1], grid_size=14), CPU).shared == 1
-    assert RGBFeatures(replace(vit[1], grid_size=20), CPU).shared == 1  # 14 does not divide 20
+    assert RGBFeatures(vit[1].replace(grid_size=14), CPU).shared == 1
+    assert RGBFeatures(vit[1].replace(grid_size=20), CPU).shared == 1  # 14 does not divide 20
     assert features.shared == 1
 
 
