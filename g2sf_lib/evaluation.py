@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+from numpy.random import Generator
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
@@ -25,10 +26,9 @@ def resize_mask(
 ) -> np.ndarray:
     """Return a (H, W) mask at the size (size, size) of the score maps, by nearest neighbour.
 
-    Sampled at pixel centres, a thin scratch of a large scan can lose every pixel, and a defect
-    that is not in the ground truth counts against whoever finds it. So with rule "regions" a region
-    (8-connected) of which nothing is left keeps the one pixel in which most of it lies; "nearest",
-    the published protocol, lets it go.
+    A thin scratch of a large scan can lose every pixel, and then counts against whoever finds it.
+    So with rule "regions" a region (8-connected) of which nothing is left keeps the one pixel in
+    which most of it lies; "nearest", the published protocol, lets it go.
     """
     small, lost = _sampled(mask, size)
     for rows, columns in lost if rule == "regions" else ():
@@ -62,7 +62,7 @@ def image_auroc(scores: Any, labels: Any) -> float:
 
 
 def bootstrap_auroc(
-    scores: Any, labels: Any, num: int = 1000, generator: np.random.Generator | None = None
+    scores: Any, labels: Any, num: int = 1000, generator: Generator | None = None
 ) -> np.ndarray:
     """Return the AUROC of `num` resamples of the images, good and anomalous drawn apart.
 
@@ -93,7 +93,7 @@ def pixel_auroc(score_maps: Any, masks: Any) -> float:
     """
     # To sort the many good scores and to look up the few anomalous ones is cheaper than a curve.
     maps, truths = _maps_and_truths(score_maps, masks)
-    scores, truth = _flat(maps), _flat(truths)
+    scores, truth = np.concatenate(maps, axis=None), np.concatenate(truths, axis=None)
     good, anomalous = np.sort(scores[~truth]), np.sort(scores[truth])
     lower = sum(np.searchsorted(good, anomalous, side).mean() for side in ("right", "left")) / 2
     return float(lower / len(good))
@@ -121,18 +121,17 @@ def bootstrap_aupro(
     masks: Any,
     limits: Sequence[float] = LIMITS,
     num: int = 1000,
-    generator: np.random.Generator | None = None,
+    generator: Generator | None = None,
     num_thresholds: int = 500,
 ) -> dict[float, np.ndarray]:
     """Return limit -> (num,) AUPRO of resamples of the images, good and anomalous drawn apart.
 
     Generators of one seed draw the same images for every method, here and in `bootstrap_auroc`.
-    A resample repeats or drops whole images. So each image is counted once, at fixed thresholds:
-    its false positives, and the sum over its regions of the share at or above. A resample is then
-    a weighted sum of images, with its own false positive rates and its own mean over regions. Half
-    of the thresholds are scores of anomalous pixels, at equal steps of the overlap; half are scores
-    of good pixels, at rates in equal ratios from 1e-4 to 1. Between two of them the overlap rises
-    by 2 / num_thresholds, so that an area is within about 1 / num_thresholds of the exact one.
+    Each image is counted once, at fixed thresholds: its false positives, and the sum over its
+    regions of the share at or above; a resample is a weighted sum of images. Half of the thresholds
+    are scores of anomalous pixels, at equal steps of the overlap; half are scores of good pixels,
+    at rates in equal ratios from 1e-4 to 1. An area is within about 1 / num_thresholds of the
+    exact one.
     """
     _check_limits(limits)
     if num_thresholds < 4:
@@ -140,7 +139,7 @@ def bootstrap_aupro(
     maps, truths = _maps_and_truths(score_maps, masks)
     is_anomalous = np.array([truth.any() for truth in truths])
     _need_both_classes([is_anomalous], "images")
-    scores, weights = _flat(maps), _region_weights(truths)
+    scores, weights = np.concatenate(maps, axis=None), _region_weights(truths)
     thresholds = _spread_thresholds(scores, weights, num_thresholds)
     # An image and the number of thresholds at or below a score make one bin.
     num_bins = len(thresholds) + 1
@@ -161,23 +160,20 @@ def pro_curve(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the false positive rate and the per-region overlap at falling thresholds.
 
-    A region is an 8-connected set of anomalous pixels of one mask. The per-region overlap
-    (PRO) of a threshold is the share of a region that scores above it, averaged over all
-    regions of all images; the false positive rate is the share of good pixels above it.
+    The per-region overlap (PRO) of a threshold is the share of a region (8-connected anomalous
+    pixels of one mask) that scores above it, averaged over all regions of all images; the false
+    positive rate is that of good pixels. Both are (points,), the corners of the rising curve.
 
     With every threshold, PRO is the true positive rate of a ROC curve in which an anomalous
     pixel weighs 1 / (regions * pixels of its region). Pixels of equal score pass together.
     The published protocol sorts the T scores of good pixels, takes the thresholds at
     `num_thresholds` equidistant places of that order, first and last included, counts as
     detected what lies strictly above, and calls 1 - (place + 1) / T the false positive rate.
-    Below the rate of the second-highest threshold, 1 % for 100 of them, it is a straight line.
-
-    Both are (points,), the corners of the curve, rising from a rate of 0 to (1, 1).
     """
     if num_thresholds is not None and num_thresholds < 2:
         raise ValueError(f"num_thresholds is {num_thresholds}; expected None or at least 2")
     maps, truths = _maps_and_truths(score_maps, masks)
-    scores, weights = _flat(maps), _region_weights(truths)
+    scores, weights = np.concatenate(maps, axis=None), _region_weights(truths)
     good = np.sort(scores[weights == 0])
     rising, covered = _covered(scores, weights)
     if num_thresholds is not None:
@@ -235,9 +231,7 @@ def _spread_thresholds(scores: np.ndarray, weights: np.ndarray, num: int) -> np.
     return np.unique(np.concatenate([rising[at_anomalous], good[np.maximum(at_good, 0)]]))
 
 
-def _times_drawn(
-    is_anomalous: np.ndarray, num: int, generator: np.random.Generator | None
-) -> np.ndarray:
+def _times_drawn(is_anomalous: np.ndarray, num: int, generator: Generator | None) -> np.ndarray:
     """Return (num, N), how often each image is in each resample; each class keeps its size."""
     generator = np.random.default_rng() if generator is None else generator
     times = np.empty((num, len(is_anomalous)), dtype=np.int64)
@@ -254,9 +248,9 @@ def _region_weights(truths: list[np.ndarray]) -> np.ndarray:
         regions, num = ndimage.label(truth, structure=_EIGHT_CONNECTED)
         per_pixel = 1.0 / np.maximum(np.bincount(regions.ravel(), minlength=num + 1), 1)
         per_pixel[0] = 0.0
-        weights.append(per_pixel[regions].ravel())
+        weights.append(per_pixel[regions])
         num_all += num
-    return np.concatenate(weights) / num_all
+    return np.concatenate(weights, axis=None) / num_all
 
 
 def _scores_and_truth(scores: Any, labels: Any, most_axes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -314,7 +308,3 @@ def _floating(values: Any) -> np.ndarray:
     """Return scores in their own precision: float32 sorts faster, float64 keeps its order."""
     array = _array(values)
     return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
-
-
-def _flat(maps: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate([one.ravel() for one in maps])

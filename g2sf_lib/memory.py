@@ -151,7 +151,11 @@ class Standardiser:
         """
         means, stds = dict.fromkeys(MODALITIES, 0.0), dict.fromkeys(MODALITIES, 1.0)
         for mod in MODALITIES if which == "both" else ("rgb",):
-            means[mod], stds[mod] = _mean_and_std(feat[mod])
+            rows = as_rows(feat[mod])
+            num, blocks = rows.shape[0] * rows.shape[1], rows.blocks
+            means[mod] = mean = sum(float(b.sum(dtype=torch.float64)) for b in blocks()) / num
+            squares = sum(float((b.double() - mean).square().sum()) for b in blocks(4096))
+            stds[mod] = (squares / max(num - 1, 1)) ** 0.5
             if not stds[mod] > 0:
                 raise ValueError(
                     f"{mod} features of all {len(feat[mod])} normal cells are {means[mod]:g};"
@@ -171,15 +175,6 @@ class Standardiser:
 def bank_size(num: int, fraction: float) -> int:
     """Return how many prototypes a bank of a fraction of `num` cells has, shared ones aside."""
     return max(1, round(fraction * num))
-
-
-def _mean_and_std(features: Tensor | Rows) -> tuple[float, float]:
-    """Return mean and standard deviation of all numbers of all cells, in double precision."""
-    rows = as_rows(features)
-    num = rows.shape[0] * rows.shape[1]
-    mean = sum(float(block.sum(dtype=torch.float64)) for block in rows.blocks()) / num
-    squares = sum(float((block.double() - mean).square().sum()) for block in rows.blocks(4096))
-    return mean, (squares / max(num - 1, 1)) ** 0.5
 
 
 def _greedy(rows: Rows, num: int, start: int, progress: bool) -> tuple[Tensor, Tensor]:
@@ -251,18 +246,18 @@ def _grouped(rows: Rows, num: int, start: int, progress: bool) -> tuple[Tensor, 
     num_groups = min(_GROUPS, num)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(start))
     order = torch.cat([order.new_tensor([start]), order[order != start]])
-    turns, radii = [], []
+    picks, radii = [], []
     for group in range(num_groups):
         members = order[group::num_groups].to(rows.device)
         share = -(-(num - group) // num_groups)
         chosen, radius = _greedy(as_rows(rows[members]), share, 0, progress)
-        none = chosen.new_tensor([-1])
-        turns.append(torch.cat([members.cpu()[chosen], none])[: num // num_groups + 1])
-        radii.append(torch.cat([radius, radius[-1:]])[: num // num_groups + 1])
-    # A group that chose one row less has -1, or the last radius once more, in its last turn.
-    chosen = torch.stack(turns, dim=1).flatten()
-    bound = torch.stack(radii, dim=1).amax(1).repeat_interleave(num_groups)
-    return chosen[chosen >= 0], bound[chosen >= 0]
+        picks.append(members.cpu()[chosen])
+        radii.append(radius)
+    turn = torch.cat([torch.arange(len(radius)) for radius in radii])
+    by_turn = turn.argsort(stable=True)
+    # In the last turn, a group that chose one row less has its last radius once more.
+    padded = [torch.cat([radius, radius[-1:]])[: len(radii[0])] for radius in radii]
+    return torch.cat(picks)[by_turn], torch.stack(padded).amax(0)[turn[by_turn]]
 
 
 def greedy_coreset(features: Tensor, num: int, start: int = 0) -> Tensor:
@@ -278,13 +273,10 @@ def greedy_coreset(features: Tensor, num: int, start: int = 0) -> Tensor:
 
 @dataclass(frozen=True)
 class MemoryBank:
-    """Prototypes of one modality.
+    """Prototypes (B, D) float32 of one modality, and which training rows (B,) they are.
 
-    Attributes:
-        prototypes: (B, D) float32.
-        rows: (B,) which training rows they are.
-        radius: (B,) distance of the farthest training row after each choice, in the space
-            the choice was made in; empty where nothing was chosen by distance.
+    `radius` (B,) is the distance of the farthest training row after each choice, in the space it
+    was made in; empty where nothing was chosen by distance.
     """
 
     prototypes: Tensor
@@ -305,12 +297,11 @@ class MemoryBank:
         """Return the bank of a fraction of the rows.
 
         Args:
-            features: (N, D) of normal cells; rows that several cells share are chosen once, and
-                count as often as they occur in the size of the bank.
+            features: (N, D) of normal cells; rows that several cells share are chosen once.
             fraction: share of cells, in (0, 1], that is the number of prototypes.
             coreset: "greedy" k-centre; "approximate", greedy in each of eight random groups of
                 the rows, an eighth of the work for a radius about a tenth larger; or "random".
-            projection_eps: choose in a sparse random projection with this distortion
+            projection_eps: distortion of the sparse random projection in which rows are chosen
                 (0.9 as published); None: in the features themselves.
             seed: of the projection and of random rows.
             progress: whether a progress bar is shown.

