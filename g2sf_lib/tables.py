@@ -11,6 +11,11 @@ from g2sf_lib.stats import METRIC_NAMES, compare, effects, gaps, means
 SMALLEST_P = 0.001  # no smaller p value is written
 
 
+def number_cell(value: float | None, form: str = ".3f") -> str:
+    """Return a number for a table; a dash where there is none."""
+    return "–" if pd.isna(value) else f"{value:{form}}"
+
+
 def signed(value: float, form: str = ".3f") -> str:
     """Return a difference with its sign, a true minus; what is zero as text has none."""
     text = f"{value:+{form}}".replace("-", "−")
@@ -29,18 +34,14 @@ def with_error(difference: float, error: float, form: str = ".3f") -> str:
 
 def p_cell(p: float) -> str:
     """Return a p value for a table; a dash where there is none."""
-    if pd.isna(p):
-        return "–"
-    return f"< {SMALLEST_P:g}" if p < SMALLEST_P else f"{p:.2g}"
+    is_small = pd.notna(p) and p < SMALLEST_P
+    return f"< {SMALLEST_P:g}" if is_small else number_cell(p, ".2g")
 
 
-def printed_value(
-    printed: pd.DataFrame, name: str, metric: str, category: str = "mean"
-) -> float | None:
-    """Return a number of one of the paper's tables (`published.read_table`); None: it has none."""
-    found = printed[
-        printed["method"].eq(name) & printed["metric"].eq(metric) & printed["category"].eq(category)
-    ]["value"].dropna()
+def printed_value(printed: pd.DataFrame, name: str, metric: str) -> float | None:
+    """Return a mean of one of the paper's tables (`published.read_table`); None: it has none."""
+    found = printed.query("method == @name and metric == @metric and category == 'mean'")
+    found = found["value"].dropna()
     return float(found.iloc[0]) if len(found) else None
 
 
@@ -66,38 +67,34 @@ def mean_table(
             columns of its protocol.
         metrics: columns; None: `METRIC_NAMES`, AUPRO by both protocols.
     """
-    titles = {published_column(m): title for m, title in METRIC_NAMES.items()}
+    of_paper = {published_column(metric): metric for metric in METRIC_NAMES}
+    titles = {column: METRIC_NAMES[metric] for column, metric in of_paper.items()}
     titles |= {m: f"{t}, exact" for m, t in METRIC_NAMES.items() if m.startswith("aupro")}
     if metrics is not None:
         titles = {m: titles.get(m, METRIC_NAMES.get(m, m)) for m in metrics}
     ours, lines = means(rows, key, list(titles)), []
-    for name, shown in names.items():
-        if name not in ours.index:
-            continue
-        if printed is not None:
-            of_paper = {published_column(m): printed_value(printed, name, m) for m in METRIC_NAMES}
-            if any(value is not None for value in of_paper.values()):
-                values = {c: of_paper.get(c) for c in titles}
-                text = {titles[c]: "–" if v is None else f"{v:.3f}" for c, v in values.items()}
-                lines.append({"row": shown, "source": "paper, MVTec 3D-AD"} | text)
+    for name in (name for name in names if name in ours.index):
+        if printed is not None and name in set(printed.dropna(subset="value")["method"]):
+            values = {c: printed_value(printed, name, of_paper.get(c, "")) for c in titles}
+            text = {title: number_cell(values[column]) for column, title in titles.items()}
+            lines.append({"row": names[name], "source": "paper, MVTec 3D-AD"} | text)
         own = ours.loc[name]
         text = {t: with_spread(own[c], own[f"{c}_seed_std"]) for c, t in titles.items()}
-        lines.append({"row": shown, "source": "this run"} | text)
+        lines.append({"row": names[name], "source": "this run"} | text)
     return pd.DataFrame(lines).set_index("row")
 
 
 def category_table(rows: pd.DataFrame, metric: str, key: str, names: Mapping[str, str]):
     """Return a row a variant and a column a category of one metric, and their mean, as text."""
-    groups = rows.groupby("category", sort=False)
-    parts = {category: means(one, key, [metric]) for category, one in groups}
+    parts = {category: one for category, one in rows.groupby("category", sort=False)}
     if len(parts) > 1:
-        parts["mean"] = means(rows, key, [metric])
-    shown = [name for name in names if name in next(iter(parts.values())).index]
-    table = {
-        category: [with_spread(*found.loc[n, [metric, f"{metric}_seed_std"]]) for n in shown]
-        for category, found in parts.items()
-    }
-    return pd.DataFrame(table, index=pd.Index([names[n] for n in shown], name="row"))
+        parts["mean"] = rows
+    shown = [name for name in names if name in set(rows[key])]
+    table = pd.DataFrame(index=pd.Index([names[name] for name in shown], name="row"))
+    for category, part in parts.items():
+        found = means(part, key, [metric]).loc[shown]
+        table[category] = [with_spread(*pair) for pair in found.to_numpy()]
+    return table
 
 
 def claims(
@@ -127,9 +124,8 @@ def claims(
             exact = compare(rows, claimed, metric, key)["verdict"]
             tables.append(compare(rows, claimed, published_column(metric), key).assign(exact=exact))
         if ties:
-            tables.append(
-                pd.DataFrame(ties, columns=["higher", "lower"]).assign(verdict="tie", p=None)
-            )
+            table = pd.DataFrame(ties, columns=["higher", "lower"])
+            tables.append(table.assign(verdict="tie", p=None))
         for table in tables:
             both = {f"printed_{side}": table[side].map(paper) for side in ("higher", "lower")}
             found.append(table.assign(metric=metric, **both))
@@ -189,15 +185,12 @@ def candidate_table(rows: pd.DataFrame, value: str, chosen: str) -> pd.DataFrame
 
 
 def gains(rows: pd.DataFrame, pairs: Mapping[str, tuple[str, str]], key: str) -> pd.DataFrame:
-    """Return how far the first of each pair is above the second, a row a metric and pair.
+    """Return `stats.compare` for every metric, with ``verdict`` "better", "worse" or "open".
 
     Args:
         rows: as in `mean_table`.
-        pairs: ``what`` is asked, in words -> (first, second).
+        pairs: ``what`` is asked, in words -> (first, second): how far is the first above?
         key: which column says what differs.
-
-    Returns:
-        The columns of `stats.compare`, with ``verdict`` "better", "worse" or "open".
     """
     tables = [
         compare(rows, list(pairs.values()), metric, key).assign(metric=metric, what=list(pairs))
