@@ -75,7 +75,8 @@ def paired(
     Args:
         rows: columns `key`, ``category``, ``seed`` and `value`, one row a combination. What has
             one seed only in a category holds there for every seed of the other.
-        first, second: of `key`; the difference is first minus second, or minus zero for None.
+        first: of `key`.
+        second: of `key`, what is subtracted; None: nothing is.
         value: the metric.
         key: which column says what differs.
         images: resampled metrics; None: the images are taken as they are.
@@ -122,8 +123,11 @@ def compare(
     """Return what becomes of claims that one row stands above another.
 
     Args:
-        rows, value, key, images: as in `paired`.
+        rows: as in `paired`.
         pairs: (higher, lower) as claimed.
+        value: the metric.
+        key: which column says what differs.
+        images: resampled metrics.
 
     Returns:
         A row a pair: ``higher``, ``lower``, the columns of `paired` with ``p`` corrected by
