@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -184,18 +185,15 @@ def run_variants(
     """
     categories, seeds = checked_categories(config, categories), checked_seeds(seeds)
     configs = [(variant.name, with_settings(config, variant.settings)) for variant in variants]
-    rows, tests = list(itertools.product(categories, configs, seeds)), {}
-    bar, tables = tqdm(rows, disable=not progress), []
+    measured = run_epochs if quantities is None else partial(run_quantities, names=quantities)
+    bar = tqdm(list(itertools.product(categories, configs, seeds)), disable=not progress)
+    test, tables = None, []
     for category, (name, changed), seed in bar:
         bar.set_description(f"{category}, {name}, seed {seed}")
+        if test is None or test.config.category != category:
+            test = TestCells(config.replace(category=category))
         one = changed.replace(category=category, seed=seed)
-        if category not in tests:
-            tests = {category: TestCells(config.replace(category=category))}
-        test = tests[category]
-        table = (
-            run_epochs(one, test) if quantities is None else run_quantities(one, quantities, test)
-        )
-        tables.append(table.assign(variant=name))
+        tables.append(measured(one, test=test).assign(variant=name))
     return pd.concat(tables, ignore_index=True)
 
 

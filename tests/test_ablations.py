@@ -25,8 +25,6 @@ from g2sf_lib.ablations import (
     loss_variant,
     loss_variants,
     own_variant,
-    results_file,
-    run_variant_epochs,
     run_variants,
     studies,
     summary,
@@ -37,7 +35,7 @@ from g2sf_lib.experiments import fitted, kept_epochs, run_bank
 from g2sf_lib.fusion import local_metric
 from g2sf_lib.quantities import TestCells, run_epochs, run_quantities
 from g2sf_lib.results import origin
-from g2sf_lib.stages import dataset_dir, stage_dir
+from g2sf_lib.stages import dataset_dir, results_file, stage_dir
 from g2sf_lib.stats import METRIC_NAMES
 
 pytestmark = [
@@ -306,7 +304,7 @@ def test_lists_may_be_texts_and_strangers_are_refused_before_anything_runs(run, 
 
 def test_epochs_of_a_variant(run, counted):
     longer = Variant("longer", "longer", {"epochs": 6})
-    table = run_variant_epochs(run, longer, ["gland"], [0, 1], progress=False)
+    table = run_variants(run, [longer], ["gland"], [0, 1], None, progress=False)
     assert set(table["variant"]) == {"longer"}
     assert table["epoch"].tolist() == 2 * list(kept_epochs(6))
     assert counted["trained"] == [("gland", 0), ("gland", 1)] and counted["read"] == ["gland"]

@@ -13,7 +13,7 @@ import torch
 from g2sf_lib import experiments, quantities
 from g2sf_lib.benchmark import run_methods
 from g2sf_lib.config import MODALITIES, ConfigError, flat_settings, make_config
-from g2sf_lib.detector import query_banks, to_prediction
+from g2sf_lib.detector import CellScores, query_banks, to_prediction
 from g2sf_lib.evaluation import image_auroc
 from g2sf_lib.experiments import best_epoch, fitted, kept_epochs, run_bank
 from g2sf_lib.fusion import local_metric
@@ -21,7 +21,6 @@ from g2sf_lib.memory import MemoryBank
 from g2sf_lib.quantities import (
     PARTS,
     RULES,
-    Neighbourhoods,
     TestCells,
     cell_maps,
     cell_quantity,
@@ -130,7 +129,7 @@ def by_hand():
     """Two cells in 2k + 1 = 5 neighbourhoods; everything differs from everything."""
     s = torch.arange(20.0).reshape(2, 5, 2)
     ell = torch.tensor([[3.0, 5, 1, 0.5, 9], [2, 2, 4, 7, 1]])
-    return Neighbourhoods(s, 100 + s, ell)
+    return CellScores(s, 100 + s, ell, ell.amin(1), s.sum(-1).amin(1))
 
 
 @pytest.mark.parametrize(
