@@ -36,12 +36,9 @@ LEFT_OUT = tuple(tuple(x for x in LOSSES if x != term) for term in LOSSES if ter
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of an ablation.
+    """One row of an ablation, and the leaves of the config that differ from the run's.
 
-    Attributes:
-        name: of the row; the same as in `data/paper` where the paper has such a row.
-        label: what a reader sees.
-        settings: leaves of the config that differ from the run's; none for the run itself.
+    Its name is that of `data/paper` where the paper has such a row; the label is what is shown.
     """
 
     name: str
@@ -69,9 +66,7 @@ def loss_variant(losses: Sequence[str]) -> Variant:
 def loss_variants(losses: Any, config: Config) -> tuple[Variant, ...]:
     """Return the rows of Table 4, and those with one loss left out; or one subset beside all.
 
-    Args:
-        losses: None for all rows; a list of losses, or a text that holds one, for that subset.
-        config: of the run, whose weights the losses that are on have.
+    The subset is a list of losses, or a text that holds one; None: all rows.
 
     Raises:
         ConfigError: as `loss_variant`; and for a loss that is on but weighs nothing in the config.
@@ -224,9 +219,9 @@ def summary(
 
     Args:
         config: of the run.
-        rows: of `run_variants`.
+        rows: of `run_variants`; the column `key` says what differs.
         reference: the row that ``effects`` are differences from.
-        key: which column says what differs.
+        key: a column.
         metrics: None: all metrics of scores, of which `METRIC_NAMES` are compared.
     """
     compared = list(metrics or METRIC_NAMES)

@@ -33,10 +33,7 @@ def split_pixels(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the scores of normal and of anomalous pixels, each rising.
 
-    Args:
-        maps: (N, H, W) scores.
-        masks: (N, H, W) bool, True on anomalous pixels.
-        where: (N, H, W) bool, which pixels are looked at.
+    All are (N, H, W): scores, True on anomalous pixels, which pixels are looked at.
 
     Raises:
         ValueError: a score is not finite, or there are no pixels of a class.

@@ -43,11 +43,7 @@ SYNTHETIC_SEED = 0  # all training seeds share their synthetic anomalies
 
 
 def categories_of(config: Config) -> tuple[str, ...]:
-    """Return the categories of a run, in the order of its tables.
-
-    Those of a real data set are the ones that are there, so that one category downloaded is
-    enough to begin with.
-    """
+    """Return the categories of a run, in the order of its tables; of real data what is there."""
     if config.dataset == "procedural":
         return ("cookie", "gland") if config.profile == "smoke" else CATEGORIES["procedural"]
     return category_names(config.dataset, raw_dir(config))
@@ -100,13 +96,10 @@ def synthetic_scans(
     categories: Sequence[str],
     is_wanted: Callable[[int], bool] = lambda number: True,
 ) -> Iterator[Sample]:
-    """Yield the synthetic anomalies on scans of a split, the same ones on every call.
+    """Yield the wanted synthetic anomalies on scans of a split, the same ones on every call.
 
-    Args:
-        config: of the run.
-        split: "train", or "validation" for those that choose the loss weights.
-        categories: where pasted points come from.
-        is_wanted: says of a number whether that one is to be made.
+    Those on "train" are trained on; those on "validation" choose epochs and loss weights. Pasted
+    points come from `categories`.
     """
     settings = config.synthesis
     num = settings.num_synthetic if split == "train" else settings.num_synthetic_validation
@@ -156,13 +149,9 @@ def run_features(config: Config, categories: Sequence[str]) -> dict[str, int]:
 def extract_split(
     config: Config, split: str, categories: Sequence[str], extract: FeatureExtractor
 ) -> int:
-    """Extract and store the patches of one split that are not there yet; return how many it has.
+    """Extract and store the patches of a split that are not there yet; return how many it has.
 
-    Args:
-        config: of the run.
-        split: a split of the data set, or one of `PASTED_ON`, whose scans are made on the way.
-        categories: where pasted points come from.
-        extract: holds the networks.
+    Scans of `PASTED_ON` are made on the way, with points of `categories`.
     """
     files, of_pastes = patch_files(config, split), split in PASTED_ON
     is_missing = [not file.exists() for file in files]
@@ -186,12 +175,8 @@ def extract_split(
 def load_features(config: Config, split: str) -> tuple[list[PackedPatches], list[Tensor]]:
     """Return patches and cell labels of a split, in the order of the scans.
 
-    The files are mapped into memory: features are read from the disk when they are used.
-
-    Returns:
-        patches: of each scan.
-        labels: (cells,) bool each, True on anomalous cells; (cells, M) for the splits of
-            `PASTED_ON`: in which modality.
+    Labels are (cells,) bool, True on anomalous cells; (cells, M), in which modality, for the
+    splits of `PASTED_ON`. Files are mapped: features are read from the disk when they are used.
 
     Raises:
         FileNotFoundError: when the stage that writes them has not run.
@@ -209,13 +194,7 @@ def load_features(config: Config, split: str) -> tuple[list[PackedPatches], list
 
 @dataclasses.dataclass(frozen=True)
 class Banks:
-    """What the bank stage stores: prototypes, their scaling, and held-out calibration.
-
-    Attributes:
-        standardiser: of both modalities.
-        banks: "pcd", "rgb", and "concat" for the concatenated features.
-        calibration: distances of validation cells.
-    """
+    """What the bank stage stores: scaling, banks (both modalities, "concat"), calibration."""
 
     standardiser: Standardiser
     banks: dict[str, MemoryBank]
@@ -237,12 +216,8 @@ def run_bank(config: Config) -> Banks:
 def built_banks(config: Config, with_concat: bool = False, progress: bool = False) -> Banks:
     """Return the banks of a category, built where they are not there yet.
 
-    Two processes that want the same banks at once build them once: the second one waits.
-
-    Args:
-        config: of the run, or of one of its variants.
-        with_concat: whether the bank of concatenated features is wanted too.
-        progress: whether progress bars are shown.
+    Two processes that want the same banks at once build them once: the second one waits. The bank
+    of concatenated features is built where it is wanted.
     """
     folder = stage_dir(config, "bank")
     path, concat_path = folder / "banks.json", folder / "concat.json"

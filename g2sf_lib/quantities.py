@@ -59,9 +59,8 @@ def neighbourhoods(detector: G2SF, test: TestCells) -> CellScores:
 def checked_quantity(name: str, config: Config) -> str:
     """Return a quantity by its one name: "nearest" is "min_0", "min" is "min_k".
 
-    Args:
-        name: one of `PARTS` or `RULES`, or "min_J", the least metric over j = 0 ... J.
-        config: its k, since J goes up to 2k; and its `aggregate`, which "fused" stands for.
+    It is one of `PARTS` or `RULES`, "fused" being the config's aggregation, or "min_J", the least
+    metric over j = 0 ... J, up to 2k.
 
     Raises:
         ConfigError: for any other name.
@@ -94,13 +93,7 @@ def cell_quantity(name: str, found: CellScores, config: Config) -> Tensor:
 
 
 def cell_maps(cells: Tensor, split: Split, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Return score maps (N, map_size, map_size) and image scores (N,) of a split.
-
-    Args:
-        cells: (n,) scores of all its foreground cells, scan after scan.
-        split: whose scans they are.
-        config: silhouette rule, map size, blur.
-    """
+    """Return maps (N, map_size, map_size) and image scores (N,) from scores (n,) of all cells."""
     parts = zip(cells.split(split.sizes), split.patches, strict=True)
     made = [to_prediction(part, patches, config.scoring) for part, patches in parts]
     return np.stack([p.score_map for p in made]), np.array([p.image_score for p in made])
@@ -112,11 +105,6 @@ def run_quantities(
     """Measure some quantities on the test scans of the config's category, for its seed.
 
     The detector is trained where it is not there yet (`experiments.fitted`).
-
-    Args:
-        config: of the run, or of one of its variants.
-        names: as in `checked_quantity`.
-        test: the test scans of the category, where they are at hand.
 
     Returns:
         A row a name: ``category``, ``seed``, ``quantity``; metrics as in `benchmark.measure`; of
@@ -138,10 +126,6 @@ def run_quantities(
 
 def run_epochs(config: Config, test: TestCells | None = None) -> pd.DataFrame:
     """Measure the fused score of the config's detector as it was after each kept epoch.
-
-    Args:
-        config: of the run, or of one of its variants.
-        test: the test scans of the category, where they are at hand.
 
     Returns:
         A row a kept epoch, from 0 (before training): ``category``, ``seed``, ``epoch``,
