@@ -98,14 +98,13 @@ def synthetic_scans(
 ) -> Iterator[Sample]:
     """Yield the wanted synthetic anomalies on scans of a split, the same ones on every call.
 
-    Those on "train" are trained on; those on "validation" choose epochs and loss weights. Pasted
-    points come from `categories`.
+    Those on "train" are trained on, those on "validation" choose the loss weights; pasted points
+    come from `categories`.
     """
-    settings = config.synthesis
-    num = settings.num_synthetic if split == "train" else settings.num_synthetic_validation
-    seed = SYNTHETIC_SEED if split == "train" else SYNTHETIC_SEED + 1
-    targets = list_prepared(scans_dir(config), config.category, split)
-    points = point_sources(config, categories)
+    settings, is_training = config.synthesis, split == "train"
+    num = settings.num_synthetic if is_training else settings.num_synthetic_validation
+    seed = SYNTHETIC_SEED if is_training else SYNTHETIC_SEED + 1
+    targets, points = scan_paths(config, split), point_sources(config, categories)
     return synthesise_set(targets, targets, points, num, config.category, settings, seed, is_wanted)
 
 

@@ -151,11 +151,7 @@ def _group_rows(comparison: Comparison) -> list[dict]:
 
 
 def summarise(comparison: Comparison, rates: pd.DataFrame | None = None) -> dict[str, Any]:
-    """Return the summary of all categories as plain values.
-
-    Args:
-        comparison: of `benchmark.run_benchmark`.
-        rates: of `timing.rate_table`, or None.
+    """Return the summary of all categories, and of `timing.rate_table`, as plain values.
 
     Returns:
         ``methods``: a row a method with the mean over categories and seeds of every metric, its
@@ -167,15 +163,12 @@ def summarise(comparison: Comparison, rates: pd.DataFrame | None = None) -> dict
         the mean, of `stats.compare`, corrected for the number of methods.
         ``pairs``: the same of all pairs, I-AUROC in the mean, corrected for the number of pairs.
         ``silhouettes``: mean I-AUROC of each method under both silhouette rules.
-        ``frame_rates``, ``machine``: of `rates`.
     """
     config, table, methods = comparison.config, comparison.table, comparison.methods
     ours = table[table["silhouette"] == config.scoring.silhouette]
     images = {metric: resampled(comparison, metric) for metric in RESAMPLED}
     parts = {category: ours[ours["category"] == category] for category in comparison.categories}
-    per_category = []
-    for category, part in parts.items():
-        per_category += [{"category": category} | row for row in _rows(part, images)]
+    per_category = [{"category": c} | row for c in parts for row in _rows(parts[c], images)]
     others = [("g2sf", method) for method in methods if method != "g2sf"]
     differences, pairs = [], list(itertools.combinations(methods, 2))
     if "g2sf" in methods and others:

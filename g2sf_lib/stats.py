@@ -122,17 +122,9 @@ def compare(
 ) -> pd.DataFrame:
     """Return what becomes of claims that one row stands above another.
 
-    Args:
-        rows: as in `paired`.
-        pairs: (higher, lower) as claimed.
-        value: the metric.
-        key: which column says what differs.
-        images: resampled metrics.
-
-    Returns:
-        A row a pair: ``higher``, ``lower``, the columns of `paired` with ``p`` corrected by
-        Holm's rule for the number of pairs, ``is_real`` (p below `LEVEL`), and ``verdict``: "holds"
-        or "reversed" where it is, else "open".
+    A row a pair: ``higher``, ``lower``, the columns of `paired` with ``p`` corrected by Holm's rule
+    for the number of pairs, ``is_real`` (p below `LEVEL`), and ``verdict``: "holds" or "reversed"
+    where it is, else "open".
     """
     found = [{"higher": a, "lower": b} | paired(rows, a, b, value, key, images) for a, b in pairs]
     table = pd.DataFrame(found)

@@ -59,13 +59,10 @@ def mean_table(
 ) -> pd.DataFrame:
     """Return a row a variant, as text: mean over categories and seeds ± deviation over seeds.
 
-    Args:
-        rows: a row a variant, category and seed, with a column a metric.
-        key: which column says what differs.
-        names: of the variants, as they are shown; in this order.
-        printed: the paper's table; its row stands above ours where it has one, AUPRO in the
-            columns of its protocol.
-        metrics: columns; None: `METRIC_NAMES`, AUPRO by both protocols.
+    `rows` are one a variant (column `key`), category and seed, with a column a metric; `names` says
+    how variants are shown, and in which order. The row of the paper's table stands above ours where
+    it has one, AUPRO in the columns of its protocol. Metrics are by default `METRIC_NAMES`, AUPRO
+    by both protocols.
     """
     of_paper = {published_column(metric): metric for metric in METRIC_NAMES}
     titles = {column: METRIC_NAMES[metric] for column, metric in of_paper.items()}
@@ -102,15 +99,9 @@ def claims(
 ) -> pd.DataFrame:
     """Return what becomes here of every ordering that a table of the paper prints.
 
-    Args:
-        rows: as in `mean_table`.
-        printed: the paper's table.
-        pairs: of variants, in any order; those not run, or not printed, are left out.
-        key: which column says what differs.
-
-    Returns:
-        For `verdict_table`: a row a metric and pair, AUPRO by the paper's protocol, ``exact`` the
-        verdict by every threshold. What is printed alike has the verdict "tie", without a test.
+    A row a metric and pair for `verdict_table`, AUPRO by the paper's protocol, and in ``exact`` the
+    verdict by every threshold. What is printed alike has the verdict "tie", without a test; pairs
+    (in any order) of which one is not run, or not printed, are left out.
     """
     found = []
     for metric in METRIC_NAMES:
@@ -135,11 +126,8 @@ def claims(
 def verdict_table(compared: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
     """Return the rows of `stats.compare` as text: ordering, difference, pairs won, p, verdict.
 
-    Args:
-        compared: of `stats.compare` or `claims`; where it has ``printed_higher`` and
-            ``printed_lower``, these stand in a column ``paper``. Its column ``metric``, if any,
-            becomes the index.
-        names: of the rows, as they are shown.
+    A column ``metric``, if any, becomes the index; ``printed_higher`` and ``printed_lower`` of
+    `claims` stand in a column ``paper``.
     """
     lines = []
     for row in compared.to_dict("records"):
@@ -166,12 +154,8 @@ def verdict_table(compared: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFr
 def candidate_table(rows: pd.DataFrame, value: str, chosen: str) -> pd.DataFrame:
     """Return a row a candidate, the best first, as text: mean over categories ± standard error.
 
-    The error of "minus the best" is that of differences paired by category.
-
-    Args:
-        rows: columns ``category``, ``candidate`` and `value`; one row a combination.
-        value: what the candidates are judged by.
-        chosen: the candidate that this run takes; it may be none of them.
+    The error of "minus the best" is that of differences paired by category. `rows` are one a
+    ``category`` and ``candidate``, judged by `value`; `chosen` is what this run takes.
     """
     wide = rows.pivot(index="category", columns="candidate", values=value)
     wide = wide[wide.mean().sort_values(ascending=False, kind="stable").index]
@@ -187,10 +171,7 @@ def candidate_table(rows: pd.DataFrame, value: str, chosen: str) -> pd.DataFrame
 def gains(rows: pd.DataFrame, pairs: Mapping[str, tuple[str, str]], key: str) -> pd.DataFrame:
     """Return `stats.compare` for every metric, with ``verdict`` "better", "worse" or "open".
 
-    Args:
-        rows: as in `mean_table`.
-        pairs: ``what`` is asked, in words -> (first, second): how far is the first above?
-        key: which column says what differs.
+    `pairs` is ``what`` is asked, in words -> (first, second): how far is the first above?
     """
     tables = [
         compare(rows, list(pairs.values()), metric, key).assign(metric=metric, what=list(pairs))
