@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from g2sf_lib.config import MODALITIES
 from g2sf_lib.fusion import LSPN, ByteDropout, GlobalScale, aggregate, encode, local_metric
@@ -137,8 +138,8 @@ class LargestTensor(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        for value in torch.utils._pytree.tree_leaves(result):
-            self.largest = max(self.largest, getattr(value, "numel", int)())
+        made = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
+        self.largest = max([self.largest, *(x.numel() for x in made)])
         return result
 
 
