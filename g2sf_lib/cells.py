@@ -78,16 +78,11 @@ class Cells:
 
 
 def counted_cells(patches: Patches | PackedPatches, silhouette: str) -> Tensor:
-    """Return the cells whose scores count, by one rule for every method.
+    """Return (cells,) bool: whose scores count, by one rule for every method.
 
-    Args:
-        patches: one scan.
-        silhouette: "exclude" leaves out foreground cells with a background cell among
-            their eight neighbours, or at the edge of the image: there the support of
-            a point feature is cut. "count" leaves none out.
-
-    Returns:
-        (cells,) bool, all foreground where nothing would be left.
+    "exclude" leaves out foreground cells with a background cell among their eight neighbours, or
+    at the edge of the image, where the support of a point feature is cut, unless nothing would
+    be left. "count" leaves none out.
     """
     if silhouette == "count":
         return patches.foreground
@@ -99,16 +94,9 @@ def counted_cells(patches: Patches | PackedPatches, silhouette: str) -> Tensor:
 def pasted_patches(
     sample: Sample, extract: FeatureExtractor, config: Config, whole: bool = False
 ) -> tuple[PackedPatches, Tensor]:
-    """Return features and labels of a synthetic scan.
+    """Return features of a synthetic scan, and (cells, M) bool: what a paste changed, and where.
 
-    Args:
-        sample: of `synthesise`.
-        extract: holds the networks.
-        config: how cells are labelled, and where normal cells come from.
-        whole: whether all cells are described; else only those that are trained on.
-
-    Returns:
-        patches; (cells, M) bool, which cells a paste changed, and in which modality.
+    Only the cells that are trained on are described, unless `whole`.
     """
     synthesis = config.synthesis
     pasted = cell_labels(sample.mask, config.features.grid_size, synthesis.label_rule)
@@ -140,14 +128,9 @@ def labelled_scans(
     labels: Sequence[Tensor],
     is_untouched: bool,
 ) -> list[LabelledScan]:
-    """Return the scans whose cells are trained on.
+    """Return the scans whose cells are trained on; pasted scan i stands on normal scan i modulo N.
 
-    Args:
-        normal: of the training scans.
-        pasted: of the synthetic anomalies; number i stands on normal scan i modulo their number.
-        labels: of the synthetic anomalies, (cells, M) bool each.
-        is_untouched: whether normal cells are those of the training scans, and not what pastes
-            leave of them.
+    Normal cells are those of the training scans if `is_untouched`, else what pastes leave of them.
     """
     none = torch.zeros(normal[0].grid[0] * normal[0].grid[1], len(MODALITIES), dtype=torch.bool)
     found = [LabelledScan(p, none, t, p) for t, p in enumerate(normal)] if is_untouched else []
@@ -161,14 +144,8 @@ def labelled_scans(
 def kept_cells(scan: LabelledScan, cells: CellsConfig, outline: str) -> Tensor:
     """Return (n,) bool: which of a scan's foreground cells are trained on, or judged.
 
-    Left out are cells at the outline, and cells within reach of a paste that are not labelled
-    themselves: their features are neither those of a sound part nor of a defect.
-
-    Args:
-        scan: whose cells.
-        cells: how far a paste reaches.
-        outline: "exclude" or "count", as in `counted_cells`; background of `scan.outline` where
-            a paste stands is never left out by "count".
+    Left out are cells at the outline (if that is "exclude"), and cells within reach of a paste that
+    are not labelled themselves: their features are neither those of a sound part nor of a defect.
     """
     grid, pasted = scan.patches.grid, scan.labels.any(1)
     among = counted_cells(scan.outline, outline).cpu()
@@ -200,15 +177,7 @@ def scan_neighbours(
     own: dict[str, Tensor] | None,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Return ``MOD.index`` and ``MOD.s``, (n, num) each, of the stored features of one scan.
-
-    Args:
-        banks: of both modalities.
-        feat: mod -> standardised features of its cells; those that cells share are searched once.
-        num: how many neighbours.
-        own: prototypes of the scan itself, which are left out; None: none are.
-        device: where the search runs.
-    """
+    """Return ``MOD.index`` and ``MOD.s``, (n, num) each, of the stored features of one scan."""
     found = {}
     for mod in MODALITIES:
         ask = (feat[mod].stored, num) if own is None else (feat[mod].stored, num, own[mod])

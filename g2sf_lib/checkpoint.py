@@ -21,16 +21,7 @@ def write_checkpoint(
     optimiser: torch.optim.Optimizer,
     best: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write everything that the next epoch needs.
-
-    Args:
-        path: of the file.
-        run: what a run must agree with to go on from it.
-        header: plain values, such as the losses of epochs.
-        module: as it is now.
-        optimiser: as it is now.
-        best: the state of the best epoch.
-    """
+    """Write everything that the next epoch needs."""
     text = json.dumps({"run": run} | dict(header)).encode()
     tensors = {"header": torch.tensor(list(text), dtype=torch.uint8)}
     tensors |= {f"module.{name}": value for name, value in module.state_dict().items()}

@@ -564,15 +564,6 @@ _NOT_PARAMETERS = {"In", "Out", "exit", "quit", "get_ipython", "open"}
 def config_from_notebook(namespace: dict[str, Any], extra: tuple[str, ...] = ()) -> Config:
     """Return the config that a notebook's parameters describe.
 
-    Papermill only warns about a parameter that a notebook does not have; the value then
-    sits unread in the notebook's namespace. So every plain value found there must be a
-    field of the config. None means: what the profile says.
-
-    Args:
-        namespace: ``globals()`` of the notebook, before anything but parameters and
-            imports has run.
-        extra: names of parameters that only this notebook has and reads itself.
-
     Raises:
         ConfigError: as `make_config`.
     """

@@ -86,15 +86,10 @@ def pick_device(name: str) -> torch.device:
 def to_prediction(
     cell_score: Tensor, patches: Patches | PackedPatches, scoring: ScoringConfig
 ) -> Prediction:
-    """Return map and image score from the scores of one scan's foreground cells.
+    """Return map and image score from the (n,) scores of one scan's foreground cells, row by row.
 
-    The map is upsampled bilinearly and smoothed with a Gaussian; the image score is the
-    largest cell score before smoothing (Section 3.6).
-
-    Args:
-        cell_score: (n,) scores of ``patches.foreground``, in row-major order.
-        patches: the scan's cells.
-        scoring: silhouette rule, map size, blur, quantisation.
+    The map is upsampled bilinearly and smoothed with a Gaussian; the image score is the largest
+    cell score before smoothing (Section 3.6).
     """
     cells = torch.zeros(len(patches.foreground))
     cells[patches.foreground.cpu()] = cell_score.detach().float().cpu()
@@ -175,13 +170,6 @@ class G2SF:
     def fit(self, samples: Sequence[Sample], progress: bool = False) -> G2SF:
         """Fit bank and metric to normal scans; return the detector itself.
 
-        Synthetic anomalies are made from the same scans (Section 3.7); their points come
-        from the same scans too, since a detector sees no other category.
-
-        Args:
-            samples: preprocessed scans without defects, at least two.
-            progress: whether progress bars are shown.
-
         Raises:
             ScanError: for fewer than two scans, or one with a defect; see `check_normal`.
             ConfigError: for a bank too small for the neighbours that training looks at.
@@ -209,14 +197,7 @@ class G2SF:
         labels: Sequence[Tensor],
         progress: bool = False,
     ) -> G2SF:
-        """Train LSPN and sigma (Sections 3.4 and 3.5) on cells of normal and synthetic scans.
-
-        Args:
-            normal: the scans that `fit_bank` was given.
-            pasted: one entry a synthetic scan, see `labelled_scans`.
-            labels: of them.
-            progress: whether progress bars are shown.
-        """
+        """Train LSPN and sigma (Sections 3.4 and 3.5) on cells of normal and synthetic scans."""
         is_untouched = self.config.synthesis.normal_cells == "untouched"
         scans = labelled_scans(normal, pasted, labels, is_untouched)
         args = (self.config, self.standardiser, self.banks, scans, normal, self.device)
@@ -241,14 +222,7 @@ class G2SF:
         progress: bool = False,
         after_epoch: Callable[[int, Metric], None] | None = None,
     ) -> G2SF:
-        """Train LSPN and sigma on labelled cells whose neighbours are at hand.
-
-        Args:
-            cells: labelled, with their neighbourhoods.
-            checkpoint: where an interrupted training goes on from.
-            progress: whether a progress bar is shown.
-            after_epoch: see `train_metric`.
-        """
+        """Train LSPN and sigma on labelled cells whose neighbours are at hand."""
         config = self.config
         self.metric, self.history = train_metric(
             cells.to(self.device),
@@ -268,22 +242,14 @@ class G2SF:
         return {mod: self.banks[mod].prototypes.to(self.device) for mod in MODALITIES}
 
     def score_cells(self, feat: dict[str, Tensor | Rows]) -> CellScores:
-        """Return distances, scale factors, metrics and scores of cells, on the device.
-
-        Args:
-            feat: mod -> (n, D_mod), features as extracted, not standardised.
-        """
+        """Return what G2SF says of cells, mod -> (n, D_mod) features as extracted."""
         if self.metric is None:
             raise ValueError("G2SF: the detector is not fitted; call fit or load first")
         feat = self.standardiser(feat)
         return self.fuse_cells(feat, *self.neighbours(feat))
 
     def neighbours(self, feat: dict[str, Tensor | Rows]) -> tuple[dict[str, Tensor], Tensor]:
-        """Return mod -> (n, k + 1) prototype rows and (n, k + 1, M) distances, nearest first.
-
-        Args:
-            feat: mod -> (n, D_mod) standardised features.
-        """
+        """Return mod -> (n, k + 1) prototype rows and (n, k + 1, M) distances, nearest first."""
         return query_banks(self.banks, feat, self.config.model.k + 1, self.device)
 
     def fuse_cells(
@@ -338,10 +304,6 @@ class G2SF:
     def load(cls, directory: Path | str, device: str = "auto") -> G2SF:
         """Return a saved detector.
 
-        Args:
-            directory: what `save` wrote.
-            device: "auto", "cpu" or "cuda"; need not be where it was trained.
-
         Raises:
             StoredFileError: naming the file that is missing, truncated or changed, or
                 whose format version is another.
@@ -370,16 +332,7 @@ class G2SF:
 
 
 def check_bank_size(config: Config, num_scans: int, cells: dict[str, int]) -> None:
-    """Refuse training scans whose banks would hold fewer prototypes than are looked for.
-
-    Args:
-        config: of the run.
-        num_scans: of the training.
-        cells: mod -> number of normal foreground cells.
-
-    Raises:
-        ConfigError: naming scans, cells and settings.
-    """
+    """Refuse training scans whose banks would hold fewer prototypes than are looked for."""
     need, share = 2 * config.model.k + 1, config.bank.bank_fraction
     for mod, num in cells.items():
         if (size := bank_size(num, share)) < need:

@@ -259,14 +259,7 @@ class Metric(nn.Module):
         index: Mapping[str, Tensor],
         s: Tensor,
     ) -> Tensor:
-        """Return w (N, K, M) in evaluation mode, a few thousand cells at a time.
-
-        Args:
-            feat: mod -> (N, D_mod) features, which may be read part by part (`memory.Rows`).
-            bank: mod -> (B_mod, D_mod) prototypes.
-            index: mod -> (N, K) rows of the bank.
-            s: (N, K, M) distances in the units of the features.
-        """
+        """Return w (N, K, M) in evaluation mode, a few thousand cells at a time."""
         self.eval()
         device = self.s_mean.device
         parts = [

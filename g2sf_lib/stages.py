@@ -153,12 +153,7 @@ def dataset_dir(config: Config) -> Path:
 
 
 def results_file(config: Config, name: str | None = None) -> Path:
-    """Return where a summary is kept, e.g. ``smoke.json`` or ``table4_mvtec3d_paper.json``.
-
-    Args:
-        config: of the run.
-        name: of a chapter's table; None: the comparison of all methods.
-    """
+    """Return where a summary is kept, e.g. ``smoke.json`` or ``table4_mvtec3d_paper.json``."""
     data = None if config.dataset == "procedural" else run_name(config)
     return Path("data/results") / ("_".join(filter(None, (name, data, config.profile))) + ".json")
 
@@ -176,13 +171,7 @@ def stage_dir(config: Config, stage: Stage | str) -> Path:
 
 
 def done_file(config: Config, name: str) -> Path:
-    """Return the record of a notebook's run, which the workflow waits for.
-
-    Args:
-        config: of the run.
-        name: of a stage, or of a choice of settings over all categories ("loss_weights",
-            "peer_settings").
-    """
+    """Return the record of a notebook's run, which the workflow waits for."""
     if name == "data":
         return dataset_dir(config) / "scans" / "data.json"
     if name in ("loss_weights", "peer_settings"):
@@ -215,16 +204,7 @@ def git_commit() -> str | None:
 
 @contextmanager
 def recorded(config: Config, name: str, stage: Stage | None = None) -> Iterator[dict]:
-    """Write the record of a stage when it has succeeded.
-
-    Args:
-        config: of the run.
-        name: as in `done_file`.
-        stage: whose hash is recorded; None: the stage of that name.
-
-    Yields:
-        A dict; what is put into it is written too.
-    """
+    """Write the record of a stage when it has succeeded."""
     result: dict = {}
     started = time.perf_counter()
     yield result

@@ -64,13 +64,7 @@ def _sha_of_file(path: Path) -> str:
 
 
 def write_described(description: Path, content: dict, tensors: dict[str, Tensor]) -> None:
-    """Write tensors beside a JSON file that states SHA-256 of both and the format version.
-
-    Args:
-        description: the JSON file; the tensors go to the same name with ``.safetensors``.
-        content: what the JSON file says besides.
-        tensors: name -> tensor.
-    """
+    """Write tensors beside a JSON file that states SHA-256 of both and the format version."""
     description.parent.mkdir(parents=True, exist_ok=True)
     path = description.with_suffix(".safetensors")
     write_tensors(path, tensors)

@@ -8,7 +8,6 @@ cell has a place on a curve, the same in both planes; an anomaly stands off the 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
 import warnings
 from dataclasses import dataclass, field
@@ -331,7 +330,7 @@ def train_toy(
             toy.bank,
             # Four inputs a branch need few units; less dropout than for hundreds of inputs.
             ModelConfig(hidden=32, embed=16, dropout=0.1, k=toy.settings.k),
-            dataclasses.replace(weights, **off),
+            weights.replace(**off),
             # As Section 3 has it: the levers of chapter 13 are about scans, which a toy has not.
             TrainingConfig(
                 epochs=toy.settings.epochs,

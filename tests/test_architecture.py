@@ -13,8 +13,8 @@ FLOORS = (
     ("config", "store"),
     ("stages", "checkpoint"),
     ("datasets", "memory", "fusion", "evaluation", "stats"),
-    ("synthesis", "features", "losses"),
-    ("cells",),
+    ("synthesis", "features", "losses", "tables"),
+    ("cells", "published"),
     ("training",),
     ("detector",),
     ("baselines",),
@@ -23,7 +23,7 @@ FLOORS = (
     ("timing", "tuning", "quantities", "distributions"),
     ("results",),
     ("ablations",),
-    ("distributions", "published", "tables", "costs", "toy"),
+    ("distributions", "toy"),
 )
 BESIDE = ("plots",)  # arrays in, Figure out
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -36,7 +36,7 @@ from g2sf_lib.config import ConfigError, flat_settings, make_config
 from g2sf_lib.detector import G2SF
 from g2sf_lib.experiments import load_banks, load_features, patch_file, run_bank, run_lspn
 from g2sf_lib.features import foreground_features, save_patches
-from g2sf_lib.stages import done_file, scans_dir, stage_dir
+from g2sf_lib.stages import SCORES, done_file, scans_dir, stage_dir
 from g2sf_lib.store import StoredFileError
 
 pytestmark = [
@@ -263,7 +263,9 @@ def test_what_was_done_before_an_interruption_is_kept(ready, computed, monkeypat
 def test_a_peer_is_trained_once_with_a_checkpoint_in_its_folder(ready, monkeypatch, method):
     train = Split(ready, "train")
     first = fitted_method(ready, method, train)
-    assert len(list(stage_dir(ready, method).glob("*.safetensors"))) > 1  # one is its checkpoint
+    assert (
+        len(list(stage_dir(ready, METHODS[method].stage).glob("*.safetensors"))) > 1
+    )  # one is its checkpoint
     monkeypatch.setattr(METHODS[method].scorer, "fit", None)
     again = fitted_method(ready, method, train)
     assert torch.equal(first.score(train)[0], again.score(train)[0])
@@ -412,7 +414,7 @@ def test_nothing_of_the_test_split_reaches_a_peer(ready):
     normal = Split(ready, "validation")
     first = {m: fitted_method(ready, m, Split(ready, "train")).score(normal)[0] for m in PEERS}
     for method in ("cfm", "ast"):
-        shutil.rmtree(stage_dir(ready, method))
+        shutil.rmtree(stage_dir(ready, METHODS[method].stage))
     shutil.rmtree(scans_dir(ready) / ready.category / "test")
     shutil.rmtree(stage_dir(ready, "features") / "test")
     for method in PEERS:
@@ -501,7 +503,7 @@ def test_chapter_four_has_the_simple_methods_and_a_record(ready):
     assert {method for method, _ in scores.maps} == set(SIMPLE) == set(table["method"])
     record = json.loads(done_file(ready, "scores").read_text())
     assert record["result"] == {"seeds": [0, 1]}
-    assert record["config_hash"] == ready.stage_hash("scores")
+    assert record["config_hash"] == SCORES.hash(ready)
 
 
 def test_the_benchmark_takes_all_categories_and_leaves_a_record_in_each(ready):

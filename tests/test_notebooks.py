@@ -18,7 +18,7 @@ sys.path.append(str(ROOT / "workflow"))
 from chapters import CHAPTERS as ROWS  # noqa: E402
 
 CHAPTERS = sorted(row.notebook for row in ROWS)
-LINES, PARAMETERS = 25, 30
+LINES, FOLDED = 25, 40
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -128,6 +128,7 @@ def test_every_parameter_is_read(path):
             read |= set(value) if isinstance(value, dict) else {key}
     # What a page shows of one category or seed it asks the config for.
     read |= {name for name in ("category", "seed") if row.per in ("category", "seed", "showcase")}
+    read |= {name for name in names if re.search(rf"config\.(\w+\.)?{name}\b", source)}
     assert names - own <= read, names - own - read
 
 
@@ -167,8 +168,8 @@ def test_the_config_is_made_before_anything_else_can_be_taken_for_a_parameter(pa
 def test_cells_are_short(path):
     for cell in code_cells(path):
         lines = [x for x in cell.source.splitlines() if x.strip() and not x.strip().startswith("#")]
-        is_parameters = "parameters" in cell.metadata.get("tags", [])
-        assert len(lines) <= (PARAMETERS if is_parameters else LINES), cell.source
+        is_folded = "hide-input" in cell.metadata.get("tags", [])
+        assert len(lines) <= (FOLDED if is_folded else LINES), cell.source
 
 
 @each_notebook

@@ -12,6 +12,7 @@ a build on top of an old one could pass with warnings that a fresh clone would f
 from __future__ import annotations
 
 import argparse
+import base64
 import csv
 import json
 import re
@@ -102,6 +103,27 @@ def costs(notebooks: list[Path]) -> dict[str, str]:
     return texts
 
 
+def hero(pages: Path) -> bytes | None:
+    """Return the image that a cell tagged `hero` of some page shows; None: there is none."""
+    for page in sorted(pages.glob("*.ipynb")):
+        for cell in json.loads(page.read_text(encoding="utf-8"))["cells"]:
+            if "hero" in cell["metadata"].get("tags", []):
+                shown = "".join("".join(o.get("data", {}).get(DRAWN, "")) for o in cell["outputs"])
+                if found := re.search(r"data:image/png;base64,([^\"]+)", shown):
+                    return base64.b64decode(found[1])
+    return None
+
+
+def headline(summary: Path | None) -> str:
+    """Return, in Markdown, what the run's comparison of all methods found."""
+    if summary is None or not summary.is_file():
+        return "No comparison belongs to this run."
+    sys.path.insert(0, str(ROOT))
+    from g2sf_lib.results import readme_block
+
+    return readme_block(json.loads(summary.read_text(encoding="utf-8")))
+
+
 def left_out_page(name: str, reason: str) -> dict[str, Any]:
     """Return the notebook that stands for one that was not run: its title, and why.
 
@@ -126,6 +148,7 @@ def assemble(
     source: Path,
     left_out: dict[str, str],
     place: tuple[list[str] | None, str | None] = (None, None),
+    results: Path | None = None,
 ) -> None:
     """Write the folder that Sphinx reads.
 
@@ -137,6 +160,7 @@ def assemble(
         left_out: notebook -> why it was not run. One that was run all the same is shown.
         place: sub-folders of `executed` and data_root of this run; an earlier one may have had
             others, whose notebooks are left out.
+        results: the summary that the first page shows.
     """
     categories, data_root = place
     shutil.rmtree(source, ignore_errors=True)
@@ -165,10 +189,13 @@ def assemble(
         page = source / f"{name}.ipynb"
         if not page.exists():
             page.write_text(json.dumps(left_out_page(page.name, reason)), encoding="utf-8")
-    texts = costs(notebooks)
+    if image := hero(source):
+        (source / "_static" / "hero.png").write_bytes(image)
+    texts = {f"cost {name}": text for name, text in costs(notebooks).items()}
+    texts["headline"] = headline(results)
     for page in source.glob("*.md"):
         text = page.read_text(encoding="utf-8")
-        mark = r"\{\{ *cost ([^ }]+) *\}\}"
+        mark = r"\{\{ *((?:cost )?\w+) *\}\}"
         filled = re.sub(mark, lambda m: texts.get(m[1], "not measured in this run"), text)
         page.write_text(filled, encoding="utf-8")
     (source / "status.md").write_text(status_page(executed, notebooks), encoding="utf-8")
@@ -205,11 +232,11 @@ def main() -> None:
     parser.add_argument(
         "--place", type=json.loads, default=(None, None), help="JSON: [folders, data_root]"
     )
+    parser.add_argument("--results", type=Path, help="summary that the first page shows")
     arguments = parser.parse_args()
     source = (arguments.work / "source").absolute()
-    assemble(
-        arguments.executed, arguments.showcase, source, arguments.left_out, tuple(arguments.place)
-    )
+    place, results = tuple(arguments.place), arguments.results
+    assemble(arguments.executed, arguments.showcase, source, arguments.left_out, place, results)
     build(source, arguments.work.absolute(), arguments.html)
 
 

@@ -78,8 +78,8 @@ CHAPTERS = (
     ),
     Chapter("04_anomaly_scoring", ("scores",), ("03_lspn_training",), "showcase", record="scores"),
     Chapter(
-        "05_benchmark", ("scores", "peers"), ("03_lspn_training",), "both", record="benchmark", summary="",
-        is_alone=True, needs=(12000, DAY),
+        "05_benchmark", ("scores", "peers"), ("03_lspn_training",), "both", record="benchmark",
+        summary="", is_alone=True, needs=(12000, DAY),
     ),
     Chapter("06_table3_score_metrics", ("quantities",), ("03_lspn_training",), summary="table3"),
     Chapter(

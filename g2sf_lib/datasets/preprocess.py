@@ -261,7 +261,7 @@ def preprocess(sample: Sample, config: PreprocessConfig) -> Sample:
 def _fingerprint(paths: Sequence[Path], config: PreprocessConfig) -> str:
     """Return 16 hex digits that change when the settings or the source files do."""
     stats = {str(path.resolve()): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
-    text = json.dumps([_FORMAT_VERSION, dataclasses.asdict(config), stats], sort_keys=True)
+    text = json.dumps([_FORMAT_VERSION, config.model_dump(), stats], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -8,7 +8,6 @@ on nothing but its seed sequence, which is made of its place in the data set.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -395,7 +394,7 @@ def _check_manifest(root: Path, config: DataConfig) -> None:
     """Write what the folder is made with, or refuse one that is made with something else."""
     tables = json.dumps([RANGES, CATEGORY_SCALE], sort_keys=True).encode()
     wanted = {
-        "data": dataclasses.asdict(config),
+        "data": config.model_dump(),
         "renderer": RENDERER_VERSION,
         "defects": hashlib.sha256(tables).hexdigest()[:12],
     }

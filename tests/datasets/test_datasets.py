@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from g2sf_lib.config import CATEGORIES
+from g2sf_lib.config import CATEGORIES, make_config
 from g2sf_lib.datasets import DATASETS, ScanError, category_names, in_processes, reader
 
 
@@ -10,6 +10,9 @@ from g2sf_lib.datasets import DATASETS, ScanError, category_names, in_processes,
 def test_every_data_set_has_a_reader(dataset):
     for name in ("find_scans", "list_scans", "read_scan"):
         assert callable(getattr(reader(dataset), name))
+    category = CATEGORIES.get(dataset, ("any",))[0]
+    assert make_config(dataset=dataset, data_root="x", category=category).dataset == dataset
+    assert DATASETS[dataset].published.keys() <= set(CATEGORIES.get(dataset, ()))
 
 
 def test_a_process_that_dies_is_told():
