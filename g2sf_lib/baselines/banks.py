@@ -61,10 +61,7 @@ class SideBySide:
 
 
 def fit_concat_bank(
-    feat: dict[str, Tensor | Rows],
-    bank: BankConfig,
-    progress: bool = False,
-    device: torch.device | None = None,
+    feat: dict[str, Tensor | Rows], bank: BankConfig, progress: bool, device: torch.device | None
 ) -> MemoryBank:
     """Return one bank over concatenated standardised features of normal cells."""
     settings = (bank.bank_fraction, bank.coreset, bank.projection_eps)

@@ -82,7 +82,7 @@ def scans_of(config, scan):
         feat = foreground_features([scan(n)[0] for n in range(num)])
         standardiser = Standardiser.fit(feat, config.features.standardise)
         feat, bank = standardiser(feat), config.bank
-        banks = fit_banks(feat, bank) | {"concat": fit_concat_bank(feat, bank)}
+        banks = fit_banks(feat, bank) | {"concat": fit_concat_bank(feat, bank, False, None)}
         normal = standardiser(foreground_features([scan(50 + n)[0] for n in range(3)]))
         calibration = Calibration.fit(query_banks(banks, normal, 1)[1][:, 0])
         return SimpleNamespace(standardiser=standardiser, banks=banks, calibration=calibration)

@@ -72,7 +72,7 @@ def test_side_by_side_reads_what_is_asked_for():
 
 def test_the_concatenated_bank_is_one_coreset_of_both():
     feat = random_features(50, dims=(3, 5))
-    bank = fit_concat_bank(feat, BankConfig(bank_fraction=0.2))
+    bank = fit_concat_bank(feat, BankConfig(bank_fraction=0.2), False, None)
     assert bank.prototypes.shape == (10, 8)
     assert torch.equal(bank.prototypes, SideBySide(feat)[:][bank.rows])
 

@@ -8,6 +8,7 @@ import torch
 
 from g2sf_lib.baselines import METHODS
 from g2sf_lib.baselines.scans import depth_map
+from g2sf_lib.baselines.simple import reweighted
 from g2sf_lib.cells import counted_cells
 from g2sf_lib.config import MODALITIES
 from g2sf_lib.detector import to_prediction
@@ -166,17 +167,13 @@ def test_reweighting_changes_the_image_score_of_one_modality(fit, scan, config, 
         if method == "concat":
             assert ours == theirs
             continue
-        # PatchCore's formula, written out for the cell that scores highest
-        bank, feat = scans.stored.banks[method].prototypes, scans.standard[method][:]
-        distance = torch.cdist(feat, bank)
+        bank, feat = scans.stored.banks[method], scans.standard[method][:]
         counted = counted_cells(pair[0], "exclude")[pair[0].foreground]
-        cell = torch.where(counted, distance.amin(1), -1.0).argmax()
-        s, proto = distance[cell].min(dim=0)
-        around = torch.cdist(bank[proto : proto + 1], bank)[0].argsort()[:4]
-        share = torch.softmax(torch.cdist(feat[cell : cell + 1], bank[around])[0], dim=0)
-        weight = 1 - share[(around == proto).nonzero()[0, 0]]
+        cell = torch.where(counted, cells, -1.0).argmax()
+        proto = int(torch.cdist(feat[cell : cell + 1], bank.prototypes).argmin())
+        expected = reweighted(float(cells[cell]), feat[cell], proto, bank, 4)
         assert 0 < theirs["exclude"] < ours["exclude"]
-        assert theirs["exclude"] == pytest.approx(float(weight * s), rel=1e-3)
+        assert theirs["exclude"] == pytest.approx(expected)
 
 
 def test_bank_points_score_zero(scan, scans_of, config):
