@@ -14,7 +14,7 @@ from halcon import write_points
 from PIL import Image
 
 from g2sf_lib.cells import Cells
-from g2sf_lib.config import MODALITIES, make_config
+from g2sf_lib.config import make_config
 from g2sf_lib.datasets import Sample
 from g2sf_lib.datasets.preprocess import save_prepared
 from g2sf_lib.experiments import patch_file
@@ -30,8 +30,7 @@ def _moved(generator, num, dim, is_anomalous):
     """Normal cells leave their prototype along the first half of the axes, anomalous ones along
     the second half and a little farther: distance alone tells them apart badly, direction well.
     """
-    step = torch.zeros(num, dim)
-    half = dim // 2
+    step, half = torch.zeros(num, dim), dim // 2
     step[:, :half] = 0.3 * torch.randn(num, half, generator=generator)
     other = 0.4 * torch.randn(num, dim - half, generator=generator)
     step[is_anomalous, half:] = other[is_anomalous]
@@ -61,14 +60,12 @@ def toy():
         num = images * cells
         is_anomalous = torch.arange(num) % cells < 8
         row = torch.randint(40, (num,), generator=generator)
-        feat = {
-            mod: bank[mod].prototypes[row] + _moved(generator, num, dim, is_anomalous)
-            for mod, dim in DIMS.items()
-        }
-        found = {mod: bank[mod].query(feat[mod], 5) for mod in MODALITIES}
-        index = {mod: found[mod][0] for mod in MODALITIES}
-        s = torch.stack([found[mod][1] for mod in MODALITIES], dim=-1)
-        return Cells(feat, index, s, is_anomalous, torch.arange(num) // cells), bank
+        moved = {m: _moved(generator, num, d, is_anomalous) for m, d in DIMS.items()}
+        feat = {m: bank[m].prototypes[row] + moved[m] for m in DIMS}
+        index, s = zip(*(bank[m].query(feat[m], 5) for m in DIMS), strict=True)
+        index = dict(zip(DIMS, index, strict=True))
+        image = torch.arange(num) // cells
+        return Cells(feat, index, torch.stack(s, dim=-1), is_anomalous, image), bank
 
     return make
 
@@ -77,23 +74,10 @@ def toy():
 def small_config(tmp_path):
     """Return a config of seconds: 8 x 8 cells, 32 px maps, five epochs."""
     return make_config(
-        "smoke",
-        runs_root=str(tmp_path / "runs"),
-        category="foam",
-        device="cpu",
-        grid_size=GRID,
-        num_synthetic=6,
-        num_synthetic_validation=3,
-        k=2,
-        hidden=24,
-        embed=12,
-        epochs=5,
-        batch_size=64,
-        criterion="losses",
-        bank_fraction=0.3,
-        map_size=32,
-        blur_sigma_px=1.0,
-    )
+        "smoke", runs_root=str(tmp_path / "runs"), category="foam", device="cpu", grid_size=GRID,
+        num_synthetic=6, num_synthetic_validation=3, k=2, hidden=24, embed=12, epochs=5,
+        batch_size=64, criterion="losses", bank_fraction=0.3, map_size=32, blur_sigma_px=1.0,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -110,13 +94,12 @@ def make_patches():
 
     def make(seed, anomalous=()):
         generator = torch.Generator().manual_seed(seed)
-        num = GRID * GRID
-        labels = torch.zeros(num, dtype=torch.bool)
+        labels = torch.zeros(GRID * GRID, dtype=torch.bool)
         labels[list(anomalous)] = True
-        kind = torch.randint(12, (num,), generator=generator)
+        kind = torch.randint(12, labels.shape, generator=generator)
         feat = {}
         for mod, dim in DIMS.items():
-            value = centres[mod][kind] + _moved(generator, num, dim, labels)
+            value = centres[mod][kind] + _moved(generator, len(labels), dim, labels)
             feat[mod] = torch.where(foreground[:, None], value, 0.0)
         return Patches(feat, (GRID, GRID), foreground), labels & foreground
 
@@ -135,9 +118,9 @@ def synthetic(make_patches):
 def make_sample():
     """Return a function (seed, label) -> a scan of a bumpy textured dome, 96 px, 0.1 m across."""
 
-    def make(seed, label="good", name=None, size=96):
+    def make(seed, label="good"):
         rng = np.random.default_rng(seed)
-        axis = (np.arange(size) - size / 2) * (0.1 / size)
+        axis = (np.arange(96) - 48) * (0.1 / 96)
         x, y = np.meshgrid(axis, axis)
         inside = np.hypot(x, y) < 0.04
         dome = 0.012 * (1 - (np.hypot(x, y) / 0.04) ** 2)
@@ -153,7 +136,7 @@ def make_sample():
             rgb[mask] = (10, 200, 240)
         xyz = np.where(inside[..., None], raw, np.float32(0))
         rgb = np.where(inside[..., None], rgb, np.uint8(0))
-        return Sample(rgb, xyz, mask, label, name or f"train/{label}/{seed:03d}", raw_xyz=raw)
+        return Sample(rgb, xyz, mask, label, f"train/{label}/{seed:03d}", raw_xyz=raw)
 
     return make
 
@@ -192,14 +175,13 @@ def made_run(make_patches, make_sample, write_prepared, synthetic):
                 store(config, split, f"good/{number:03d}", *make_patches(first + number))
         for label in ("dent", "stain"):
             for number in range(2):
-                scan = make_sample(1, label)
-                write_prepared(config, "test", scan, number)
-                store(config, "test", f"{label}/{number:03d}",
-                      *make_patches(test_seed + 50 + number, (27, 28, 35, 36)))  # fmt: skip
-        for number, (patches, labels) in enumerate(zip(*synthetic, strict=True)):
-            store(config, "synthetic", f"{number:04d}", patches, labels)
+                write_prepared(config, "test", make_sample(1, label), number)
+                made = make_patches(test_seed + 50 + number, (27, 28, 35, 36))
+                store(config, "test", f"{label}/{number:03d}", *made)
+        for number, made in enumerate(zip(*synthetic, strict=True)):
+            store(config, "synthetic", f"{number:04d}", *made)
             if number < config.synthesis.num_synthetic_validation:
-                store(config, "synthetic_validation", f"{number:04d}", patches, labels)
+                store(config, "synthetic_validation", f"{number:04d}", *made)
         return config
 
     return make
@@ -264,22 +246,20 @@ def _write_mvtec_scan(folder, index, side, rng, kind=None, gt=True):
 def mvtec_tree():
     """Return a function that writes a small data set as MVTec 3D-AD stores it, and its root.
 
-    Arguments: root; categories; side (height, width) in px; num (train, validation, good test,
-    bad test). Bad scans take the three kinds of defect in turn, whose ground truth is 255, 254
-    and 253; every second good test scan has none. `root` is returned.
+    `side` is (height, width) in px, `num` of train, validation, good test and bad test. Bad scans
+    take the three kinds of defect in turn; every second good test scan has no ground truth.
     """
 
-    def write(root, categories=("bagel",), side=(160, 160), num=(3, 2, 2, 3), seed=0):
+    def write(root, categories=("bagel",), side=(160, 160), num=(3, 2, 2, 3)):
         for number, category in enumerate(categories):
-            rng = np.random.default_rng([seed, number])
+            rng = np.random.default_rng([0, number])
             home = Path(root) / category
             for split, count in zip(("train", "validation", "test"), num[:3], strict=True):
                 for index in range(count):
                     gt = split == "test" and index % 2 == 0
                     _write_mvtec_scan(home / split / "good", index, side, rng, gt=gt)
-            kinds = tuple(MVTEC_KINDS)
             for index in range(num[3]):
-                kind = kinds[index % 3]
+                kind = tuple(MVTEC_KINDS)[index % 3]
                 _write_mvtec_scan(home / "test" / kind, index // 3, side, rng, kind)
             pixel = 0.01 * 0.15 / max(side) / 0.5  # on the sensor, at a focal length of 10 mm
             camera = {"camera_type": "area_scan_division", "focus": 0.01, "kappa": 0.0}
@@ -293,29 +273,20 @@ def mvtec_tree():
 
 
 class Candy(NamedTuple):
-    """A rendered scan of a sweet on a conveyor.
+    """A rendered scan of a sweet on a conveyor."""
 
-    Attributes:
-        rgb, mask: (H, W, 3) uint8 and (H, W) bool.
-        depth: (H, W) float64 along the optical axis.
-        pose: (4, 4) from world to camera.
-        world: (H, W, 3) float64, the points that the pixels see: x right, y down, z away.
-        height: (H, W) float64 above the conveyor.
-    """
-
-    rgb: np.ndarray
-    mask: np.ndarray
-    depth: np.ndarray
-    pose: np.ndarray
-    world: np.ndarray
-    height: np.ndarray
+    rgb: np.ndarray  # (H, W, 3) uint8
+    mask: np.ndarray  # (H, W) bool
+    depth: np.ndarray  # (H, W) float64 along the optical axis
+    pose: np.ndarray  # (4, 4) from world to camera
+    world: np.ndarray  # (H, W, 3) float64: x right, y down, z away
+    height: np.ndarray  # (H, W) float64 above the conveyor
 
 
 def _render_candy(seed, side=160, kinds=()):
     """Cast the rays of a turned camera on a height field over a sloping conveyor.
 
-    A ray meets the surface where its height above the conveyor is that of the field: a fixed
-    point, found by iteration because the surface is nowhere steep.
+    A ray's height above the conveyor is that of the field where they meet: a fixed point.
     """
     rng = np.random.default_rng(seed)
     span, slope, view = 1.6, np.radians(20), np.radians(25)  # units; of conveyor and of camera
@@ -396,35 +367,28 @@ CANDY_KINDS = (("bumps",), ("dents",), ("colors",), ("normals",), ("colors", "de
 def eyecandies_tree():
     """Return a function that writes a small data set as Eyecandies stores it, and its root.
 
-    Arguments: root; categories; side in px; num (train, validation, good test, bad test). Bad
-    scans come after the good ones and take single kinds of defect, two at once, and one
-    that has no metadata, in turn. Names have three digits, in test_public two.
+    `side` is in px, `num` of train, validation, good test and bad test. Bad scans come after the
+    good ones and take `CANDY_KINDS` in turn; the empty one has a defect but no metadata. Names
+    have three digits, in test_public two.
     """
 
-    def write(root, categories=("CandyCane",), side=160, num=(3, 2, 2, 3), seed=0):
-        for number, category in enumerate(categories):
-            for split, count in zip(("train", "val", "test_public"), num[:3], strict=True):
-                folder = Path(root) / category / split / "data"
-                digits = 2 if split == "test_public" else 3
-                for index in range(count):
-                    candy = _render_candy([seed, number, len(split), index], side)
-                    with_mask = split == "test_public" or index % 2 == 0
-                    with_metadata = index % 2 == 1
-                    _write_candy(folder, f"{index:0{digits}d}", candy, (), with_mask, with_metadata)
-            for index in range(num[3]):
-                kinds = CANDY_KINDS[index % len(CANDY_KINDS)]
-                made = kinds or ("bumps", "colors")
-                candy = _render_candy([seed, number, 0, index], side, made)
-                name = f"{num[2] + index:02d}"
-                _write_candy(folder, name, candy, kinds, metadata=bool(kinds))
+    def write(root, side=160, num=(3, 2, 2, 3)):
+        for split, count in zip(("train", "val", "test_public"), num[:3], strict=True):
+            folder, is_test = Path(root) / "CandyCane" / split / "data", split == "test_public"
+            for index in range(count):
+                candy = _render_candy([0, 0, len(split), index], side)
+                name = f"{index:0{2 if is_test else 3}d}"
+                _write_candy(folder, name, candy, (), is_test or index % 2 == 0, index % 2 == 1)
+        for index in range(num[3]):
+            kinds = CANDY_KINDS[index % len(CANDY_KINDS)]
+            candy = _render_candy([0, 0, 0, index], side, kinds or ("bumps", "colors"))
+            _write_candy(folder, f"{num[2] + index:02d}", candy, kinds, metadata=bool(kinds))
         return Path(root)
 
     return write
 
 
 def pytest_collection_modifyitems(items):
-    if torch.cuda.is_available():
-        return
     for item in items:
-        if item.get_closest_marker("gpu"):
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="torch sees no CUDA device"))

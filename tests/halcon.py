@@ -8,8 +8,7 @@ import numpy as np
 from PIL import Image
 
 SHORT, LONG, TEXT, RATIONAL, IFD = 3, 4, 2, 5, 13
-SIZES = {SHORT: 2, LONG: 4, TEXT: 1, RATIONAL: 8, IFD: 4}
-CODES = {SHORT: "H", LONG: "I", IFD: "I"}
+CODES = {SHORT: "H", LONG: "I", RATIONAL: "II", IFD: "I"}
 
 
 def _group4(domain):
@@ -32,9 +31,8 @@ def _directory(tags, at):
             data, count = value.encode() + b"\0", len(value) + 1
         else:
             values = np.atleast_1d(value).tolist()
-            letters = "II" if kind == RATIONAL else CODES[kind]
-            count = len(values) // len(letters)
-            data = struct.pack(f"<{count * letters}", *values)
+            count = len(values) // len(CODES[kind])
+            data = struct.pack(f"<{count * CODES[kind]}", *values)
         if len(data) <= 4:
             entries += struct.pack("<HHI", code, kind, count) + data.ljust(4, b"\0")
         else:
@@ -46,12 +44,8 @@ def _directory(tags, at):
 def write_points(path: Path, xyz: np.ndarray, domain: np.ndarray | None = None) -> None:
     """Write (H, W, 3) float32 points: rows as strips, then the domain, its SubIFD, and the page.
 
-    Tags and values are those of the 354 real files of cable_gland, and so is the file's size.
-
-    Args:
-        path: the file; its folder is made.
-        xyz: the points.
-        domain: (H, W) bool; None: where there is a point, as in the real files.
+    Tags, values and size are those of the 354 real files of cable_gland. `domain` is (H, W) bool;
+    None: where there is a point, as in the real files.
     """
     height, width = xyz.shape[:2]
     domain = (xyz != 0).any(axis=-1) if domain is None else domain
@@ -61,45 +55,23 @@ def write_points(path: Path, xyz: np.ndarray, domain: np.ndarray | None = None) 
     coded_at = 8 + sum(map(len, rows))
     padded = coded + b"\0" * (len(coded) % 2)
     below_at = coded_at + len(padded)
-    below = _directory(
-        {
-            256: (SHORT, domain.shape[1]),
-            257: (SHORT, domain.shape[0]),
-            258: (SHORT, 1),
-            259: (SHORT, 4),  # CCITT T.6
-            262: (SHORT, 4),  # a mask
-            273: (LONG, coded_at),
-            277: (SHORT, 1),
-            279: (LONG, len(coded)),
-            284: (SHORT, 1),
-        },
-        below_at,
-    )
+    below_tags = {
+        256: (SHORT, domain.shape[1]), 257: (SHORT, domain.shape[0]), 258: (SHORT, 1),
+        259: (SHORT, 4), 262: (SHORT, 4),  # CCITT T.6, a mask
+        273: (LONG, coded_at), 277: (SHORT, 1), 279: (LONG, len(coded)), 284: (SHORT, 1),
+    }  # fmt: skip
+    below = _directory(below_tags, below_at)
     page_at = below_at + len(below)
-    page = _directory(
-        {
-            256: (SHORT, width),
-            257: (SHORT, height),
-            258: (SHORT, [32, 32, 32]),
-            259: (SHORT, 1),  # not compressed
-            262: (SHORT, 2),  # RGB
-            271: (TEXT, "MVTec Software GmbH"),
-            273: (LONG, starts),
-            274: (SHORT, 1),
-            277: (SHORT, 3),
-            278: (SHORT, 1),
-            279: (SHORT, [len(rows[0])] * height),
-            282: (RATIONAL, [300, 1]),
-            283: (RATIONAL, [300, 1]),
-            284: (SHORT, 1),
-            296: (SHORT, 2),
-            305: (TEXT, "HALCON 21.11"),
-            306: (TEXT, "2021:08:27 10:52:25"),
-            330: (IFD, below_at),
-            339: (SHORT, [3, 3, 3]),  # floating point
-        },
-        page_at,
-    )
+    page_tags = {
+        256: (SHORT, width), 257: (SHORT, height), 258: (SHORT, [32, 32, 32]),
+        259: (SHORT, 1), 262: (SHORT, 2),  # not compressed, RGB
+        271: (TEXT, "MVTec Software GmbH"), 273: (LONG, starts), 274: (SHORT, 1), 277: (SHORT, 3),
+        278: (SHORT, 1), 279: (SHORT, [len(rows[0])] * height), 282: (RATIONAL, [300, 1]),
+        283: (RATIONAL, [300, 1]), 284: (SHORT, 1), 296: (SHORT, 2), 305: (TEXT, "HALCON 21.11"),
+        306: (TEXT, "2021:08:27 10:52:25"), 330: (IFD, below_at),
+        339: (SHORT, [3, 3, 3]),  # floating point
+    }  # fmt: skip
+    page = _directory(page_tags, page_at)
     path.parent.mkdir(parents=True, exist_ok=True)
     header = struct.pack("<2sHI", b"II", 42, page_at)
     path.write_bytes(b"".join([header, *rows, padded, below, page]))

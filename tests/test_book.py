@@ -1,5 +1,6 @@
 """Every page of the built book, opened in headless Chromium as a reader without network would."""
 
+import contextlib
 import functools
 import http.server
 import os
@@ -69,35 +70,37 @@ FAULTS = """() => {
 
 def book_folder() -> Path | None:
     named = os.environ.get("G2SF_BOOK")
-    folders = [Path(named)] if named else [Path("_build/smoke/html"), Path("_build/html")]
+    folders = [named] if named else ["_build/smoke/html", "_build/html"]
     found = (ROOT / folder for folder in folders)
     return next((folder for folder in found if (folder / "index.html").exists()), None)
 
 
-def page_names() -> list[str]:
-    folder = book_folder()
-    if folder is None:
-        return []
-    # index.html only sends the reader on to the first chapter
-    return sorted(path.name for path in folder.glob("*.html") if path.name != "index.html")
+BOOK = book_folder()
+# index.html only sends the reader on to the first chapter
+PAGES = sorted({path.name for path in BOOK.glob("*.html")} - {"index.html"}) if BOOK else []
 
 
-@pytest.fixture(scope="module")
-def address():
-    """Serve the book on this machine and give the address of its folder."""
-    folder = book_folder()
-    if folder is None:
-        pytest.skip("no book is built: run `make book` or `make test`")
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
 
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *arguments):
-            pass
 
+@contextlib.contextmanager
+def served(folder: Path):
+    """Serve a folder on this machine and give its address."""
     handler = functools.partial(Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def address():
+    if BOOK is None:
+        pytest.skip("no book is built: run `make book` or `make test`")
+    with served(BOOK) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -116,25 +119,19 @@ def inspect(browser, address: str, name: str, timeout_s: float = 60.0) -> list[s
     """Open a page, wait until it is complete, and return all that is wrong with it."""
     wrong: list[str] = []
     home = urlsplit(address).netloc
-    page = browser.new_page()
 
-    def check_request(request) -> None:
-        target = urlsplit(request.url)
-        if target.scheme not in ("data", "blob") and target.netloc != home:
-            wrong.append(f"request to another host: {request.url}")
+    def is_foreign(url: str) -> bool:
+        return urlsplit(url).scheme not in ("data", "blob") and urlsplit(url).netloc != home
 
-    page.on("request", check_request)
-    page.on("requestfailed", lambda r: wrong.append(f"request failed: {r.url} ({r.failure})"))
-    page.on("pageerror", lambda error: wrong.append(f"script error: {error}"))
-    page.on(
-        "console",
-        lambda message: wrong.append(f"console: {message.text}") if message.type == "error" else 0,
-    )
-    page.on(
-        "response",
-        lambda r: wrong.append(f"status {r.status}: {r.url}") if r.status >= 400 else 0,
-    )
-    try:
+    def check(message: str, is_wrong: bool = True) -> None:
+        wrong.extend([message] * is_wrong)
+
+    with contextlib.closing(browser.new_page()) as page:
+        page.on("request", lambda r: check(f"request to another host: {r.url}", is_foreign(r.url)))
+        page.on("requestfailed", lambda r: check(f"request failed: {r.url} ({r.failure})"))
+        page.on("pageerror", lambda error: check(f"script error: {error}"))
+        page.on("console", lambda said: check(f"console: {said.text}", said.type == "error"))
+        page.on("response", lambda r: check(f"status {r.status}: {r.url}", r.status >= 400))
         page.goto(f"{address}/{name}", wait_until="load", timeout=timeout_s * 1000)
         try:
             page.wait_for_function(f"({PENDING})().length === 0", timeout=timeout_s * 1000)
@@ -143,22 +140,16 @@ def inspect(browser, address: str, name: str, timeout_s: float = 60.0) -> list[s
                 raise
             wrong += [f"not drawn in {timeout_s:.0f} s: {what}" for what in page.evaluate(PENDING)]
         wrong += page.evaluate(FAULTS)
-    finally:
-        page.close()
     return wrong
 
 
-def pytest_generate_tests(metafunc):
-    if "page_name" in metafunc.fixturenames:
-        metafunc.parametrize("page_name", page_names() or ["none is built"])
-
-
 def test_the_address_of_the_book_leads_to_its_first_chapter(address):
-    text = (book_folder() / "index.html").read_text()
+    text = (BOOK / "index.html").read_text()
     target = re.search(r'http-equiv="Refresh" content="0; url=([^"]+)"', text, re.IGNORECASE)
-    assert target and target.group(1) in page_names()
+    assert target and target.group(1) in PAGES
 
 
+@pytest.mark.parametrize("page_name", PAGES or ["none is built"])
 def test_page_is_complete_and_asks_no_other_host(browser, address, page_name):
     assert inspect(browser, address, page_name) == []
 
@@ -175,53 +166,35 @@ def test_a_broken_page_is_found(browser, tmp_path):
         <script>throw new Error("thrown");</script>
         </article></body></html>"""
     )
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
+    with served(tmp_path) as address:
         found = "\n".join(inspect(browser, address, "page.html", timeout_s=3))
-        server.shutdown()
-    for sign in (
-        "untypeset formula",
-        "formula: ",
-        "without alternative text",
-        "plotly: 0 of 1",
-        "console: planted",
-        "status 404",
-        "request to another host",
-        "thrown",
-    ):
+    signs = ("untypeset formula", "formula: ", "without alternative text", "plotly: 0 of 1")
+    for sign in (*signs, "console: planted", "status 404", "request to another host", "thrown"):
         assert sign in found, f"{sign!r} was not reported in:\n{found}"
 
 
-def drawn_balls(page) -> list[str]:
-    """The lines that the first figure of a page draws, as paths."""
-    return page.evaluate(
-        """() => [...document.querySelector(".js-plotly-plot").querySelectorAll("path.js-line")]
-                 .map((line) => line.getAttribute("d"))"""
-    )
+BALLS = """() => [...document.querySelector(".js-plotly-plot").querySelectorAll("path.js-line")]
+                  .map((line) => line.getAttribute("d"))"""
 
 
 def test_the_playground_moves_without_a_kernel(browser, address):
     """The slider shows other balls, a switch another subset, a button another aggregation."""
-    if "12_metric_playground.html" not in page_names():
+    if "12_metric_playground.html" not in PAGES:
         pytest.skip("the book that is built has no chapter 12")
-    page = browser.new_page(viewport={"width": 1300, "height": 900})
     wrong: list[str] = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    try:
+    with contextlib.closing(browser.new_page(viewport={"width": 1300, "height": 900})) as page:
+        page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto(f"{address}/12_metric_playground.html", wait_until="load")
         page.wait_for_function(f"({PENDING})().length === 0", timeout=60_000)
-        before = drawn_balls(page)
+        before = page.evaluate(BALLS)
         rail = page.locator(".slider-rail-touch-rect").first
         rail.scroll_into_view_if_needed()
         box = rail.bounding_box()
         page.mouse.click(box["x"] + 3, box["y"] + box["height"] / 2)  # its left end: epoch 0
-        page.wait_for_function(
-            """() => document.querySelector(".slider-label").textContent === "epoch 0" """
-        )
+        label = 'document.querySelector(".slider-label").textContent'
+        page.wait_for_function(f"() => {label} === 'epoch 0'")
         page.wait_for_timeout(300)
-        after = drawn_balls(page)
+        after = page.evaluate(BALLS)
         assert len(before) == len(after) and before != after
         figures = page.locator(".js-plotly-plot")
         switches, maps = figures.nth(1), figures.nth(2)
@@ -239,6 +212,4 @@ def test_the_playground_moves_without_a_kernel(browser, address):
             pictures.add(maps.locator(".heatmaplayer").first.inner_html())
         # In a smoke book w hardly differs between directions: the nearest is the least there.
         assert len(pictures) >= 3
-    finally:
-        page.close()
     assert wrong == []

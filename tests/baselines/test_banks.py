@@ -105,17 +105,6 @@ def test_reweighted_stays_finite_where_exponentials_do_not(scale):
     )
 
 
-def test_a_lone_prototype_weighs_more_than_one_among_many():
-    """The same distance to the nearest prototype; of one, the neighbours are far away."""
-    among = torch.cat([torch.zeros(1, 2), 0.1 * random_features(8, dims=(2, 2))["pcd"]])
-    lone = torch.tensor([[50.0, 0.0]])
-    bank = MemoryBank(torch.cat([among, lone]), torch.arange(10))
-    s = 2.0
-    crowd = reweighted(s, torch.tensor([0.0, s]), 0, bank, 5)
-    alone = reweighted(s, torch.tensor([50.0, s]), 9, bank, 5)
-    assert 0 < crowd < 0.9 * s < alone <= s
-
-
 def test_reweighted_never_exceeds_the_distance():
     feat = random_features(40, seed=5, dims=(3, 3))
     bank = MemoryBank(feat["pcd"], torch.arange(40))

@@ -189,17 +189,6 @@ def test_bank_points_score_zero(scan, scans_of, config):
         METHODS["m3dm"].scorer(config, METHODS["m3dm"].banks).fit(scans)
 
 
-@pytest.mark.parametrize("method", ["cfm", "ast"])
-def test_a_finished_training_is_not_begun_again(
-    config, scan, scans_of, tmp_path, monkeypatch, method
-):
-    train, scorer = scans_of([scan(n) for n in range(6)]), METHODS[method].scorer(config)
-    first = scorer.fit(train, tmp_path).score(train)[0]
-    assert list(tmp_path.iterdir())
-    monkeypatch.setattr(torch.optim.Adam, "step", None)
-    assert torch.equal(scorer.fit(train, tmp_path).score(train)[0], first)
-
-
 # ------------------------------------------------------------------ depth
 
 
@@ -229,11 +218,3 @@ def test_small_holes_are_closed_and_the_rest_is_zero():
     top = found[0, 0]
     assert 0.5 < float(top) < 1.5 and torch.allclose(found[5:11, 5:11], top.expand(6, 6))
     assert found[:, 23:].eq(0).all() and found[:, 22].ne(0).all()
-
-
-def test_depth_is_read_at_the_nearest_pixel():
-    xyz = np.ones((9, 6, 3), np.float32)
-    xyz[..., 2] = 0.3 + np.arange(54).reshape(9, 6) / 1000
-    found = depth_map(xyz, 3, 1)[0]
-    middle = torch.tensor([[1.0], [4], [7]]) * 6 + torch.tensor([1.0, 3, 5])
-    assert torch.allclose(found, middle - 26.5, atol=1e-4)
