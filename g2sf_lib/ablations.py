@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from g2sf_lib import stats
 from g2sf_lib.benchmark import checked_seeds
 from g2sf_lib.cells import counted_cells
 from g2sf_lib.config import Config, ConfigError, leaf_fields, listed, make_config, with_settings
@@ -26,11 +26,8 @@ from g2sf_lib.detector import CellScores
 from g2sf_lib.experiments import checked_categories, fitted
 from g2sf_lib.quantities import TestCells, neighbourhoods, run_epochs, run_quantities
 from g2sf_lib.results import origin, rounded
-from g2sf_lib.stages import results_file
-from g2sf_lib.stats import METRIC_NAMES, compare, effects, means, metric_columns
-from g2sf_lib.store import write_json
-
-orderings, paired = compare, stats.paired  # until chapters 09, 11 and 13 read `stats`
+from g2sf_lib.results import write_summary as write_summary  # for who has a summary of here
+from g2sf_lib.stats import METRIC_NAMES, effects, means, metric_columns
 
 LOSSES = {"sep": None, "cns": "beta", "mar": "alpha", "sc": "gamma", "cma": "mu"}  # -> its weight
 STEPS = tuple(tuple(LOSSES)[:num] for num in range(1, len(LOSSES) + 1))  # Table 4
@@ -39,12 +36,9 @@ LEFT_OUT = tuple(tuple(x for x in LOSSES if x != term) for term in LOSSES if ter
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of an ablation.
+    """One row of an ablation, and the leaves of the config that differ from the run's.
 
-    Attributes:
-        name: of the row; the same as in `data/paper` where the paper has such a row.
-        label: what a reader sees.
-        settings: leaves of the config that differ from the run's; none for the run itself.
+    Its name is that of `data/paper` where the paper has such a row; the label is what is shown.
     """
 
     name: str
@@ -59,45 +53,32 @@ def loss_variant(losses: Sequence[str]) -> Variant:
         ConfigError: for an unknown loss, one that is there twice, or without "sep", which has no
             weight in Eq. 10.
     """
-    names = tuple(losses)
-    if "sep" not in names or len(set(names)) < len(names) or not set(names) <= set(LOSSES):
+    kept = [name for name in LOSSES if name in losses]
+    if "sep" not in kept or len(kept) != len(losses):
         raise ConfigError(
             f"losses is {list(losses)!r}; expected a list of 'sep' and some of "
             f"{', '.join(map(repr, list(LOSSES)[1:]))}"
         )
-    kept = [name for name in LOSSES if name in names]
-    off = {weight: 0.0 for name, weight in LOSSES.items() if weight and name not in kept}
+    off = {weight: 0.0 for name, weight in LOSSES.items() if name not in kept}
     return Variant("+".join(kept), " + ".join(kept), off)
 
 
 def loss_variants(losses: Any, config: Config) -> tuple[Variant, ...]:
     """Return the rows of Table 4, and those with one loss left out; or one subset beside all.
 
-    Args:
-        losses: None for all rows; a list of losses, or a text that holds one, for that subset.
-        config: of the run, whose weights the losses that are on have.
+    The subset is a list of losses, or a text that holds one; None: all rows.
 
     Raises:
         ConfigError: as `loss_variant`; and for a loss that is on but weighs nothing in the config.
     """
-    if losses is None:
-        subsets = (*STEPS, *(subset for subset in LEFT_OUT if subset not in STEPS))
-    else:
-        asked = listed(losses)
-        if not isinstance(asked, (list, tuple)) or not all(isinstance(x, str) for x in asked):
-            raise ConfigError(f"losses is {losses!r}; expected a list of {', '.join(LOSSES)}")
-        in_order = (
-            [x for x in LOSSES if x in asked]
-            if len(set(asked) & set(LOSSES)) == len(asked)
-            else asked
-        )
-        subsets = tuple(dict.fromkeys((tuple(in_order), tuple(LOSSES))))
-    variants = tuple(loss_variant(subset) for subset in subsets)
+    asked = [*STEPS, *LEFT_OUT] if losses is None else [listed(losses), tuple(LOSSES)]
+    if not isinstance(asked[0], (list, tuple)):
+        raise ConfigError(f"losses is {losses!r}; expected a list of {', '.join(LOSSES)}")
+    variants = {variant.name: variant for variant in map(loss_variant, asked)}
     for name, weight in LOSSES.items():
-        used = any(weight not in variant.settings for variant in variants)
-        if weight and used and getattr(config.loss, weight) == 0:
+        if weight and getattr(config.loss, weight) == 0:
             raise ConfigError(f"{weight} is 0, so the loss {name!r} cannot be on; expected above 0")
-    return variants
+    return tuple(variants.values())
 
 
 RUN = Variant("run", "this run")  # what every other row of chapter 11 is compared with
@@ -118,39 +99,32 @@ RECIPE |= {"label_of": "cell", "sigma_learning_rate": 5e-3, "max_batch_share": 0
 
 def studies() -> dict[str, tuple[Variant, ...]]:
     """Return the analyses of chapter 11: study -> its rows beside `RUN`, which all share."""
-    scales = {
-        name: tuple(Variant(f"{name}={value:g}", f"{value:g}", {name: value}) for value in values)
+    no_d, no_m = {"direction_input": "zeros"}, {"prototype_input": "zeros"}
+    found = {
+        name: [Variant(f"{name}={value:g}", f"{value:g}", {name: value}) for value in values]
         for name, values in SCALES.items()
     }
-    zeros = {"direction_input": "zeros"}
-    inputs = (
-        Variant("d_zeros", "directions are zero", zeros),
+    found["sigma"] = [Variant("sigma_rule", "both fixed at 1/2", {"sigma_rule": "fixed"})]
+    found["inputs"] = [
+        Variant("d_zeros", "directions are zero", no_d),
         Variant("d_random", "directions are random", {"direction_input": "random"}),
-        Variant("m_zeros", "prototypes are zero", {"prototype_input": "zeros"}),
-        Variant("scalar", "both are zero: one number", zeros | {"prototype_input": "zeros"}),
-    )
-    forms = [Variant(name, name, {name: "official"}) for name in FORMS]
-    forms += [
+        Variant("m_zeros", "prototypes are zero", no_m),
+        Variant("scalar", "both are zero: one number", no_d | no_m),
+    ]
+    found["forms"] = [
+        *(Variant(name, name, {name: "official"}) for name in FORMS),
         Variant("form", "all six forms", {"form": "official"}),
         Variant("recipe", "all six, and the authors' weights, L1, split and choice", RECIPE),
     ]
-    others = (
+    found["others"] = [
         Variant("heldout_by", "held out by cell", {"heldout_by": "cell"}),
         Variant("criterion", "epoch chosen by losses", {"criterion": "losses"}),
         Variant("normaliser", "distances over their mean", {"normaliser": "mean"}),
         Variant("l1", "L1 penalty of 5e-4", {"l1": 5e-4}),
         Variant("quantise", "maps of 8 bits", {"quantise": True}),
         Variant("silhouette", "cells at the outline count", {"silhouette": "count"}),
-    )
-    sigma = (Variant("sigma_rule", "both fixed at 1/2", {"sigma_rule": "fixed"}),)
-    return {
-        "bank_fraction": scales["bank_fraction"],
-        "k": scales["k"],
-        "sigma": sigma,
-        "inputs": inputs,
-        "forms": tuple(forms),
-        "others": others,
-    }
+    ]
+    return {name: tuple(rows) for name, rows in found.items()}
 
 
 def own_variant(settings: Mapping[str, Any] | str | None) -> tuple[Variant, ...]:
@@ -165,8 +139,7 @@ def own_variant(settings: Mapping[str, Any] | str | None) -> tuple[Variant, ...]
         found = ast.literal_eval(settings) if isinstance(settings, str) else settings
     except (ValueError, SyntaxError):
         found = None
-    is_named = isinstance(found, Mapping) and all(isinstance(name, str) for name in found)
-    if not is_named or not found:
+    if not isinstance(found, Mapping) or not found or not all(isinstance(n, str) for n in found):
         raise ConfigError(
             f"own is {settings!r}; expected settings in braces, e.g. {{'hidden': 128}}"
         )
@@ -183,7 +156,7 @@ def run_variants(
     variants: Sequence[Variant],
     categories: Sequence[str] | str | None = None,
     seeds: Sequence[int] | str = (0,),
-    quantities: Sequence[str] = ("fused",),
+    quantities: Sequence[str] | None = ("fused",),
     progress: bool = True,
 ) -> pd.DataFrame:
     """Measure every variant in every category for every seed; train what is not there yet.
@@ -197,41 +170,25 @@ def run_variants(
         categories: those that take part; None: all that are there. A text that holds a list will
             do, here and for the seeds.
         seeds: training seeds.
-        quantities: what is measured of each, as in `quantities.checked_quantity`.
+        quantities: what is measured of each, as in `quantities.checked_quantity`; None: the fused
+            score after each kept epoch of the training.
         progress: whether a progress bar is shown.
 
     Returns:
-        A row a variant, category, seed and quantity: ``variant``, and the columns of
-        `quantities.run_quantities`.
+        A row a variant, category, seed and quantity or epoch: ``variant``, and the columns of
+        `quantities.run_quantities` or `quantities.run_epochs`.
     """
-    return _over(config, variants, categories, seeds, progress, run_quantities, quantities)
-
-
-def run_variant_epochs(
-    config: Config,
-    variant: Variant,
-    categories: Sequence[str] | str | None = None,
-    seeds: Sequence[int] | str = (0,),
-    progress: bool = True,
-) -> pd.DataFrame:
-    """Measure one variant after each kept epoch of its training, as `run_variants` otherwise."""
-    return _over(config, [variant], categories, seeds, progress, run_epochs)
-
-
-def _over(config, variants, categories, seeds, progress: bool, measured, *more) -> pd.DataFrame:
-    """Return the rows that a function of (config, *more, test) gives of everything."""
     categories, seeds = checked_categories(config, categories), checked_seeds(seeds)
-    configs = [(variant, with_settings(config, variant.settings)) for variant in variants]
-    tables = []
-    with tqdm(total=len(categories) * len(configs) * len(seeds), disable=not progress) as bar:
-        for category in categories:
+    configs = [(variant.name, with_settings(config, variant.settings)) for variant in variants]
+    measured = run_epochs if quantities is None else partial(run_quantities, names=quantities)
+    bar = tqdm(list(itertools.product(categories, configs, seeds)), disable=not progress)
+    test, tables = None, []
+    for category, (name, changed), seed in bar:
+        bar.set_description(f"{category}, {name}, seed {seed}")
+        if test is None or test.config.category != category:
             test = TestCells(config.replace(category=category))
-            for variant, changed in configs:
-                for seed in seeds:
-                    bar.set_description(f"{category}, {variant.name}, seed {seed}")
-                    of_one = changed.replace(category=category, seed=seed)
-                    tables.append(measured(of_one, *more, test).assign(variant=variant.name))
-                    bar.update()
+        one = changed.replace(category=category, seed=seed)
+        tables.append(measured(one, test=test).assign(variant=name))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -262,13 +219,13 @@ def summary(
 
     Args:
         config: of the run.
-        rows: of `run_variants`.
+        rows: of `run_variants`; the column `key` says what differs.
         reference: the row that ``effects`` are differences from.
-        key: which column says what differs.
+        key: a column.
         metrics: None: all metrics of scores, of which `METRIC_NAMES` are compared.
     """
-    compared = list(METRIC_NAMES) if metrics is None else list(metrics)
-    metrics = metric_columns(rows) if metrics is None else list(metrics)
+    compared = list(metrics or METRIC_NAMES)
+    metrics = list(metrics or metric_columns(rows))
     categories = list(rows["category"].unique())
     by_row = means(rows, key, metrics)
     if "w_std" in rows:
@@ -285,9 +242,3 @@ def summary(
         "per_category": rounded(per_category.reset_index().to_dict("records")),
         "effects": rounded(effects(rows, reference, key, compared).to_dict("records")),
     }
-
-
-def write_summary(content: dict[str, Any], config: Config, name: str) -> Path:
-    """Write a summary to `results_file`, and return where that is."""
-    write_json(results_file(config, name), content)
-    return results_file(config, name)

@@ -22,7 +22,7 @@ from g2sf_lib import evaluation
 from g2sf_lib.baselines import METHODS, Scans, Scorer
 from g2sf_lib.baselines.scans import SILHOUETTES
 from g2sf_lib.cells import counted_cells
-from g2sf_lib.config import Config, ConfigError, listed
+from g2sf_lib.config import Config, ConfigError, ScoringConfig, listed
 from g2sf_lib.datasets import Sample
 from g2sf_lib.datasets.preprocess import list_prepared, load_prepared
 from g2sf_lib.detector import to_prediction
@@ -70,11 +70,7 @@ def checked_methods(config: Config, methods: Sequence[str] | str | None) -> tupl
 
 
 def checked_seeds(seeds: Sequence[int] | str) -> tuple[int, ...]:
-    """Return the seeds asked for, each once; they come as methods do.
-
-    Raises:
-        ConfigError: when they are no list of whole numbers that are not negative.
-    """
+    """Return the seeds asked for, each once; they come, and are refused, as methods are."""
     asked = _checked("seeds", seeds, lambda s: type(s) is int and s >= 0, "whole numbers >= 0")
     return tuple(dict.fromkeys(asked))
 
@@ -85,12 +81,10 @@ def runs_of(methods: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int
 
 
 class Split(Scans):
-    """The scans of one split of a category; what is asked for is read or computed once.
+    """The scans of a split ("train", "validation", "test", "synthetic_validation") of a category.
 
-    Args:
-        config: of the run.
-        split: "train", "validation", "test", or "synthetic_validation".
-        categories: where pasted points come from; None: all.
+    What is asked for is read or computed once. Pasted points come from the given categories;
+    None: from all.
     """
 
     def __init__(self, config: Config, split: str, categories: Sequence[str] | None = None):
@@ -128,11 +122,9 @@ class Split(Scans):
     def truth(self) -> tuple[list[str], list[str], np.ndarray]:
         """Names, labels, and masks (N, map_size, map_size) bool of the scans."""
         size, rule = self.config.scoring.map_size, self.config.scoring.mask_rule
-        found = [
-            (s.name, s.label, evaluation.resize_mask(s.mask, size, rule)) for s in self.samples
-        ]
-        names, labels, masks = zip(*found, strict=True)
-        return list(names), list(labels), np.stack(masks)
+        each = ((s.name, s.label, evaluation.resize_mask(s.mask, size, rule)) for s in self.samples)
+        names, labels, masks = map(list, zip(*each, strict=True))
+        return names, labels, np.stack(masks)
 
     @cached_property
     def lost_regions(self) -> int:
@@ -144,13 +136,12 @@ class Split(Scans):
 class CellMaps(Mapping):
     """(method, seed) -> (N, map_size, map_size) score maps, made from cell scores when asked.
 
-    Args:
-        cells: (method, seed) -> (n,) scores of all foreground cells, scan after scan.
-        patches: of the N scans.
-        scoring: silhouette rule, map size, blur.
+    `cells` are (n,) scores of all foreground cells, scan after scan; `patches` those of N scans.
     """
 
-    def __init__(self, cells: dict[tuple[str, int], Tensor], patches: Sequence, scoring):
+    def __init__(
+        self, cells: dict[Any, Tensor], patches: Sequence[PackedPatches], scoring: ScoringConfig
+    ):
         self.cells, self.patches, self.scoring = cells, patches, scoring
         self.sizes = [int(p.foreground.sum()) for p in patches]
 
@@ -171,43 +162,31 @@ class CellMaps(Mapping):
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of the test scans of one category by several methods.
-
-    Attributes:
-        names, labels: of the N scans; a label is "good" or a kind of defect.
-        masks: (N, map_size, map_size) bool.
-        maps: (method, seed) -> (N, map_size, map_size) float32.
-        image: (method, seed, silhouette) -> (N,) image scores.
-        normal: (method, seed) -> median pixel, on cells that count, and largest pixel of the
-            score maps of validation scans, which are normal.
-        resampled: (method, seed) -> metric of `RESAMPLED` -> its value in (NUM_RESAMPLES,)
-            resamples of the images, the same ones for all methods.
-    """
+    """Scores of the N test scans of one category by several methods."""
 
     names: list[str]
-    labels: list[str]
-    masks: np.ndarray
-    maps: Mapping[tuple[str, int], np.ndarray]
-    image: dict[tuple[str, int, str], np.ndarray]
+    labels: list[str]  # "good", or a kind of defect
+    masks: np.ndarray  # (N, map_size, map_size) bool
+    maps: Mapping[tuple[str, int], np.ndarray]  # (method, seed) -> (N, map_size, map_size) float32
+    image: dict[tuple[str, int, str], np.ndarray]  # (method, seed, silhouette) -> (N,)
+    # (method, seed) -> median pixel, on cells that count, and largest pixel of the score maps of
+    # validation scans, which are normal.
     normal: dict[tuple[str, int], tuple[float, float]] = field(default_factory=dict)
+    # (method, seed) -> metric of `RESAMPLED` -> its value in (NUM_RESAMPLES,) resamples of the
+    # images, the same ones for all methods.
     resampled: dict[tuple[str, int], dict[str, np.ndarray]] = field(default_factory=dict)
 
 
 def score_file(config: Config, method: str, seed: int) -> Path:
     """Return where scores and metrics of a method and seed are kept for the config's category."""
     row = METHODS[method]
-    of_seed = row.settings(config.replace(seed=seed))
-    return stage_dir(of_seed, row.score_stage) / f"{method}.json"
+    return stage_dir(row.settings(config.replace(seed=seed)), row.score_stage) / f"{method}.json"
 
 
 def fitted_method(config: Config, method: str, train: Split, progress: bool = False) -> Scorer:
     """Return a method fitted to the normal training scans of a category, read where it is kept.
 
-    Args:
-        config: of the run; its seed is the method's.
-        method: one of `METHODS`.
-        train: its training scans.
-        progress: whether progress bars are shown. An interrupted training goes on.
+    Its seed is that of the config. An interrupted training goes on.
     """
     row = METHODS[method]
     config = row.settings(config)
@@ -231,14 +210,11 @@ def measure(
     image: dict[str, np.ndarray],
     num_resamples: int = NUM_RESAMPLES,
 ) -> tuple[list[dict], dict[str, np.ndarray]]:
-    """Return every metric of one method on the test scans of one category.
+    """Return every metric of one method on the N test scans of one category.
 
-    Args:
-        config: of the run.
-        truth: names, labels and masks of the N scans.
-        maps: (N, map_size, map_size) by the configured silhouette rule.
-        image: silhouette rule -> (N,) image scores.
-        num_resamples: of the images; 0: no errors over images are estimated.
+    `truth` are their names, labels and masks; `maps` (N, map_size, map_size) follow the configured
+    silhouette rule; `image` is silhouette rule -> (N,) scores. Without resamples no errors over
+    images are estimated.
 
     Returns:
         A row a silhouette rule: ``i_auroc``, ``i_auroc_se`` (bootstrap over images, if any),
@@ -261,25 +237,14 @@ def measure(
             continue
         row["p_auroc"] = evaluation.pixel_auroc(maps, masks)
         for suffix, num in (("", None), ("_published", 100)):
-            exact = evaluation.aupro(maps, masks, num_thresholds=num)
-            row |= {f"aupro_{round(100 * at)}{suffix}": area for at, area in exact.items()}
+            areas_at = evaluation.aupro(maps, masks, num_thresholds=num)
+            row |= {f"aupro_{round(100 * at)}{suffix}": area for at, area in areas_at.items()}
         if num_resamples:
             draw = np.random.default_rng([0, len(labels)])
             both = evaluation.bootstrap_aupro(maps, masks, (0.3, 0.01), num_resamples, draw)
             resampled = {"i_auroc": areas}
             resampled |= {f"aupro_{round(100 * at)}": values for at, values in both.items()}
     return rows, resampled
-
-
-def _normal_level(config: Config, cells: Tensor, split: Split) -> tuple[float, float]:
-    """Return the median pixel of normal scans, on cells that count, and the largest of all."""
-    size, inside, largest = config.scoring.map_size, [], 0.0
-    for part, p in zip(cells.split(split.sizes), split.patches, strict=True):
-        score_map = to_prediction(part, p, config.scoring).score_map
-        counted = counted_cells(p, config.scoring.silhouette).cpu().numpy().reshape(p.grid)
-        inside.append(score_map[evaluation.resize_mask(counted, size)])
-        largest = max(largest, float(score_map.max()))
-    return float(np.median(np.concatenate(inside))), largest
 
 
 def run_methods(
@@ -290,29 +255,30 @@ def run_methods(
     Networks are trained where they are not yet. All methods share cells, banks, calibration,
     silhouette rule and post-processing.
 
-    Args:
-        config: of the run.
-        methods: some of `METHODS`.
-        seeds: of the methods that depend on one.
-        progress: whether a progress bar is shown.
-
     Returns:
         The scores; and a row a method, seed and silhouette rule with the columns of `measure`
         and ``category``, ``method``, ``seed``.
     """
     splits = [Split(config, name) for name in ("train", "validation", "test")]
-    found = {}
+    cells, image, normal, resampled, rows = {}, {}, {}, {}, []
     bar = tqdm(runs_of(methods, seeds), desc=f"{config.category}: scores", disable=not progress)
-    for method, seed in bar:
-        bar.set_postfix_str(f"{method}, seed {seed}")
-        path = score_file(config, method, seed)
+    for key in bar:
+        bar.set_postfix_str("{}, seed {}".format(*key))
+        path = score_file(config, *key)
         if not path.exists():
-            _score(path, config.replace(seed=seed), method, splits, progress)
-        found[method, seed] = read_described(path)
-    return _gather(config, splits[-1], found)
+            _score(path, config.replace(seed=key[1]), key[0], splits, progress)
+        content, tensors = read_described(path)
+        cells[key], normal[key] = tensors["cells"], tuple(content["normal"])
+        image |= {(*key, rule): tensors[f"image.{rule}"].numpy() for rule in SILHOUETTES}
+        resampled[key] = {name: tensors[f"resampled.{name}"].numpy() for name in RESAMPLED}
+        rows += content["rows"]
+    maps = CellMaps(cells, splits[-1].patches, config.scoring)
+    return Scores(*splits[-1].truth, maps, image, normal, resampled), pd.DataFrame(rows)
 
 
-def _score(path: Path, config: Config, method: str, splits: Sequence[Split], progress) -> None:
+def _score(
+    path: Path, config: Config, method: str, splits: Sequence[Split], progress: bool
+) -> None:
     """Score the test scans by a method, measure what it says, and store it."""
     train, validation, test = splits
     scorer = fitted_method(config, method, train, progress)
@@ -325,48 +291,35 @@ def _score(path: Path, config: Config, method: str, splits: Sequence[Split], pro
     tensors = {"cells": cells}
     tensors |= {f"image.{rule}": torch.from_numpy(values) for rule, values in image.items()}
     tensors |= {f"resampled.{name}": torch.from_numpy(x) for name, x in resampled.items()}
-    described = {"rows": [known | row for row in rows], "normal": list(normal)}
-    write_described(path, described, tensors)
+    write_described(path, {"rows": [known | row for row in rows], "normal": normal}, tensors)
 
 
-def _gather(config: Config, test: Split, found: dict) -> tuple[Scores, pd.DataFrame]:
-    """Return the scores and metrics of what was read."""
-    names, labels, masks = test.truth
-    cells, image, normal, resampled, rows = {}, {}, {}, {}, []
-    for key, (content, tensors) in found.items():
-        cells[key], normal[key] = tensors["cells"], tuple(content["normal"])
-        image |= {(*key, rule): tensors[f"image.{rule}"].numpy() for rule in SILHOUETTES}
-        resampled[key] = {name: tensors[f"resampled.{name}"].numpy() for name in RESAMPLED}
-        rows += content["rows"]
-    maps = CellMaps(cells, test.patches, config.scoring)
-    return Scores(names, labels, masks, maps, image, normal, resampled), pd.DataFrame(rows)
+def _normal_level(config: Config, cells: Tensor, split: Split) -> list[float]:
+    """Return the median pixel of normal scans, on cells that count, and the largest of all."""
+    scoring = config.scoring
+    maps = CellMaps({0: cells}, split.patches, scoring)[0]
+    inside = [counted_cells(p, scoring.silhouette).view(p.grid) for p in split.patches]
+    inside = [evaluation.resize_mask(one.cpu().numpy(), scoring.map_size) for one in inside]
+    return [float(np.median(maps[np.stack(inside)])), float(maps.max())]
 
 
 def run_scores(config: Config, seeds: Sequence[int]) -> tuple[Scores, pd.DataFrame]:
     """Score a category by G2SF and the simple fusions, for chapter 04, and record it."""
     with recorded(config, "scores") as result:
-        scores, table = run_methods(config, SIMPLE, seeds)
         result["seeds"] = list(seeds)
-    return scores, table
+        return run_methods(config, SIMPLE, seeds)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All categories, scored by all methods.
-
-    Attributes:
-        config: of the run.
-        categories, methods, seeds: what was compared.
-        scores: category -> `Scores`.
-        table: a row a category, method, seed and silhouette rule, as `run_methods`.
-    """
+    """All categories, scored by all methods."""
 
     config: Config
     categories: tuple[str, ...]
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
-    scores: dict[str, Scores]
-    table: pd.DataFrame
+    scores: dict[str, Scores]  # of each category
+    table: pd.DataFrame  # a row a category, method, seed and silhouette rule, as `run_methods`
 
 
 def run_benchmark(
@@ -377,11 +330,7 @@ def run_benchmark(
 ) -> Comparison:
     """Score every category by every method, and leave a record in each category's folder.
 
-    Args:
-        config: of the run; its category is not read.
-        categories: to compare; None: all that are there.
-        methods: some of `METHODS`; None: all.
-        seeds: training seeds. Of all three, a text that holds a list will do.
+    Of categories, methods (None: all that are there) and seeds, a text that holds a list will do.
 
     Raises:
         ConfigError: for unknown methods or seeds, before anything runs.

@@ -24,27 +24,20 @@ def counted_pixels(patches: Sequence[PackedPatches], scoring: ScoringConfig) -> 
     Elsewhere a score map is zero, apart from what the blur carries over the edge: there is no
     object, or the silhouette rule leaves it out.
     """
-    masks = []
-    for p in patches:
-        counted = counted_cells(p, scoring.silhouette).cpu().numpy().reshape(p.grid)
-        masks.append(resize_mask(counted, scoring.map_size))
-    return np.stack(masks)
+    cells = [counted_cells(p, scoring.silhouette).cpu().numpy().reshape(p.grid) for p in patches]
+    return np.stack([resize_mask(counted, scoring.map_size) for counted in cells])
 
 
 def split_pixels(
-    maps: np.ndarray, masks: np.ndarray, where: np.ndarray | None = None
+    maps: np.ndarray, masks: np.ndarray, where: np.ndarray | bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the scores of normal and of anomalous pixels, each rising.
 
-    Args:
-        maps: (N, H, W) scores.
-        masks: (N, H, W) bool, True on anomalous pixels.
-        where: (N, H, W) bool, which pixels are looked at; None: all.
+    All are (N, H, W): scores, True on anomalous pixels, which pixels are looked at.
 
     Raises:
         ValueError: a score is not finite, or there are no pixels of a class.
     """
-    where = np.ones_like(masks, dtype=bool) if where is None else where
     normal, anomalous = np.sort(maps[where & ~masks]), np.sort(maps[where & masks])
     if not len(normal) or not len(anomalous):
         raise ValueError(
@@ -58,8 +51,7 @@ def split_pixels(
 def scales_of(normal: np.ndarray, anomalous: np.ndarray) -> dict[str, float]:
     """Return what scores may be divided by, so that those of two methods can be compared.
 
-    Returns:
-        ``highest`` pixel, 99.9 % ``quantile`` of all pixels, median ``anomalous`` pixel.
+    The ``highest`` pixel, the 99.9 % ``quantile`` of all, the median ``anomalous`` pixel.
     """
     both = np.concatenate([normal, anomalous])
     found = {"highest": both.max(), "quantile": np.quantile(both, 0.999)}
@@ -82,8 +74,7 @@ def overlap(normal: np.ndarray, anomalous: np.ndarray, num: int = 100) -> float:
     """Return the share that two densities have in common: 1 where they are the same, 0 if parted.
 
     The integral of the smaller of both densities, over bins whose edges are `num` quantiles of
-    each class, so that the result stays what it is when all scores go through one rising
-    function, and no choice of an axis enters.
+    each class: a rising function of all scores changes nothing, and no choice of an axis enters.
     """
     levels = np.linspace(0, 1, num + 1)
     edges = [np.quantile(x, levels, method="inverted_cdf") for x in (normal, anomalous)]
@@ -99,12 +90,10 @@ def recall_threshold(anomalous: np.ndarray, recall: float = RECALL) -> float:
     """Return the highest threshold that at least a share `recall` of rising scores reaches.
 
     Raises:
-        ValueError: for a share that is none, or where there is nothing to find.
+        ValueError: for a share that is none.
     """
     if not 0 < recall <= 1:
         raise ValueError(f"recall is {recall!r}; expected a share above 0, up to 1")
-    if not len(anomalous):
-        raise ValueError("no anomalous score; expected some to find")
     kept = int(np.ceil(recall * len(anomalous) - 1e-9))
     return float(anomalous[len(anomalous) - kept])
 
@@ -134,7 +123,10 @@ def measures(normal: np.ndarray, anomalous: np.ndarray) -> dict[str, float]:
     """
     scales = scales_of(normal, anomalous)
     low, high, far = np.quantile(normal, (0.25, 0.75, 0.99))
-    spread = float(normal.std(dtype=np.float64))
+    spread, whole = (
+        float(normal.std(dtype=np.float64)),
+        scales["highest"] - min(normal[0], anomalous[0]),
+    )
     found = {f"iqr_{name}": float(high - low) / scale for name, scale in scales.items()}
     whole = scales["highest"] - float(min(normal[0], anomalous[0]))
     found["iqr_range"] = float(high - low) / max(whole, LOWEST)

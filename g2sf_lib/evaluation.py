@@ -2,10 +2,8 @@
 
 A larger score means more anomalous; in the truth anything but zero is anomalous. Maps and masks
 are arrays, tensors, stacks (N, H, W) or lists of (H, W); sizes may differ from image to image.
-AUPRO comes in two protocols, which differ most at small limits: every threshold
-(``num_thresholds=None``), and the published 100. Report which one a number belongs to. All
-functions raise a ValueError for shapes that do not fit, scores that are not finite, and truth of
-one class only.
+All functions raise a ValueError for shapes that do not fit, scores that are not finite, and truth
+of one class only.
 """
 
 from __future__ import annotations
@@ -14,12 +12,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+from numpy.random import Generator
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 LIMITS = (0.3, 0.1, 0.05, 0.01)
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
-_RIGHT_LEFT = ("right", "left")
 _LOWEST_RATE = 1e-4  # below it the thresholds of `bootstrap_aupro` are those of anomalous scores
 
 
@@ -28,10 +26,9 @@ def resize_mask(
 ) -> np.ndarray:
     """Return a (H, W) mask at the size (size, size) of the score maps, by nearest neighbour.
 
-    Sampled at pixel centres, a thin scratch of a large scan can lose every pixel, and a defect
-    that is not in the ground truth counts against whoever finds it. So with rule "regions" a region
-    (8-connected) of which nothing is left keeps the one pixel in which most of it lies; "nearest",
-    the published protocol, lets it go.
+    A thin scratch of a large scan can lose every pixel, and then counts against whoever finds it.
+    So with rule "regions" a region (8-connected) of which nothing is left keeps the one pixel in
+    which most of it lies; "nearest", the published protocol, lets it go.
     """
     small, lost = _sampled(mask, size)
     for rows, columns in lost if rule == "regions" else ():
@@ -60,56 +57,45 @@ def image_auroc(scores: Any, labels: Any) -> float:
 
     Source: Section 4.1, I-AUROC.
     """
-    scores, truth = _scores_and_truth(scores, labels)
-    if scores.ndim != 1:
-        raise ValueError(f"scores have shape {scores.shape}; expected (N,)")
+    scores, truth = _scores_and_truth(scores, labels, most_axes=1)
     return float(roc_auc_score(truth, scores))
 
 
 def bootstrap_auroc(
-    scores: Any, labels: Any, num: int = 1000, generator: np.random.Generator | None = None
+    scores: Any, labels: Any, num: int = 1000, generator: Generator | None = None
 ) -> np.ndarray:
     """Return the AUROC of `num` resamples of the images, good and anomalous drawn apart.
 
-    Each resample serves all methods, so that differences of two rows are paired. A resample only
-    changes how often a pair (good, anomalous) counts, so all resamples are two matrix products over
-    one table of pairs.
+    Each resample serves all methods, so that differences of two rows are paired. It only changes
+    how often a pair (good, anomalous) counts: all resamples are two products over a table of pairs.
 
     Args:
         scores: (N,) image scores, or (M, N) those of M methods for the same images.
         labels: (N,).
-        num: how many resamples.
-        generator: where the resamples come from; None draws fresh entropy.
-
-    Returns:
-        (num,) or (M, num) areas in [0, 1].
+        num: how many resamples; the areas are (num,) or (M, num).
+        generator: None draws fresh entropy.
     """
-    scores, truth = _scores_and_truth(scores, labels)
-    if scores.ndim > 2:
-        raise ValueError(f"scores have shape {scores.shape}; expected (N,) or (M, N)")
+    scores, truth = _scores_and_truth(scores, labels, most_axes=2)
     times = _times_drawn(truth, num, generator)
-    times_bad, times_good = times[:, truth], times[:, ~truth]
-    num_bad, num_good = int(truth.sum()), int((~truth).sum())
-    areas = np.empty((len(np.atleast_2d(scores)), num))
-    for row, of_method in enumerate(np.atleast_2d(scores)):
+    num_pairs = int(truth.sum()) * int((~truth).sum())
+    areas = []
+    for of_method in np.atleast_2d(scores):
         bad, good = of_method[truth, None], of_method[None, ~truth]
         wins = (bad > good) + 0.5 * (bad == good)  # (num_bad, num_good)
-        areas[row] = ((times_bad @ wins) * times_good).sum(axis=1) / (num_bad * num_good)
-    return areas[0] if scores.ndim == 1 else areas
+        areas.append(((times[:, truth] @ wins) * times[:, ~truth]).sum(axis=1) / num_pairs)
+    return areas[0] if scores.ndim == 1 else np.stack(areas)
 
 
 def pixel_auroc(score_maps: Any, masks: Any) -> float:
     """Return the area under the ROC curve over all pixels of all images, background included.
 
-    To sort the many good scores and to look up the few anomalous ones is cheaper than a curve
-    through millions of points.
-
     Source: Section 4.1, P-AUROC.
     """
+    # To sort the many good scores and to look up the few anomalous ones is cheaper than a curve.
     maps, truths = _maps_and_truths(score_maps, masks)
-    scores, truth = _flat(maps), _flat(truths)
+    scores, truth = np.concatenate(maps, axis=None), np.concatenate(truths, axis=None)
     good, anomalous = np.sort(scores[~truth]), np.sort(scores[truth])
-    lower = sum(np.searchsorted(good, anomalous, side).mean() for side in _RIGHT_LEFT) / 2
+    lower = sum(np.searchsorted(good, anomalous, side).mean() for side in ("right", "left")) / 2
     return float(lower / len(good))
 
 
@@ -119,14 +105,13 @@ def aupro(
     limits: Sequence[float] = LIMITS,
     num_thresholds: int | None = None,
 ) -> dict[float, float]:
-    """Return limit -> area under the per-region overlap up to a false positive rate, divided by it.
+    """Return limit -> area under `pro_curve` from a false positive rate of 0 to the limit, over it.
 
-    The curve (see `pro_curve`) is interpolated linearly at the limit, and integrated by trapezoids
-    from 0 to it; a perfect map scores 1.
+    The curve is interpolated linearly at the limit; a perfect map scores 1.
 
     Source: Section 4.1, AUPRO@30% and AUPRO@1%.
     """
-    _need_rates(limits)
+    _check_limits(limits)
     fpr, pro = pro_curve(score_maps, masks, num_thresholds)
     return {limit: _area_up_to(fpr, pro, limit) for limit in limits}
 
@@ -136,42 +121,38 @@ def bootstrap_aupro(
     masks: Any,
     limits: Sequence[float] = LIMITS,
     num: int = 1000,
-    generator: np.random.Generator | None = None,
+    generator: Generator | None = None,
     num_thresholds: int = 500,
 ) -> dict[float, np.ndarray]:
     """Return limit -> (num,) AUPRO of resamples of the images, good and anomalous drawn apart.
 
-    As `bootstrap_auroc`, and with its resamples: generators of one seed draw the same images for
-    every method and for both functions, as long as the images are the same and in one order.
-
-    A resample repeats or drops whole images. So each image is counted once, at fixed thresholds:
-    its false positives, and the sum over its regions of the share that scores at or above. A
-    resample is then a weighted sum of images, all resamples are two matrix products, and each
-    gets its own false positive rates and its own mean over regions. Half of the thresholds are
-    scores of anomalous pixels, at equal steps of the overlap; half are scores of good pixels, at
-    rates in equal ratios from 1e-4 to 1. Between two of them the overlap rises by
-    2 / num_thresholds, so that an area is within about 1 / num_thresholds of the exact one; for 90
-    maps of 224 x 224 and 500 thresholds, within 1e-4.
+    Generators of one seed draw the same images for every method, here and in `bootstrap_auroc`.
+    Each image is counted once, at fixed thresholds: its false positives, and the sum over its
+    regions of the share at or above; a resample is a weighted sum of images. Half of the thresholds
+    are scores of anomalous pixels, at equal steps of the overlap; half are scores of good pixels,
+    at rates in equal ratios from 1e-4 to 1. An area is within about 1 / num_thresholds of the
+    exact one.
     """
-    _need_rates(limits)
+    _check_limits(limits)
     if num_thresholds < 4:
         raise ValueError(f"num_thresholds is {num_thresholds}; expected at least 4")
     maps, truths = _maps_and_truths(score_maps, masks)
     is_anomalous = np.array([truth.any() for truth in truths])
     _need_both_classes([is_anomalous], "images")
-    scores, weights = _flat(maps), _flat(_region_weights(truths))
+    scores, weights = np.concatenate(maps, axis=None), _region_weights(truths)
     thresholds = _spread_thresholds(scores, weights, num_thresholds)
     # An image and the number of thresholds at or below a score make one bin.
     num_bins = len(thresholds) + 1
     image = np.repeat(np.arange(len(maps)), [one.size for one in maps])
     bins = image * num_bins + np.searchsorted(thresholds, scores, side="right")
-    good = np.bincount(bins, weights == 0, len(maps) * num_bins).reshape(-1, num_bins)
-    covered = np.bincount(bins, weights, len(maps) * num_bins).reshape(-1, num_bins)
     times = _times_drawn(is_anomalous, num, generator).astype(np.float64)
-    # Summed from the highest threshold down; the last bin sum is everything, the point (1, 1).
-    fpr, pro = (times @ np.cumsum(counts[:, ::-1], axis=1) for counts in (good, covered))
-    fpr, pro = (np.pad(part / part[:, -1:], ((0, 0), (1, 0))) for part in (fpr, pro))
-    return {limit: _areas_up_to(fpr, pro, limit) for limit in limits}
+    curves = []
+    for counted in (weights == 0, weights):
+        counts = np.bincount(bins, counted, len(maps) * num_bins).reshape(-1, num_bins)
+        # Summed from the highest threshold down; the last bin sum is everything, the point (1, 1).
+        sums = times @ np.cumsum(counts[:, ::-1], axis=1)
+        curves.append(np.pad(sums / sums[:, -1:], ((0, 0), (1, 0))))
+    return {limit: _areas_up_to(*curves, limit) for limit in limits}
 
 
 def pro_curve(
@@ -179,58 +160,36 @@ def pro_curve(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the false positive rate and the per-region overlap at falling thresholds.
 
-    A region is an 8-connected set of anomalous pixels of one mask. The per-region overlap
-    (PRO) of a threshold is the share of a region that scores above it, averaged over all
-    regions of all images; the false positive rate is the share of good pixels (mask False,
-    whatever the image) above it.
+    The per-region overlap (PRO) of a threshold is the share of a region (8-connected anomalous
+    pixels of one mask) that scores above it, averaged over all regions of all images; the false
+    positive rate is that of good pixels. Both are (points,), the corners of the rising curve.
 
     With every threshold, PRO is the true positive rate of a ROC curve in which an anomalous
     pixel weighs 1 / (regions * pixels of its region). Pixels of equal score pass together.
     The published protocol sorts the T scores of good pixels, takes the thresholds at
     `num_thresholds` equidistant places of that order, first and last included, counts as
     detected what lies strictly above, and calls 1 - (place + 1) / T the false positive rate.
-    Below the rate of the second-highest threshold, 1 % for 100 of them, it is a straight line.
-
-    Returns:
-        fpr, pro: (points,) each, the corners of the curve, both rising, from a rate of 0 to (1, 1).
     """
     if num_thresholds is not None and num_thresholds < 2:
         raise ValueError(f"num_thresholds is {num_thresholds}; expected None or at least 2")
     maps, truths = _maps_and_truths(score_maps, masks)
-    scores = _flat(maps)
-    weights = _flat(_region_weights(truths))  # (P,), zero on good pixels
-    if num_thresholds is None:
-        return _curve_at_every_threshold(scores, weights)
-    return _published_curve(scores, weights, num_thresholds)
-
-
-def _curve_at_every_threshold(
-    scores: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the corners of the exact curve; between two anomalous scores it is level."""
+    scores, weights = np.concatenate(maps, axis=None), _region_weights(truths)
     good = np.sort(scores[weights == 0])
     rising, covered = _covered(scores, weights)
+    if num_thresholds is not None:
+        places = np.linspace(0, len(good) - 1, num=num_thresholds, dtype=int)[::-1]
+        below = covered[np.searchsorted(rising, good[places], side="right")]
+        fpr, pro = 1 - (places + 1) / len(good), 1 - below / covered[-1]
+        return np.append(fpr, 1.0), np.append(pro, 1.0)
+    # Between two anomalous scores the exact curve is level. Two corners a score v, from above:
+    # what lies above v, and what lies at or above v.
     values, starts = np.unique(rising, return_index=True)
     ends = np.append(starts[1:], len(rising))
-    falling = slice(None, None, -1)
-    # Two corners a score v, from above: what lies above v, and what lies at or above v.
-    false_positives = [len(good) - np.searchsorted(good, values, side) for side in _RIGHT_LEFT]
+    above = [len(good) - np.searchsorted(good, values, side) for side in ("right", "left")]
     overlap = [covered[-1] - covered[ends], covered[-1] - covered[starts]]
-    fpr = np.stack(false_positives, axis=-1)[falling].ravel() / len(good)
-    pro = np.stack(overlap, axis=-1)[falling].ravel() / covered[-1]
+    fpr = np.stack(above, axis=-1)[::-1].ravel() / len(good)
+    pro = np.stack(overlap, axis=-1)[::-1].ravel() / covered[-1]
     return np.concatenate([[0.0], fpr, [1.0]]), np.concatenate([[0.0], pro, [1.0]])
-
-
-def _published_curve(
-    scores: np.ndarray, weights: np.ndarray, num_thresholds: int
-) -> tuple[np.ndarray, np.ndarray]:
-    good = np.sort(scores[weights == 0])
-    places = np.linspace(0, len(good) - 1, num=num_thresholds, dtype=int)[::-1]
-    rising, covered = _covered(scores, weights)
-    below = covered[np.searchsorted(rising, good[places], side="right")]
-    fpr = np.append(1 - (places + 1) / len(good), 1.0)
-    pro = np.append(1 - below / covered[-1], 1.0)
-    return fpr, pro
 
 
 def _covered(scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -272,9 +231,7 @@ def _spread_thresholds(scores: np.ndarray, weights: np.ndarray, num: int) -> np.
     return np.unique(np.concatenate([rising[at_anomalous], good[np.maximum(at_good, 0)]]))
 
 
-def _times_drawn(
-    is_anomalous: np.ndarray, num: int, generator: np.random.Generator | None
-) -> np.ndarray:
+def _times_drawn(is_anomalous: np.ndarray, num: int, generator: Generator | None) -> np.ndarray:
     """Return (num, N), how often each image is in each resample; each class keeps its size."""
     generator = np.random.default_rng() if generator is None else generator
     times = np.empty((num, len(is_anomalous)), dtype=np.int64)
@@ -284,24 +241,22 @@ def _times_drawn(
     return times
 
 
-def _region_weights(truths: list[np.ndarray]) -> list[np.ndarray]:
-    """Return maps (H, W) of 1 / (regions * pixels of its region), zero on good pixels."""
-    weights = []
+def _region_weights(truths: list[np.ndarray]) -> np.ndarray:
+    """Return (P,) 1 / (regions * pixels of its region) of all pixels, zero on good ones."""
+    weights, num_all = [], 0
     for truth in truths:
-        regions, num_regions = ndimage.label(truth, structure=_EIGHT_CONNECTED)
-        sizes = np.bincount(regions.ravel(), minlength=num_regions + 1)
-        per_pixel = 1.0 / np.maximum(sizes, 1)
+        regions, num = ndimage.label(truth, structure=_EIGHT_CONNECTED)
+        per_pixel = 1.0 / np.maximum(np.bincount(regions.ravel(), minlength=num + 1), 1)
         per_pixel[0] = 0.0
         weights.append(per_pixel[regions])
-    # Each region sums to 1, so the sum over everything is the number of regions.
-    num_all = round(sum(float(weight.sum()) for weight in weights))
-    return [weight / num_all for weight in weights]
+        num_all += num
+    return np.concatenate(weights, axis=None) / num_all
 
 
-def _scores_and_truth(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+def _scores_and_truth(scores: Any, labels: Any, most_axes: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (..., N) scores and (N,) bool truth, checked."""
     scores, truth = _floating(scores), _array(labels) != 0
-    if truth.ndim != 1 or scores.ndim == 0 or scores.shape[-1] != truth.shape[0]:
+    if truth.ndim != 1 or scores.shape[-1:] != truth.shape or scores.ndim > most_axes:
         raise ValueError(
             f"scores have shape {scores.shape} and labels {truth.shape}; expected one label a score"
         )
@@ -331,10 +286,9 @@ def _maps_and_truths(score_maps: Any, masks: Any) -> tuple[list[np.ndarray], lis
     return maps, truths
 
 
-def _need_rates(limits: Sequence[float]) -> None:
-    for limit in limits:
-        if not 0 < limit <= 1:
-            raise ValueError(f"limit is {limit}; expected a false positive rate in (0, 1]")
+def _check_limits(limits: Sequence[float]) -> None:
+    if wrong := [limit for limit in limits if not 0 < limit <= 1]:
+        raise ValueError(f"limit is {wrong[0]}; expected a false positive rate in (0, 1]")
 
 
 def _need_both_classes(truths: list[np.ndarray], what: str) -> None:
@@ -354,7 +308,3 @@ def _floating(values: Any) -> np.ndarray:
     """Return scores in their own precision: float32 sorts faster, float64 keeps its order."""
     array = _array(values)
     return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
-
-
-def _flat(maps: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate([one.ravel() for one in maps])

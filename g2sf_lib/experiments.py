@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -32,14 +33,7 @@ from g2sf_lib.features import (
 )
 from g2sf_lib.fusion import Metric
 from g2sf_lib.memory import MemoryBank, Rows, Standardiser
-from g2sf_lib.stages import (
-    PASTES,
-    folder_name,
-    raw_dir,
-    recorded,
-    scans_dir,
-    stage_dir,
-)
+from g2sf_lib.stages import PASTES, folder_name, raw_dir, recorded, scans_dir, stage_dir
 from g2sf_lib.store import alone_in, read_described, read_tensors, write_described, write_tensors
 from g2sf_lib.synthesis import synthesise_set
 from g2sf_lib.training import best_row
@@ -49,22 +43,14 @@ SYNTHETIC_SEED = 0  # all training seeds share their synthetic anomalies
 
 
 def categories_of(config: Config) -> tuple[str, ...]:
-    """Return the categories of a run, in the order of its tables.
-
-    Those of a real data set are the ones that are there, so that one category downloaded is
-    enough to begin with.
-    """
+    """Return the categories of a run, in the order of its tables; of real data what is there."""
     if config.dataset == "procedural":
         return ("cookie", "gland") if config.profile == "smoke" else CATEGORIES["procedural"]
     return category_names(config.dataset, raw_dir(config))
 
 
 def checked_categories(config: Config, categories: Sequence[str] | str | None) -> tuple[str, ...]:
-    """Return the categories asked for; None: all that the data set has here.
-
-    Args:
-        config: of the run.
-        categories: a list, or a text that holds one (see `config.listed`).
+    """Return the categories asked for, a list or a text that holds one; None: all that are there.
 
     Raises:
         ConfigError: for one that is not there, or no list.
@@ -72,40 +58,23 @@ def checked_categories(config: Config, categories: Sequence[str] | str | None) -
     known, asked = categories_of(config), listed(categories)
     if asked is None:
         return known
-    is_list = isinstance(asked, (list, tuple)) and len(asked) > 0
-    if not is_list or not all(category in known for category in asked):
+    if not isinstance(asked, (list, tuple)) or not asked or not all(c in known for c in asked):
         raise ConfigError(f"categories is {asked!r}; expected a list of some of {', '.join(known)}")
     return tuple(category for category in known if category in asked)
 
 
 def run_data(config: Config, categories: Sequence[str], workers: int = 1) -> dict[str, int]:
-    """Render (procedural) and preprocess the scans of all categories.
-
-    Args:
-        config: its category is not read.
-        categories: whose scans are made.
-        workers: processes.
-
-    Returns:
-        category -> number of preprocessed scans.
-    """
+    """Render (procedural) and preprocess scans, and return category -> how many there are."""
     with recorded(config, "data") as result:
-        if config.dataset == "procedural":
+        raw, scans, dataset = raw_dir(config), scans_dir(config), config.dataset
+        if dataset == "procedural":
             from g2sf_lib.datasets.procedural import generate
 
-            generate(raw_dir(config), config.data, categories, workers=workers)
-        prepare(
-            raw_dir(config),
-            scans_dir(config),
-            categories,
-            config.preprocess,
-            workers=workers,
-            dataset=config.dataset,
-        )
+            generate(raw, config.data, categories, workers=workers)
+        prepare(raw, scans, categories, config.preprocess, workers=workers, dataset=dataset)
         for category in categories:
-            result[category] = sum(
-                len(list_prepared(scans_dir(config), category, split)) for split in SPLITS
-            )
+            paths = [path for split in SPLITS for path in list_prepared(scans, category, split)]
+            result[category] = len(paths)
     return result
 
 
@@ -127,19 +96,15 @@ def synthetic_scans(
     categories: Sequence[str],
     is_wanted: Callable[[int], bool] = lambda number: True,
 ) -> Iterator[Sample]:
-    """Yield the synthetic anomalies on scans of a split, the same ones on every call.
+    """Yield the wanted synthetic anomalies on scans of a split, the same ones on every call.
 
-    Args:
-        config: of the run.
-        split: "train", or "validation" for those that choose the loss weights.
-        categories: where pasted points come from.
-        is_wanted: says of a number whether that one is to be made.
+    Those on "train" are trained on, those on "validation" choose the loss weights; pasted points
+    come from `categories`.
     """
-    settings = config.synthesis
-    num = settings.num_synthetic if split == "train" else settings.num_synthetic_validation
-    seed = SYNTHETIC_SEED if split == "train" else SYNTHETIC_SEED + 1
-    targets = list_prepared(scans_dir(config), config.category, split)
-    points = point_sources(config, categories)
+    settings, is_training = config.synthesis, split == "train"
+    num = settings.num_synthetic if is_training else settings.num_synthetic_validation
+    seed = SYNTHETIC_SEED if is_training else SYNTHETIC_SEED + 1
+    targets, points = scan_paths(config, split), point_sources(config, categories)
     return synthesise_set(targets, targets, points, num, config.category, settings, seed, is_wanted)
 
 
@@ -150,28 +115,31 @@ def patch_file(config: Config, split: str, name: str) -> Path:
     return stage_dir(config, stage) / split / f"{folder_name(flat)}.safetensors"
 
 
-def synthetic_files(config: Config, split: str) -> list[Path]:
-    """Return where the patches of "synthetic" or "synthetic_validation" scans are kept."""
-    num = getattr(config.synthesis, f"num_{split}")
-    return [patch_file(config, split, f"{number:04d}") for number in range(num)]
+def scan_paths(config: Config, split: str) -> list[Path]:
+    """Return the files of the preprocessed scans of a split."""
+    return list_prepared(scans_dir(config), config.category, split)
+
+
+def patch_files(config: Config, split: str) -> list[Path]:
+    """Return where the patches of the scans of a split, or of `PASTED_ON`, are kept."""
+    if split in PASTED_ON:
+        names = [f"{number:04d}" for number in range(getattr(config.synthesis, f"num_{split}"))]
+    else:
+        names = [f"{path.parent.name}/{path.stem}" for path in scan_paths(config, split)]
+    return [patch_file(config, split, name) for name in names]
 
 
 def run_features(config: Config, categories: Sequence[str]) -> dict[str, int]:
     """Extract and store the patches of all splits and of the synthetic anomalies.
 
-    Args:
-        config: of the run.
-        categories: where pasted points come from.
-
     Returns:
         split -> number of scans; and "pastes_without_cell", the synthetic scans of which no cell
-        is labelled anomalous (see `cell_labels`).
+        is labelled anomalous (see `cell_labels`): trained on as if nothing had been pasted.
     """
     with recorded(config, "features", PASTES) as result:
         extract = FeatureExtractor(config.features, pick_device(config.device))
         for split in ("train", "validation", "test", *PASTED_ON):
             result[split] = extract_split(config, split, categories, extract)
-        # A paste that no cell's label shows is trained on as if nothing had been pasted.
         pasted = [labels for split in PASTED_ON for labels in load_features(config, split)[1]]
         result["pastes_without_cell"] = sum(not labels.any() for labels in pasted)
     return result
@@ -180,57 +148,39 @@ def run_features(config: Config, categories: Sequence[str]) -> dict[str, int]:
 def extract_split(
     config: Config, split: str, categories: Sequence[str], extract: FeatureExtractor
 ) -> int:
-    """Extract and store the patches of one split that are not there yet; return how many it has.
+    """Extract and store the patches of a split that are not there yet; return how many it has.
 
-    Args:
-        config: of the run.
-        split: a split of the data set, or one of `PASTED_ON`, whose scans are made on the way.
-        categories: where pasted points come from.
-        extract: holds the networks.
+    Scans of `PASTED_ON` are made on the way, with points of `categories`.
     """
-    if split in PASTED_ON:
-        files = synthetic_files(config, split)
-        samples = synthetic_scans(
-            config, PASTED_ON[split], categories, lambda i: not files[i].exists()
-        )
+    files, of_pastes = patch_files(config, split), split in PASTED_ON
+    is_missing = [not file.exists() for file in files]
+    missing = list(itertools.compress(files, is_missing))
+    if of_pastes:
+        samples = synthetic_scans(config, PASTED_ON[split], categories, is_missing.__getitem__)
     else:
-        paths = list_prepared(scans_dir(config), config.category, split)
-        files = [patch_file(config, split, f"{p.parent.name}/{p.stem}") for p in paths]
-        pairs = zip(files, paths, strict=True)
-        samples = (load_prepared(path) for file, path in pairs if not file.exists())
-    missing = [file for file in files if not file.exists()]
+        samples = map(load_prepared, itertools.compress(scan_paths(config, split), is_missing))
     bar = tqdm(missing, desc=split, total=len(files), initial=len(files) - len(missing))
     for file, sample in zip(bar, samples, strict=True):
         file.parent.mkdir(parents=True, exist_ok=True)
-        if split in PASTED_ON:
+        if of_pastes:
             # Those on validation scans stand for test scans: all their cells are scored.
             whole = split == "synthetic_validation"
-            patches, labels = pasted_patches(sample, extract, config, whole)
+            save_patches(file, *pasted_patches(sample, extract, config, whole))
         else:
-            patches = extract(sample)
-            labels = cell_labels(sample.mask, config.features.grid_size)
-        save_patches(file, patches, labels)
+            save_patches(file, extract(sample), cell_labels(sample.mask, config.features.grid_size))
     return len(files)
 
 
 def load_features(config: Config, split: str) -> tuple[list[PackedPatches], list[Tensor]]:
     """Return patches and cell labels of a split, in the order of the scans.
 
-    The files are mapped into memory: features are read from the disk when they are used.
-
-    Returns:
-        patches: of each scan.
-        labels: (cells,) bool each, True on anomalous cells; (cells, M) for the splits of
-            `PASTED_ON`: in which modality.
+    Labels are (cells,) bool, True on anomalous cells; (cells, M), in which modality, for the
+    splits of `PASTED_ON`. Files are mapped: features are read from the disk when they are used.
 
     Raises:
         FileNotFoundError: when the stage that writes them has not run.
     """
-    if split in PASTED_ON:
-        files = synthetic_files(config, split)
-    else:
-        paths = list_prepared(scans_dir(config), config.category, split)
-        files = [patch_file(config, split, f"{p.parent.name}/{p.stem}") for p in paths]
+    files = patch_files(config, split)
     for file in files:
         if not file.exists():
             raise FileNotFoundError(
@@ -243,13 +193,7 @@ def load_features(config: Config, split: str) -> tuple[list[PackedPatches], list
 
 @dataclasses.dataclass(frozen=True)
 class Banks:
-    """What the bank stage stores: prototypes, their scaling, and held-out calibration.
-
-    Attributes:
-        standardiser: of both modalities.
-        banks: "pcd", "rgb", and "concat" for the concatenated features.
-        calibration: distances of validation cells.
-    """
+    """What the bank stage stores: scaling, banks (both modalities, "concat"), calibration."""
 
     standardiser: Standardiser
     banks: dict[str, MemoryBank]
@@ -271,12 +215,8 @@ def run_bank(config: Config) -> Banks:
 def built_banks(config: Config, with_concat: bool = False, progress: bool = False) -> Banks:
     """Return the banks of a category, built where they are not there yet.
 
-    Two processes that want the same banks at once build them once: the second one waits.
-
-    Args:
-        config: of the run, or of one of its variants.
-        with_concat: whether the bank of concatenated features is wanted too.
-        progress: whether progress bars are shown.
+    Two processes that want the same banks at once build them once: the second one waits. The bank
+    of concatenated features is built where it is wanted.
     """
     folder = stage_dir(config, "bank")
     path, concat_path = folder / "banks.json", folder / "concat.json"
@@ -286,9 +226,8 @@ def built_banks(config: Config, with_concat: bool = False, progress: bool = Fals
             detector.fit_bank(load_features(config, "train")[0], progress)
             normal = foreground_features(load_features(config, "validation")[0])
             normal = detector.standardiser(normal)
-            calibration = Calibration.fit(
-                query_banks(detector.banks, normal, 1, detector.device)[1][:, 0]
-            )
+            distance = query_banks(detector.banks, normal, 1, detector.device)[1][:, 0]
+            calibration = Calibration.fit(distance)
             tensors = bank_tensors(detector.banks)
             tensors |= {"calibration.mean": calibration.mean, "calibration.std": calibration.std}
             described = {"standardiser": dataclasses.asdict(detector.standardiser)}
@@ -304,17 +243,12 @@ def built_banks(config: Config, with_concat: bool = False, progress: bool = Fals
 def training_cells(config: Config, banks: Banks | None = None, progress: bool = False) -> Cells:
     """Return the labelled cells that LSPN is trained on, with their 2k + 1 neighbourhoods.
 
-    Synthetic anomalies whose features are not there are made.
-
-    Args:
-        config: of the run.
-        banks: what `run_bank` stored; None: read.
-        progress: whether a progress bar is shown.
+    Synthetic anomalies whose features are not there are made; banks that are not given are read.
     """
-    files = synthetic_files(config, "synthetic")
+    device, files = pick_device(config.device), patch_files(config, "synthetic")
     if not all(file.exists() for file in files):
         with alone_in(files[0].parent):
-            extract = FeatureExtractor(config.features, pick_device(config.device))
+            extract = FeatureExtractor(config.features, device)
             extract_split(config, "synthetic", categories_of(config), extract)
     normal, (pasted, labels) = load_features(config, "train")[0], load_features(config, "synthetic")
     is_untouched = config.synthesis.normal_cells == "untouched"
@@ -322,7 +256,6 @@ def training_cells(config: Config, banks: Banks | None = None, progress: bool = 
     banks = load_banks(config) if banks is None else banks
     folder = stage_dir(config, "cells") / f"{2 * config.model.k + 1}-nearest"
     folder.mkdir(parents=True, exist_ok=True)
-    device = pick_device(config.device)
     args = (config, banks.standardiser, banks.banks, scans, normal, device)
     return labelled_cells(*args, folder=folder, progress=progress)
 
@@ -341,24 +274,11 @@ def load_banks(config: Config) -> Banks:
             f"(profile {config.profile}, category {config.category})"
         )
     content, tensors = read_described(path)
-    banks = banks_from(tensors)
-    concat_path = path.with_name("concat.json")
+    banks, concat_path = banks_from(tensors), path.with_name("concat.json")
     if concat_path.exists():
         banks |= banks_from(read_described(concat_path)[1])
-    return Banks(
-        Standardiser(**content["standardiser"]),
-        banks,
-        Calibration(tensors["calibration.mean"], tensors["calibration.std"]),
-    )
-
-
-def untrained(config: Config, banks: Banks | None = None) -> G2SF:
-    """Return an untrained detector with the stored banks, which are read where not given."""
-    stored = load_banks(config) if banks is None else banks
-    detector = G2SF(config)
-    detector.standardiser = stored.standardiser
-    detector.banks = {mod: stored.banks[mod] for mod in MODALITIES}
-    return detector
+    calibration = Calibration(tensors["calibration.mean"], tensors["calibration.std"])
+    return Banks(Standardiser(**content["standardiser"]), banks, calibration)
 
 
 def run_lspn(config: Config) -> G2SF:
@@ -376,11 +296,7 @@ def fitted(config: Config, progress: bool = False) -> G2SF:
 
     Whoever asks for the same settings gets the same stored training: chapter 03, an ablation in
     which nothing is changed, a candidate of the loss weights. Of some epochs (`kept_epochs`) the
-    parameters are kept as they were at their end.
-
-    Args:
-        config: of the run, or of one of its variants; features have to be there.
-        progress: whether progress bars are shown. An interrupted training goes on.
+    parameters are kept as they were at their end. An interrupted training goes on.
     """
     folder = stage_dir(config, "lspn")
     if not (folder / "detector.json").exists():
@@ -394,15 +310,16 @@ def fitted(config: Config, progress: bool = False) -> G2SF:
 
 def _train(config: Config, folder: Path, progress: bool) -> None:
     """Train and store the detector of a config."""
-    banks = built_banks(config, progress=progress)
-    detector = untrained(config, banks)
-    kept = kept_epochs(config.training.epochs)
+    detector, kept = G2SF(config), kept_epochs(config.training.epochs)
+    stored = built_banks(config, progress=progress)
+    detector.standardiser = stored.standardiser
+    detector.banks = {mod: stored.banks[mod] for mod in MODALITIES}
 
     def keep(epoch: int, metric: Metric) -> None:
         if epoch in kept:
             write_tensors(epoch_file(config, epoch), metric.state_dict())
 
-    cells = training_cells(config, banks, progress)
+    cells = training_cells(config, stored, progress)
     detector.fit_cells(cells, folder / "checkpoint.safetensors", progress, keep)
     detector.save(folder)
 
@@ -419,12 +336,7 @@ def epoch_file(config: Config, epoch: int) -> Path:
 
 
 def at_epoch(config: Config, detector: G2SF, epoch: int) -> G2SF:
-    """Return a trained detector as it was at the end of an epoch; 0: before training.
-
-    Args:
-        config: what `detector` was trained with.
-        detector: of `fitted`; it is left as it is.
-        epoch: one of `kept_epochs`.
+    """Return a detector of `fitted` as it was at the end of an epoch of `kept_epochs`.
 
     Raises:
         StoredFileError: the file is missing or damaged.
@@ -442,13 +354,12 @@ def best_epoch(detector: G2SF) -> int:
 
 def scan_labels(config: Config, split: str) -> list[str]:
     """Return the label of every scan of a split, "good" or a kind of defect."""
-    paths = list_prepared(scans_dir(config), config.category, split)
-    return [path.parent.name for path in paths]
+    return [path.parent.name for path in scan_paths(config, split)]
 
 
 def some_scans(config: Config, split: str, numbers: Sequence[int]) -> list[Sample]:
     """Return the preprocessed scans of these numbers."""
-    paths = list_prepared(scans_dir(config), config.category, split)
+    paths = scan_paths(config, split)
     return [load_prepared(paths[number]) for number in numbers]
 
 

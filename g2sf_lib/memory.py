@@ -1,7 +1,7 @@
 """Memory bank: a greedy k-centre coreset of normal features and exact nearest neighbours.
 
-Features of a data set do not fit into memory as float32 (244 scans of 3136 cells of 1152
-numbers are 3.5 GB). So nothing here asks for more than a block of them at a time.
+Features of a data set do not fit into memory as float32 (3.5 GB of 1152 numbers a cell in 244
+scans), so nothing here asks for more than a block of them at a time.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -28,23 +29,22 @@ class Rows:
     """Features of many cells, kept as they are stored and read as float32.
 
     They may be stored in half precision, in many tensors (those of memory-mapped files stay
-    on disk until they are read), and once for several cells that share a feature, as four
-    cells share one of the image where its grid is half as fine as the common one.
+    on disk until they are read), and once for several cells that share a feature.
 
-    `parts` are (n, D) tensors, one after another; `place` (N,) says which of the stored rows each
-    cell has (None: cell i has row i); `mean` and `std` scale the rows when they are read.
+    Args:
+        parts: (n, D) tensors, one after another.
+        place: (N,), which of the stored rows each cell has; None: cell i has row i.
+        scale: mean and standard deviation by which rows are standardised when they are read.
     """
 
     def __init__(
         self,
         parts: Sequence[Tensor],
         place: Tensor | None = None,
-        mean: float = 0.0,
-        std: float = 1.0,
+        scale: tuple[float, float] | None = None,
     ):
-        self.parts, self.place, self.mean, self.std = list(parts), place, mean, std
-        sizes = torch.tensor([len(part) for part in self.parts])
-        self._ends = sizes.cumsum(0)
+        self.parts, self.place, self.scale = list(parts), place, scale
+        self._ends = torch.tensor([len(part) for part in self.parts]).cumsum(0)
         num = int(self._ends[-1]) if place is None else len(place)
         self.shape = (num, self.parts[0].shape[1])
 
@@ -59,43 +59,33 @@ class Rows:
     @property
     def stored(self) -> Rows:
         """The rows that are stored, each once."""
-        return Rows(self.parts, None, self.mean, self.std)
+        return Rows(self.parts, None, self.scale)
 
     def scaled(self, mean: float, std: float) -> Rows:
         """Return (rows - mean) / std, computed when they are read."""
-        if (self.mean, self.std) != (0.0, 1.0):
+        if self.scale is not None:
             raise ValueError("Rows.scaled: these rows are scaled already")
-        return Rows(self.parts, self.place, mean, std)
+        return Rows(self.parts, self.place, (mean, std))
 
     def to(self, device: torch.device | str) -> Rows:
         """Return the rows on a device, there as one tensor; on their own device, themselves."""
         if self.device == torch.device(device):
             return self
         place = None if self.place is None else self.place.to(device)
-        whole = torch.cat([part.to(device) for part in self.parts])
-        return Rows([whole], place, self.mean, self.std)
+        return Rows([torch.cat([part.to(device) for part in self.parts])], place, self.scale)
 
     def __getitem__(self, which: slice | Tensor) -> Tensor:
         """Return (n, D) float32 features of a slice of the cells, of numbers, or of a mask."""
         if isinstance(which, slice) and self.place is None:
-            found = self._range(*which.indices(len(self))[:2])
+            start, stop, _ = which.indices(len(self))
+            ends = zip(self.parts, self._ends.tolist(), strict=True)
+            befores = [(part, end - len(part)) for part, end in ends]
+            pieces = [p[max(start - before, 0) : max(stop - before, 0)] for p, before in befores]
+            found = torch.cat(pieces).float()
         else:
-            if isinstance(which, Tensor):
-                which = _numbers(which).to(self.device)
+            which = _numbers(which).to(self.device) if isinstance(which, Tensor) else which
             found = self._gather((which if self.place is None else self.place[which]).long())
-        if (self.mean, self.std) == (0.0, 1.0):
-            return found
-        return found.sub_(self.mean).div_(self.std)
-
-    def _range(self, start: int, stop: int) -> Tensor:
-        """Return stored rows start to stop as a new float32 tensor."""
-        starts = [0, *self._ends.tolist()]
-        pieces = [
-            part[max(start - before, 0) : max(stop - before, 0)]
-            for part, before in zip(self.parts, starts, strict=False)
-            if start < before + len(part) and stop > before
-        ]
-        return torch.cat(pieces or [self.parts[0][:0]]).float()
+        return found if self.scale is None else found.sub_(self.scale[0]).div_(self.scale[1])
 
     def _gather(self, rows: Tensor) -> Tensor:
         """Return the stored rows of the given numbers as a new float32 tensor."""
@@ -115,7 +105,7 @@ class Rows:
         """Return some of the cells, by number or by mask; nothing is copied."""
         which = _numbers(which)
         place = which if self.place is None else self.place[which]
-        return Rows(self.parts, place, self.mean, self.std)
+        return Rows(self.parts, place, self.scale)
 
     def blocks(self, size: int = _BLOCK_ROWS) -> Iterator[Tensor]:
         """Yield all cells' features in order, at most `size` of them at a time."""
@@ -130,10 +120,9 @@ class Rows:
             return cls(parts)
         places, before = [], 0
         for rows in several:
-            num = sum(len(part) for part in rows.parts)
-            own = torch.arange(num) if rows.place is None else rows.place
+            own = torch.arange(len(rows)) if rows.place is None else rows.place
             places.append(own.long() + before)
-            before += num
+            before += len(rows.stored)
         return cls(parts, torch.cat(places))
 
 
@@ -148,7 +137,7 @@ def as_rows(features: Tensor | Rows) -> Rows:
 
 @dataclass(frozen=True)
 class Standardiser:
-    """One scalar mean and one scalar standard deviation a modality (facts of M3DM)."""
+    """One scalar mean and one scalar standard deviation a modality, as in M3DM."""
 
     mean: dict[str, float]
     std: dict[str, float]
@@ -160,26 +149,27 @@ class Standardiser:
         With "rgb", as in the published preprocessing, "pcd" keeps 0 and 1. Features that do not
         vary are refused with a ValueError: they tell no cell from another.
         """
-        chosen = MODALITIES if which == "both" else ("rgb",)
-        found = {
-            mod: _mean_and_std(feat[mod]) if mod in chosen else (0.0, 1.0) for mod in MODALITIES
-        }
-        for mod, (mean, std) in found.items():
-            if not std > 0:
+        means, stds = dict.fromkeys(MODALITIES, 0.0), dict.fromkeys(MODALITIES, 1.0)
+        for mod in MODALITIES if which == "both" else ("rgb",):
+            rows = as_rows(feat[mod])
+            num, blocks = rows.shape[0] * rows.shape[1], rows.blocks
+            means[mod] = mean = sum(float(b.sum(dtype=torch.float64)) for b in blocks()) / num
+            squares = sum(float((b.double() - mean).square().sum()) for b in blocks(4096))
+            stds[mod] = (squares / max(num - 1, 1)) ** 0.5
+            if not stds[mod] > 0:
                 raise ValueError(
-                    f"{mod} features of all {len(feat[mod])} normal cells are {mean:g};"
+                    f"{mod} features of all {len(feat[mod])} normal cells are {means[mod]:g};"
                     " expected features that vary"
                 )
-        return cls({mod: found[mod][0] for mod in found}, {mod: found[mod][1] for mod in found})
+        return cls(means, stds)
 
     def __call__(self, feat: Mapping[str, Tensor | Rows]) -> dict[str, Tensor | Rows]:
         """Return (feat - mean) / std for every modality."""
-        return {
-            mod: feat[mod].scaled(self.mean[mod], self.std[mod])
-            if isinstance(feat[mod], Rows)
-            else (feat[mod] - self.mean[mod]) / self.std[mod]
-            for mod in MODALITIES
-        }
+        scaled = {}
+        for mod in MODALITIES:
+            mean, std, part = self.mean[mod], self.std[mod], feat[mod]
+            scaled[mod] = part.scaled(mean, std) if isinstance(part, Rows) else (part - mean) / std
+        return scaled
 
 
 def bank_size(num: int, fraction: float) -> int:
@@ -187,37 +177,25 @@ def bank_size(num: int, fraction: float) -> int:
     return max(1, round(fraction * num))
 
 
-def _mean_and_std(features: Tensor | Rows) -> tuple[float, float]:
-    """Return mean and standard deviation of all numbers of all cells, in double precision."""
-    rows = as_rows(features)
-    num = rows.shape[0] * rows.shape[1]
-    mean = sum(float(block.sum(dtype=torch.float64)) for block in rows.blocks()) / num
-    squares = sum(float((block.double() - mean).square().sum()) for block in rows.blocks(4096))
-    return mean, (squares / max(num - 1, 1)) ** 0.5
-
-
 def _greedy(rows: Rows, num: int, start: int, progress: bool) -> tuple[Tensor, Tensor]:
     """Return chosen rows (num,) and the coverage radius after each choice (num,).
 
-    A plain greedy loop reads all rows once a choice. Here a round takes the rows that are
-    farthest from those chosen so far, the pool, and chooses among them until what is left
-    there is no farther than the rows outside may be; then one product updates the distances
-    of all rows to all choices of the round. Distances only fall, so a choice that is farther
-    than any row outside the pool was at the start of the round is the farthest of all.
+    A plain loop reads all rows once a choice. Here a round takes the pool of rows farthest from
+    those chosen so far, and chooses among them until what is left there is no farther than the rows
+    outside may be; then one product updates all rows' distances to all choices of the round.
+    Distances only fall, so a choice that is farther than any row outside the pool was at the start
+    of the round is the farthest of all.
     """
     if not 1 <= num <= len(rows):
         raise ValueError(f"greedy_coreset: num is {num}; expected 1 to {len(rows)}")
     # Seen from the row in the middle norms are small, so little cancels below; a row rather
     # than the mean itself, because differences of rows on a lattice are exact, ties included.
-    mean = sum(block.sum(0, dtype=torch.float64) for block in rows.blocks()) / len(rows)
-    mean = mean.float()
+    mean = sum(block.sum(0, dtype=torch.float64) for block in rows.blocks()).div(len(rows)).float()
     far = torch.cat([torch.linalg.vector_norm(block - mean, dim=1) for block in rows.blocks()])
     middle = rows[far.argmin()[None]]
     norm2 = torch.cat([(block - middle).square().sum(1) for block in rows.blocks()])
     distance2 = torch.full_like(norm2, torch.inf)
-    chosen = torch.empty(num, dtype=torch.long)
-    radius = torch.empty(num)
-    done = 0
+    chosen, radius, done = torch.empty(num, dtype=torch.long), torch.empty(num), 0
     with tqdm(total=num, desc="coreset", disable=not progress, mininterval=1.0) as bar:
         while done < num:
             first = start if done == 0 else int(distance2.argmax())
@@ -249,11 +227,9 @@ def _greedy(rows: Rows, num: int, start: int, progress: bool) -> tuple[Tensor, T
 
 def _update(distance2: Tensor, rows: Rows, norm2: Tensor, middle: Tensor, chosen: Tensor) -> None:
     """Lower the squared distances (N,) of all rows to those to the chosen rows, in place."""
-    centres = rows[chosen] - middle
-    size = max(_AT_ONCE // len(chosen), 256)
-    start = 0
+    centres, start = rows[chosen] - middle, 0
     for block in rows.blocks(_BLOCK_ROWS):
-        for part in block.sub_(middle).split(size):
+        for part in block.sub_(middle).split(max(_AT_ONCE // len(chosen), 256)):
             span = slice(start, start + len(part))
             products = torch.addmm(norm2[chosen], part, centres.T, alpha=-2.0).amin(1)
             torch.minimum(distance2[span], products.add_(norm2[span]), out=distance2[span])
@@ -270,25 +246,25 @@ def _grouped(rows: Rows, num: int, start: int, progress: bool) -> tuple[Tensor, 
     num_groups = min(_GROUPS, num)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(start))
     order = torch.cat([order.new_tensor([start]), order[order != start]])
-    turns, radii = [], []
+    picks, radii = [], []
     for group in range(num_groups):
         members = order[group::num_groups].to(rows.device)
         share = -(-(num - group) // num_groups)
         chosen, radius = _greedy(as_rows(rows[members]), share, 0, progress)
-        none = chosen.new_tensor([-1])
-        turns.append(torch.cat([members.cpu()[chosen], none])[: num // num_groups + 1])
-        radii.append(torch.cat([radius, radius[-1:]])[: num // num_groups + 1])
-    # A group that chose one row less has -1, or the last radius once more, in its last turn.
-    chosen = torch.stack(turns, dim=1).flatten()
-    bound = torch.stack(radii, dim=1).amax(1).repeat_interleave(num_groups)
-    return chosen[chosen >= 0], bound[chosen >= 0]
+        picks.append(members.cpu()[chosen])
+        radii.append(radius)
+    turn = torch.cat([torch.arange(len(radius)) for radius in radii])
+    by_turn = turn.argsort(stable=True)
+    # In the last turn, a group that chose one row less has its last radius once more.
+    padded = [torch.cat([radius, radius[-1:]])[: len(radii[0])] for radius in radii]
+    return torch.cat(picks)[by_turn], torch.stack(padded).amax(0)[turn[by_turn]]
 
 
 def greedy_coreset(features: Tensor, num: int, start: int = 0) -> Tensor:
     """Return rows (num,) of an exact greedy k-centre coreset: each the farthest from those before.
 
-    The first n of them are the coreset of size n; their coverage radius is at most twice the
-    smallest possible. `start` is the first row.
+    The first n of them, from `start` on, are the coreset of size n; their coverage radius is at
+    most twice the smallest possible.
 
     Source: PatchCore's selection, as in Section 3.2.
     """
@@ -297,13 +273,10 @@ def greedy_coreset(features: Tensor, num: int, start: int = 0) -> Tensor:
 
 @dataclass(frozen=True)
 class MemoryBank:
-    """Prototypes of one modality.
+    """Prototypes (B, D) float32 of one modality, and which training rows (B,) they are.
 
-    Attributes:
-        prototypes: (B, D) float32.
-        rows: (B,) which training rows they are.
-        radius: (B,) distance of the farthest training row after each choice, in the space
-            the choice was made in; empty where nothing was chosen by distance.
+    `radius` (B,) is the distance of the farthest training row after each choice, in the space it
+    was made in; empty where nothing was chosen by distance.
     """
 
     prototypes: Tensor
@@ -324,19 +297,17 @@ class MemoryBank:
         """Return the bank of a fraction of the rows.
 
         Args:
-            features: (N, D) of normal cells; rows that several cells share are chosen once, and
-                count as often as they occur in the size of the bank.
+            features: (N, D) of normal cells; rows that several cells share are chosen once.
             fraction: share of cells, in (0, 1], that is the number of prototypes.
             coreset: "greedy" k-centre; "approximate", greedy in each of eight random groups of
                 the rows, an eighth of the work for a radius about a tenth larger; or "random".
-            projection_eps: choose in a sparse random projection with this distortion
+            projection_eps: distortion of the sparse random projection in which rows are chosen
                 (0.9 as published); None: in the features themselves.
             seed: of the projection and of random rows.
             progress: whether a progress bar is shown.
             device: where rows are chosen; None: where the features are.
         """
-        is_table = len(features.shape) == 2 and len(features) > 0
-        stored = as_rows(features).stored if is_table else None
+        stored = as_rows(features).stored if len(features.shape) == 2 and len(features) else None
         if stored is None or not all(bool(torch.isfinite(b).all()) for b in stored.blocks()):
             raise ValueError(
                 f"MemoryBank.fit: features of shape {tuple(features.shape)}; "
@@ -346,20 +317,17 @@ class MemoryBank:
         if num == len(stored):  # nothing to choose
             return cls(stored[:], torch.arange(num))
         if coreset == "random":
-            generator = torch.Generator().manual_seed(seed)
-            rows = torch.randperm(len(stored), generator=generator)[:num]
-            return cls(stored[rows], rows)
-        device = stored.device if device is None else device
-        space = stored
+            order = torch.randperm(len(stored), generator=torch.Generator().manual_seed(seed))
+            return cls(stored[order[:num]], order[:num])
+        space, device = stored, device or stored.device
         if projection_eps is not None:
-            space = _project(stored, projection_eps, seed, device)
+            space = as_rows(_project(stored, projection_eps, seed, device))
         choose = _grouped if coreset == "approximate" else _greedy
-        rows, radius = choose(as_rows(space).to(device), num, 0, progress)
+        rows, radius = choose(space.to(device), num, 0, progress)
         return cls(stored[rows], rows, radius)
 
     @cached_property
     def _index(self):
-        """The faiss index over the prototypes."""
         import faiss
 
         index = faiss.IndexFlatL2(self.prototypes.shape[1])
@@ -367,18 +335,14 @@ class MemoryBank:
         return index
 
     @cached_property
-    def _gpu_index(self):
-        """The faiss index on the GPU, or None where faiss was built without."""
+    def _on_gpu(self):
+        """The prototypes on the GPU, and their faiss index there; None where faiss has none."""
         import faiss
 
-        if not hasattr(faiss, "StandardGpuResources"):
-            return None
-        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self._index)
-
-    @cached_property
-    def _gpu_prototypes(self) -> Tensor:
-        """The prototypes on the GPU."""
-        return self.prototypes.cuda()
+        index = None
+        if hasattr(faiss, "StandardGpuResources"):
+            index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self._index)
+        return self.prototypes.cuda(), index
 
     def query_without(
         self, feat: Tensor | Rows, k: int, own: Tensor, device: torch.device | None = None
@@ -403,10 +367,9 @@ class MemoryBank:
     ) -> tuple[Tensor, Tensor]:
         """Return the k nearest prototypes of (N, D) features, nearest first, exactly.
 
-        faiss finds them by brute force (on a GPU that it was not built for, torch does); the
-        distances are then recomputed from the differences, because both expand the square and
-        give a prototype a distance to itself that is not zero. Shared rows are searched once.
-        The search runs on `device`, or where the features are.
+        faiss finds them by brute force (on a GPU that it was not built for, torch does), on
+        `device` or where the features are; the distances are recomputed from the differences,
+        because both expand the square and give a prototype a distance to itself that is not zero.
 
         Returns:
             index: (N, k) rows of `prototypes`, on the device of the features.
@@ -426,8 +389,8 @@ class MemoryBank:
 
     def _query_block(self, block: Tensor, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
         feat = block.detach().to(device)
-        prototypes = self._gpu_prototypes if feat.is_cuda else self.prototypes.to(feat)
-        search = self._gpu_index if feat.is_cuda else self._index
+        on_cpu = not feat.is_cuda
+        prototypes, search = (self.prototypes.to(feat), self._index) if on_cpu else self._on_gpu
         if search is None:
             index = nearest(feat, prototypes, k)
         else:
@@ -449,7 +412,7 @@ def nearest(feat: Tensor, prototypes: Tensor, k: int) -> Tensor:
         torch.addmm(norm2, part - middle, centred.T, alpha=-2.0).topk(k, largest=False).indices
         for part in feat.split(size)
     ]
-    return torch.cat(found) if found else torch.empty(0, k, dtype=torch.long, device=feat.device)
+    return torch.cat(found)
 
 
 def _project(rows: Rows, eps: float, seed: int, device: torch.device) -> Tensor | Rows:
@@ -457,10 +420,9 @@ def _project(rows: Rows, eps: float, seed: int, device: torch.device) -> Tensor 
     from sklearn.random_projection import SparseRandomProjection, johnson_lindenstrauss_min_dim
 
     num, length = rows.shape
-    components = johnson_lindenstrauss_min_dim(num, eps=eps)
+    components = int(johnson_lindenstrauss_min_dim(num, eps=eps))
     if components >= length:
         return rows
-    projection = SparseRandomProjection(int(components), random_state=seed)
-    matrix = projection.fit(torch.zeros(1, length).numpy()).components_.toarray()
-    matrix = torch.from_numpy(matrix).to(device, torch.float32)
+    fitted = SparseRandomProjection(components, random_state=seed).fit(np.zeros((1, length)))
+    matrix = torch.from_numpy(fitted.components_.toarray()).to(device, torch.float32)
     return torch.cat([block.to(device) @ matrix.T for block in rows.blocks()])

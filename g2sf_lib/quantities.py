@@ -1,9 +1,7 @@
 """What G2SF computes of a cell, each part taken as a score of its own, measured once and kept.
 
-Table 3 asks it of distances and scale factors, Table 5 of other aggregations, Table 4 and the
-analyses of the fused score of detectors that were trained in another way. A file a quantity lies
-in a folder named by the hash of all that it depends on, so an ablation finds what another one, or
-an earlier run, has computed.
+A file a quantity lies in a folder named by the hash of all that it depends on, so an ablation
+finds what another one, or an earlier run, has computed.
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from g2sf_lib.benchmark import Split, measure
 from g2sf_lib.config import MODALITIES, Config, ConfigError
@@ -35,9 +32,6 @@ class TestCells(Split):
 
     What two detectors share is read or computed once: features, truth, and, while the bank is the
     same, standardised features and their neighbours.
-
-    Args:
-        config: of the run; its category is the one of all detectors.
     """
 
     def __init__(self, config: Config):
@@ -65,9 +59,8 @@ def neighbourhoods(detector: G2SF, test: TestCells) -> CellScores:
 def checked_quantity(name: str, config: Config) -> str:
     """Return a quantity by its one name: "nearest" is "min_0", "min" is "min_k".
 
-    Args:
-        name: one of `PARTS` or `RULES`, or "min_J", the least metric over j = 0 ... J.
-        config: its k, since J goes up to 2k; and its `aggregate`, which "fused" stands for.
+    It is one of `PARTS` or `RULES`, "fused" being the config's aggregation, or "min_J", the least
+    metric over j = 0 ... J, up to 2k.
 
     Raises:
         ConfigError: for any other name.
@@ -100,30 +93,18 @@ def cell_quantity(name: str, found: CellScores, config: Config) -> Tensor:
 
 
 def cell_maps(cells: Tensor, split: Split, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Return score maps (N, map_size, map_size) and image scores (N,) of scores of cells.
-
-    Args:
-        cells: (n,) of all foreground cells of the split, scan after scan.
-        split: whose scans they are.
-        config: silhouette rule, map size, blur.
-    """
+    """Return maps (N, map_size, map_size) and image scores (N,) from scores (n,) of all cells."""
     parts = zip(cells.split(split.sizes), split.patches, strict=True)
     made = [to_prediction(part, patches, config.scoring) for part, patches in parts]
     return np.stack([p.score_map for p in made]), np.array([p.image_score for p in made])
 
 
 def run_quantities(
-    config: Config, names: Sequence[str], test: TestCells | None = None, progress: bool = False
+    config: Config, names: Sequence[str], test: TestCells | None = None
 ) -> pd.DataFrame:
     """Measure some quantities on the test scans of the config's category, for its seed.
 
     The detector is trained where it is not there yet (`experiments.fitted`).
-
-    Args:
-        config: of the run, or of one of its variants.
-        names: as in `checked_quantity`.
-        test: the test scans of the category, where they are at hand.
-        progress: whether progress bars are shown.
 
     Returns:
         A row a name: ``category``, ``seed``, ``quantity``; metrics as in `benchmark.measure`; of
@@ -133,25 +114,18 @@ def run_quantities(
     files = {name: _file(config, checked_quantity(name, config)) for name in names}
     missing = {path: name for name, path in files.items() if not path.exists()}
     if missing:
-        test = TestCells(config) if test is None else test
-        detector = fitted(config, progress)
-        found = neighbourhoods(detector, test)
+        test, detector = test or TestCells(config), fitted(config)
+        found, best = neighbourhoods(detector, test), detector.history[best_epoch(detector)]
+        training = {"best_epoch": best["epoch"], "sigma_pcd": best["sigma_pcd"]}
+        training["w_std"] = min(best[f"w_std_{mod}"] for mod in MODALITIES)
         for path, name in missing.items():
             row = _measured(config, test, cell_quantity(name, found, config))
-            write_json(path, {"row": row | _of_training(detector)})
-    known = {"category": config.category, "seed": config.seed}
-    return pd.DataFrame([known | {"quantity": name} | _row(path) for name, path in files.items()])
+            write_json(path, {"row": row | training})
+    return _table(config, "quantity", files)
 
 
-def run_epochs(
-    config: Config, test: TestCells | None = None, progress: bool = False
-) -> pd.DataFrame:
+def run_epochs(config: Config, test: TestCells | None = None) -> pd.DataFrame:
     """Measure the fused score of the config's detector as it was after each kept epoch.
-
-    Args:
-        config: of the run, or of one of its variants.
-        test: the test scans of the category, where they are at hand.
-        progress: whether progress bars are shown.
 
     Returns:
         A row a kept epoch, from 0 (before training): ``category``, ``seed``, ``epoch``,
@@ -160,22 +134,14 @@ def run_epochs(
     epochs = kept_epochs(config.training.epochs)
     files = {epoch: _file(config, f"epoch_{epoch:04d}") for epoch in epochs}
     missing = {epoch: path for epoch, path in files.items() if not path.exists()}
-    detector = fitted(config, progress)
-    if missing:
-        test = TestCells(config) if test is None else test
-        for epoch, path in tqdm(missing.items(), desc="epochs", disable=not progress):
-            found = neighbourhoods(at_epoch(config, detector, epoch), test)
-            write_json(
-                path, {"row": _measured(config, test, cell_quantity("fused", found, config))}
-            )
-    heldout = {row["epoch"]: row["heldout"] for row in detector.history}
-    known = {"category": config.category, "seed": config.seed}
-    return pd.DataFrame(
-        [
-            known | {"epoch": epoch, "heldout": heldout[epoch]} | _row(path)
-            for epoch, path in files.items()
-        ]
-    )
+    detector, test = fitted(config), test or TestCells(config)
+    for epoch, path in missing.items():
+        found = neighbourhoods(at_epoch(config, detector, epoch), test)
+        row = _measured(config, test, cell_quantity("fused", found, config))
+        write_json(path, {"row": row})
+    table, heldout = _table(config, "epoch", files), [row["heldout"] for row in detector.history]
+    table.insert(3, "heldout", [heldout[epoch] for epoch in epochs])
+    return table
 
 
 def _file(config: Config, name: str) -> Path:
@@ -183,23 +149,20 @@ def _file(config: Config, name: str) -> Path:
     return stage_dir(config, "quantities") / f"{name}.json"
 
 
-def _row(path: Path) -> dict[str, float]:
-    """Return kept metrics.
+def _table(config: Config, what: str, files: dict[str | int, Path]) -> pd.DataFrame:
+    """Return kept metrics, a row a name.
 
     Raises:
-        StoredFileError: the file is damaged.
+        StoredFileError: a file is damaged.
     """
-    try:
-        return json.loads(path.read_text())["row"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoredFileError(f"{path}: truncated or changed ({error!r}); delete it") from error
-
-
-def _of_training(detector: G2SF) -> dict[str, float]:
-    """Return which epoch was kept, and what sigma and the spread of w are there."""
-    best = detector.history[best_epoch(detector)]
-    spread = min(best[f"w_std_{mod}"] for mod in MODALITIES)
-    return {"best_epoch": best["epoch"], "sigma_pcd": best["sigma_pcd"], "w_std": spread}
+    rows = []
+    for name, path in files.items():
+        try:
+            known = {"category": config.category, "seed": config.seed, what: name}
+            rows.append(known | json.loads(path.read_text())["row"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoredFileError(f"{path}: truncated or changed ({error!r}); delete it") from error
+    return pd.DataFrame(rows)
 
 
 def _measured(config: Config, test: TestCells, cells: Tensor) -> dict[str, float]:

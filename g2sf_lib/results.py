@@ -23,7 +23,7 @@ from g2sf_lib.published import RERUN, read_table
 from g2sf_lib.stages import git_commit, package_versions, results_file
 from g2sf_lib.stats import METRIC_NAMES, Resamples, compare, means
 from g2sf_lib.store import write_json
-from g2sf_lib.tables import p_cell, with_spread
+from g2sf_lib.tables import number_cell, p_cell, with_error, with_spread
 from g2sf_lib.timing import machine
 
 METHOD_NAMES = {name: row.title for name, row in METHODS.items()}
@@ -33,6 +33,11 @@ GROUPS = {  # what the kinds of defect of the embedded data set change
     "both": ("combined",),
 }
 NO_SETTINGS = ("profile", "dataset", "data_root", "runs_root", "category", "seed", "device")
+MARKS = {  # of the README, between which a data set's results stand
+    "procedural": "<!-- results: make readme -->",
+    "mvtec3d": "<!-- results: make readme DATASET=mvtec3d DATA_ROOT=... -->",
+}
+END = "<!-- end of results -->"
 
 
 def defect_groups(config: Config, labels: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -42,24 +47,20 @@ def defect_groups(config: Config, labels: Sequence[str]) -> dict[str, tuple[str,
     return {"defects": tuple(sorted(set(labels) - {"good"}))}
 
 
-# ---------------------------------------------------------------- what is kept of a run
-
-
 def origin(config: Config, categories: Sequence[str]) -> dict[str, Any]:
     """Return where results come from: data, settings, code, and the command that makes them."""
-    place = {"dataset": config.dataset, "data_root": config.data_root, "category": config.category}
-    usual = flat_settings(make_config(config.profile, **place))
+    place = {"dataset": config.dataset, "data_root": config.data_root}
+    usual = flat_settings(make_config(config.profile, **place, category=config.category))
     settings = {k: v for k, v in flat_settings(config).items() if k not in NO_SETTINGS}
     changed = {k: v for k, v in settings.items() if v != usual[k] and k != "pasted_from"}
     words = {"PROFILE": config.profile, "DATASET": config.dataset, "DATA_ROOT": config.data_root}
     words["CATEGORIES"] = config.synthesis.pasted_from  # None: the run has all that are there
     words["SETTINGS"] = json.dumps(changed) if changed else None
     given = [f"{name}={shlex.quote(value)}" for name, value in words.items() if value]
-    data = {name: place[name] for name in ("dataset", "data_root")}
     return {
         "git_commit": git_commit(),
         "command": " ".join(["make book", *given]),
-        "data": data | {"categories": list(categories)},
+        "data": place | {"categories": list(categories)},
         "settings": settings,
         "packages": package_versions(),
     }
@@ -67,19 +68,20 @@ def origin(config: Config, categories: Sequence[str]) -> dict[str, Any]:
 
 def rounded(rows: list[dict]) -> list[dict]:
     """Return rows with four digits; what is no number becomes None, which JSON can hold."""
-    return [
-        {
-            k: (None if math.isnan(v) else round(v, 4)) if isinstance(v, float) else v
-            for k, v in row.items()
-        }
-        for row in rows
-    ]
+
+    def short(value: Any) -> Any:
+        if not isinstance(value, float):
+            return value
+        return None if math.isnan(value) else round(value, 4)
+
+    return [{name: short(value) for name, value in row.items()} for row in rows]
 
 
 def write_summary(content: dict[str, Any], config: Config, name: str = "") -> Path:
-    """Write a summary to `config.results_file`, and return where that is."""
-    write_json(results_file(config, name), content)
-    return results_file(config, name)
+    """Write a summary to `stages.results_file`, and return where that is."""
+    path = results_file(config, name)
+    write_json(path, content)
+    return path
 
 
 def resampled(comparison: Comparison, metric: str) -> Resamples:
@@ -99,17 +101,15 @@ def resampled(comparison: Comparison, metric: str) -> Resamples:
 
 
 def _rows(ours: pd.DataFrame, images: dict[str, Resamples]) -> list[dict]:
-    """Return a row a method: every metric, its error over images, its deviation over seeds."""
+    """Return a row a method: every metric, its deviation over seeds, its error over images."""
     metrics = [c for c in ours if c.startswith(("i_auroc", "p_auroc", "aupro"))]
-    found, rows = means(ours, "method", [c for c in metrics if c != "i_auroc_se"]), []
-    for method, row in found.iterrows():
-        row = {"method": method} | row.to_dict()
-        for metric, of_category in images.items():
-            chosen = [of_category[category][method] for category in ours["category"].unique()]
-            row[f"{metric}_se"] = float(np.mean(chosen, axis=0).std())
-        spreads = [name for name in row if name.endswith("_seed_std")]
-        rows.append(row | (dict.fromkeys(spreads, 0.0) if method not in SEEDED else {}))
-    return rows
+    metrics.remove("i_auroc_se")
+    found, categories = means(ours, "method", metrics), ours["category"].unique()
+    found.loc[~found.index.isin(SEEDED), [f"{metric}_seed_std" for metric in metrics]] = 0.0
+    for metric, of in images.items():
+        each = [np.mean([of[one][name] for one in categories], axis=0) for name in found.index]
+        found[f"{metric}_se"] = [draws.std() for draws in each]
+    return found.reset_index().to_dict("records")
 
 
 def _defect_rows(ours: pd.DataFrame) -> list[dict]:
@@ -118,12 +118,11 @@ def _defect_rows(ours: pd.DataFrame) -> list[dict]:
     each = ours.groupby(["method", "category"], sort=False)[kinds].mean()
     groups = each.groupby("method", sort=False)
     mean, error = groups.mean(), groups.sem().fillna(0.0)
-    rows = []
-    for method, kind in itertools.product(mean.index, kinds):
-        row = {"defect": kind.removeprefix("i_auroc_"), "method": method}
-        found = {"i_auroc": float(mean.loc[method, kind]), "se": float(error.loc[method, kind])}
-        rows.append(row | found)
-    return rows
+    return [
+        {"defect": kind.removeprefix("i_auroc_"), "method": method}
+        | {"i_auroc": float(mean.loc[method, kind]), "se": float(error.loc[method, kind])}
+        for method, kind in itertools.product(mean.index, kinds)
+    ]
 
 
 def _group_rows(comparison: Comparison) -> list[dict]:
@@ -132,10 +131,9 @@ def _group_rows(comparison: Comparison) -> list[dict]:
     Groups are known of the embedded data set only. A category without defects of a group is left
     out of its mean.
     """
-    if comparison.config.dataset != "procedural":
-        return []
     rule, rows = comparison.config.scoring.silhouette, []
-    for (group, kinds), method in itertools.product(GROUPS.items(), comparison.methods):
+    groups = GROUPS if comparison.config.dataset == "procedural" else {}
+    for (group, kinds), method in itertools.product(groups.items(), comparison.methods):
         values, areas = [], []
         for number, scores in enumerate(comparison.scores.values()):
             chosen = np.isin(scores.labels, ["good", *kinds])
@@ -153,33 +151,24 @@ def _group_rows(comparison: Comparison) -> list[dict]:
 
 
 def summarise(comparison: Comparison, rates: pd.DataFrame | None = None) -> dict[str, Any]:
-    """Return the summary of all categories as plain values.
-
-    Args:
-        comparison: of `benchmark.run_benchmark`.
-        rates: of `timing.rate_table`, or None.
+    """Return the summary of all categories, and of `timing.rate_table`, as plain values.
 
     Returns:
-        ``methods``: a row a method with the mean over categories and seeds of every metric, the
-        standard error over images (``<metric>_se``) and the standard deviation over training
-        seeds of the mean over categories (``<metric>_seed_std``; 0 for a method without
-        randomness, None where one seed cannot tell).
+        ``methods``: a row a method with the mean over categories and seeds of every metric, its
+        standard error over images (``<metric>_se``) and the standard deviation over seeds of the
+        mean over categories (``<metric>_seed_std``; 0 without randomness, None of one seed).
         ``per_category``: the same for each category and method.
         ``defects``, ``groups``: I-AUROC for each kind and group of defects, mean over categories.
         ``differences``: G2SF minus each method in each metric of `RESAMPLED`, per category and in
-        the mean, as `stats.compare` has them, corrected for the number of methods.
-        ``pairs``: the same of all pairs of methods, I-AUROC in the mean, corrected for the number
-        of pairs: a difference that is real among ``differences`` need not be real here.
+        the mean, of `stats.compare`, corrected for the number of methods.
+        ``pairs``: the same of all pairs, I-AUROC in the mean, corrected for the number of pairs.
         ``silhouettes``: mean I-AUROC of each method under both silhouette rules.
-        ``frame_rates``, ``machine``: of `rates`.
     """
     config, table, methods = comparison.config, comparison.table, comparison.methods
     ours = table[table["silhouette"] == config.scoring.silhouette]
     images = {metric: resampled(comparison, metric) for metric in RESAMPLED}
     parts = {category: ours[ours["category"] == category] for category in comparison.categories}
-    per_category = []
-    for category, part in parts.items():
-        per_category += [{"category": category} | row for row in _rows(part, images)]
+    per_category = [{"category": c} | row for c in parts for row in _rows(parts[c], images)]
     others = [("g2sf", method) for method in methods if method != "g2sf"]
     differences, pairs = [], list(itertools.combinations(methods, 2))
     if "g2sf" in methods and others:
@@ -213,71 +202,49 @@ def summarise(comparison: Comparison, rates: pd.DataFrame | None = None) -> dict
     }
 
 
-# ---------------------------------------------------------------- what the README shows of it
-
-MARKS = {
-    "procedural": "<!-- results: make readme -->",
-    "mvtec3d": "<!-- results: make readme DATASET=mvtec3d DATA_ROOT=... -->",
-}
-END = "<!-- end of results -->"
-
-
 def headline(summary: dict[str, Any]) -> pd.DataFrame:
-    """Return a row a method with the metrics of the paper's Table 2 as text.
+    """Return a row a method with the metrics of the paper's Table 2, and G2SF minus it, as text.
 
     I-AUROC with its standard error over images; ``over seeds`` is its standard deviation over
     training seeds, a dash for methods without randomness. On MVTec 3D-AD the means of the paper's
     Table 1 over the same categories stand beside it, and AUPRO@30 % is by its protocol.
     """
     is_of_paper = summary["dataset"] == "mvtec3d"
-    shown = {"i_auroc": "i_auroc", "aupro_30": "aupro_30_published"} if is_of_paper else {}
-    shown = shown or {metric: metric for metric in METRIC_NAMES if metric != "aupro_1"}
+    shown = {metric: metric for metric in METRIC_NAMES}
+    if is_of_paper:
+        shown = {"i_auroc": "i_auroc", "aupro_30": "aupro_30_published", "aupro_1": "aupro_1"}
     printed = read_table("table1").replace({"method": RERUN})
     printed = printed[printed["category"].isin(summary["categories"])]
     printed = printed.groupby(["method", "metric"])["value"].mean()
+    mean = {"metric": "i_auroc", "category": "mean"}.items()
+    gaps = {row["method"]: row for row in summary["differences"] if mean <= row.items()}
     rows = []
     for row in summary["methods"]:
         cells = {"method": METHOD_NAMES[row["method"]]}
         for metric, column in shown.items():
-            cells[METRIC_NAMES[metric]] = f"{row[column]:.3f}"
-            if metric == "i_auroc":
-                cells[METRIC_NAMES[metric]] = with_spread(row[metric], row["i_auroc_se"])
-                is_known = row["method"] in SEEDED and row["i_auroc_seed_std"] is not None
-                cells["over seeds"] = f"{row['i_auroc_seed_std']:.3f}" if is_known else "–"
-            if is_of_paper:
-                value = printed.get((row["method"], metric))
-                name = f"paper: {METRIC_NAMES[metric]}"
-                cells[name] = "–" if value is None else f"{value:.3f}"
-        rows.append(cells | {METRIC_NAMES["aupro_1"]: f"{row['aupro_1']:.3f}"})
+            title, is_first = METRIC_NAMES[metric], metric == "i_auroc"
+            cells[title] = with_spread(row[column], row["i_auroc_se"] if is_first else None)
+            if is_first:
+                over_seeds = row["i_auroc_seed_std"] if row["method"] in SEEDED else None
+                cells["over seeds"] = number_cell(over_seeds)
+            if is_of_paper and metric != "aupro_1":
+                cells[f"paper: {title}"] = number_cell(printed.get((row["method"], metric)))
+        gap = gaps.get(row["method"])
+        cells["I-AUROC of G²SF − it"] = with_error(gap["difference"], gap["se"]) if gap else "–"
+        rows.append(cells | {"p": p_cell(gap["p"]) if gap else "–"})
     return pd.DataFrame(rows).set_index("method")
 
 
 def readme_block(summary: dict[str, Any]) -> str:
-    """Return, in Markdown, what a run's numbers are, `headline`, and two differences."""
-    num_categories, num_seeds = len(summary["categories"]), len(summary["seeds"])
-    scope = (
-        f"Profile {summary['profile']}, data set {summary['dataset']}, {num_categories} "
-        f"{'category' if num_categories == 1 else 'categories'} "
-        f"({', '.join(summary['categories'])}), {num_seeds} training "
-        f"{'seed' if num_seeds == 1 else 'seeds'}, silhouette cells: {summary['silhouette']}."
-    )
-    peers = [row for row in summary["methods"] if not METHODS[row["method"]].is_ours]
-    best = max(peers, key=lambda row: row["i_auroc"])["method"]
-    mean = {"metric": "i_auroc", "category": "mean"}.items()
-    gaps = {row["method"]: row for row in summary["differences"] if mean <= row.items()}
-    claims = []
-    for method in (best, "w1"):
-        gap, name = gaps[method], METHOD_NAMES[method]
-        side = "better" if gap["difference"] > 0 else "worse"
-        told = f"G²SF is {side} than {name}", f"G²SF and {name} cannot be told apart"
-        claim = told[0] if gap["is_real"] else told[1]
-        p = p_cell(gap["p"]) if gap["p"] < 0.001 else f"= {p_cell(gap['p'])}"
-        size = f"{gap['difference']:+.3f} ± {gap['se']:.3f}"
-        claims.append(f"{claim} (difference in mean I-AUROC {size}, p {p}).")
+    """Return, in Markdown, what a run's numbers are of, and `headline`."""
     table = headline(summary).reset_index()
-    lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-    lines += ["| " + " | ".join(row) + " |" for row in table.itertuples(index=False)]
-    return "\n".join([scope, "", *lines, "", " ".join(claims)])
+    lines = [table.columns, ["---"] * len(table.columns), *table.itertuples(index=False)]
+    scope = (
+        f"Profile {summary['profile']}, data set {summary['dataset']}, categories "
+        f"{', '.join(summary['categories'])}, training seeds "
+        f"{', '.join(map(str, summary['seeds']))}, silhouette cells: {summary['silhouette']}."
+    )
+    return "\n".join([scope, "", *("| " + " | ".join(line) + " |" for line in lines)])
 
 
 def fill_readme(text: str, summary: dict[str, Any]) -> str:
@@ -295,17 +262,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dataset", default="procedural")
     parser.add_argument("--data-root")
     given = parser.parse_args(arguments)
+    place = {"dataset": given.dataset, "data_root": given.data_root or None}
     category = CATEGORIES.get(given.dataset, ("any",))[0]  # does not matter here
-    config = make_config(
-        given.profile, dataset=given.dataset, data_root=given.data_root or None, category=category
-    )
-    summary = json.loads(results_file(config).read_text(encoding="utf-8"))
+    file = results_file(make_config(given.profile, **place, category=category))
+    summary, readme = json.loads(file.read_text(encoding="utf-8")), Path("README.md")
     if given.what == "headline":
         print(headline(summary).to_string())
-        return
-    readme = Path("README.md")
-    text = readme.read_text(encoding="utf-8")
-    readme.write_text(fill_readme(text, summary), encoding="utf-8")
+    else:
+        text = fill_readme(readme.read_text(encoding="utf-8"), summary)
+        readme.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ out otherwise are the trainings (seeds) and, where resamples of the images are a
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -23,6 +24,7 @@ METRIC_NAMES = {
     "aupro_30": "AUPRO@30 %",
     "aupro_1": "AUPRO@1 %",
 }
+ALL_METRICS = tuple(METRIC_NAMES)
 Resamples = Mapping[str, Mapping[str, np.ndarray]]  # category -> name -> (R,) a metric
 
 
@@ -35,15 +37,10 @@ def share_of_good_below(scores: np.ndarray, labels: Sequence[str]) -> np.ndarray
 def against_good(
     maps: Sequence[np.ndarray], labels: Sequence[str], numbers: Sequence[int]
 ) -> list[np.ndarray]:
-    """Return some score maps in units in which every method can be compared by eye.
+    """Return some score maps (h, w) in units in which every method can be compared by eye.
 
-    0 is the median of the scored pixels of all good scans, 1 the highest value that any of them
-    has; what lies outside is cut. So a pixel at 1 is beyond every good scan.
-
-    Args:
-        maps: a map (h, w) a scan, 0 where nothing is scored.
-        labels: of the scans; at least one is "good".
-        numbers: of the scans to return.
+    0 is the median of the scored pixels (those above 0) of all good scans, 1 the highest value
+    that any of them has; what lies outside is cut. So a pixel at 1 is beyond every good scan.
     """
     good = np.stack([m for m, label in zip(maps, labels, strict=True) if label == "good"])
     low, high = np.median(good[good > 0]), good.max()
@@ -52,10 +49,9 @@ def against_good(
 
 def holm(p: Sequence[float]) -> np.ndarray:
     """Return p values corrected for being several by Holm's rule; NaN stays NaN and is no test."""
-    p = np.asarray(p, dtype=float)
+    p = np.array(p, dtype=float)
     known = ~np.isnan(p)
     if known.any():
-        p = p.copy()
         p[known] = multipletests(p[known], method="holm")[1]
     return p
 
@@ -80,7 +76,7 @@ def paired(
         rows: columns `key`, ``category``, ``seed`` and `value`, one row a combination. What has
             one seed only in a category holds there for every seed of the other.
         first: of `key`.
-        second: of `key`; the difference is first minus second. None: first minus zero.
+        second: of `key`, what is subtracted; None: nothing is.
         value: the metric.
         key: which column says what differs.
         images: resampled metrics; None: the images are taken as they are.
@@ -90,39 +86,29 @@ def paired(
         nothing to tell an error by), ``wins`` (in how many of ``num`` pairs the first is above).
     """
     wide = rows.pivot_table(index=["category", "seed"], columns=key, values=value, sort=False)
-    sides = [wide[first].dropna(), None if second is None else wide[second].dropna()]
-    gaps = []
-    for category in wide.index.unique("category"):
-        a, b = (None if side is None else side.xs(category) for side in sides)
-        if b is None:
-            gap = a
-        elif len(a) == 1 or len(b) == 1:
-            gap = pd.Series(np.subtract(*np.broadcast_arrays(a.to_numpy(), b.to_numpy())))
-        else:
-            gap = (a - b).dropna()
-        gaps.append(gap.to_numpy(dtype=float))
-    size = float(np.mean([gap.mean() for gap in gaps]))
-    every = np.concatenate(gaps)
+    categories, gaps = wide.index.unique("category"), []
+    for category in categories:
+        gap = wide[first].dropna().xs(category)
+        if second is not None:
+            other = wide[second].dropna().xs(category)
+            alone = len(gap) == 1 or len(other) == 1
+            gap = gap.to_numpy() - other.to_numpy() if alone else (gap - other).dropna()
+        gaps.append(np.asarray(gap, dtype=float))
+    size, every = float(np.mean([gap.mean() for gap in gaps])), np.concatenate(gaps)
     found = {"difference": size, "wins": int((every > 0).sum()), "num": len(every)}
-    parts = [gap.var(ddof=1) / len(gap) for gap in gaps if len(gap) > 1]
-    seeds = sum(parts) / len(gaps) ** 2
-    resampled = 0.0
-    if images is not None:
-        chosen = [images[category] for category in wide.index.unique("category")]
-        each = [one[first] - (0.0 if second is None else one[second]) for one in chosen]
-        resampled = float(np.var(np.mean(each, axis=0)))
+    parts = [(gap.var(ddof=1) / len(gap), len(gap) - 1) for gap in gaps if len(gap) > 1]
     if not parts and images is None:
         return found | {"se": float("nan"), "p": float("nan")}
+    seeds, resampled = sum(part for part, _ in parts) / len(gaps) ** 2, 0.0
+    if images is not None:
+        each = [images[c][first] - (images[c][second] if second else 0.0) for c in categories]
+        resampled = float(np.var(np.mean(each, axis=0)))
     error = float(seeds + resampled) ** 0.5
     if error < EXACT:
         return found | {"se": error, "p": float(abs(size) < EXACT)}
     freedom = np.inf
     if seeds > EXACT**2:
-        own = sum(
-            (gap.var(ddof=1) / len(gap) / len(gaps) ** 2) ** 2 / (len(gap) - 1)
-            for gap in gaps
-            if len(gap) > 1
-        )
+        own = sum((part / len(gaps) ** 2) ** 2 / num for part, num in parts)
         freedom = (seeds + resampled) ** 2 / own
     return found | {"se": error, "p": float(2 * student.sf(abs(size) / error, freedom))}
 
@@ -136,17 +122,9 @@ def compare(
 ) -> pd.DataFrame:
     """Return what becomes of claims that one row stands above another.
 
-    Args:
-        rows: as in `paired`.
-        pairs: (higher, lower) as claimed.
-        value: the metric.
-        key: as in `paired`.
-        images: as in `paired`.
-
-    Returns:
-        A row a pair: ``higher``, ``lower``, the columns of `paired` with ``p`` corrected by
-        Holm's rule for the number of pairs, ``is_real`` (p below `LEVEL`), and ``verdict``: "holds"
-        or "reversed" where it is, else "open".
+    A row a pair: ``higher``, ``lower``, the columns of `paired` with ``p`` corrected by Holm's rule
+    for the number of pairs, ``is_real`` (p below `LEVEL`), and ``verdict``: "holds" or "reversed"
+    where it is, else "open".
     """
     found = [{"higher": a, "lower": b} | paired(rows, a, b, value, key, images) for a, b in pairs]
     table = pd.DataFrame(found)
@@ -158,35 +136,27 @@ def compare(
 
 
 def effects(
-    rows: pd.DataFrame,
-    reference: str,
-    key: str = "variant",
-    metrics: Sequence[str] = tuple(METRIC_NAMES),
+    rows: pd.DataFrame, reference: str, key: str = "variant", metrics: Sequence[str] = ALL_METRICS
 ) -> pd.DataFrame:
     """Return `paired` differences from a reference, p uncorrected, a row a metric and variant."""
     others = [name for name in rows[key].unique() if name != reference]
-    return pd.DataFrame(
-        [
-            {key: name, "metric": metric} | paired(rows, name, reference, metric, key)
-            for metric in metrics
-            for name in others
-        ]
-    )
+    found = [
+        {key: name, "metric": metric} | paired(rows, name, reference, metric, key)
+        for metric, name in itertools.product(metrics, others)
+    ]
+    return pd.DataFrame(found)
 
 
 def gaps(
-    rows: pd.DataFrame,
-    reference: str,
-    key: str = "variant",
-    metrics: Sequence[str] = tuple(METRIC_NAMES),
+    rows: pd.DataFrame, reference: str, key: str = "variant", metrics: Sequence[str] = ALL_METRICS
 ) -> pd.DataFrame:
     """Return each ``difference`` behind `effects`, a row a metric, variant, category and seed."""
     place = ["metric", "category", "seed"]
     long = rows.melt([key, "category", "seed"], list(metrics), "metric", "difference")
+    long = long.set_index(place)
     is_reference = long[key] == reference
-    base = long[is_reference].set_index(place)["difference"]
-    others = long[~is_reference].set_index(place)
-    others["difference"] -= base.reindex(others.index)
+    others = long[~is_reference].copy()
+    others["difference"] -= long.loc[is_reference, "difference"].reindex(others.index)
     return others.reset_index()
 
 

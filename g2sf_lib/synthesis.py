@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageFilter, ImageOps
 from scipy import ndimage
 from scipy.spatial import cKDTree
@@ -27,11 +28,11 @@ _MAX_TRIES = 50
 
 def _corner_weights(size: int, num_cells: int) -> tuple[np.ndarray, np.ndarray]:
     """Return two (size, num_cells + 1), a column a lattice line: fade weight, and times offset."""
-    position = (np.arange(size) + 0.5) * num_cells / size
+    rows = np.arange(size)
+    position = (rows + 0.5) * num_cells / size
     cell = np.floor(position).astype(int)
     t = position - cell
     fade = t**3 * (t * (6 * t - 15) + 10)
-    rows = np.arange(size)
     weight = np.zeros((size, num_cells + 1))
     weight[rows, cell], weight[rows, cell + 1] = 1 - fade, fade
     offset = np.zeros_like(weight)
@@ -39,19 +40,12 @@ def _corner_weights(size: int, num_cells: int) -> tuple[np.ndarray, np.ndarray]:
     return weight, weight * offset
 
 
-def perlin_noise(
-    shape: tuple[int, int], grid: tuple[int, int], generator: np.random.Generator
-) -> np.ndarray:
+def perlin_noise(shape: tuple[int, int], grid: tuple[int, int], generator: Generator) -> np.ndarray:
     """Return (H, W) gradient noise after Perlin, scaled to [-1, 1] and zero on the lattice points.
 
     noise(y, x) = sqrt(2) * sum over the four lattice points around (y, x) of
     fade_y * fade_x * <gradient, offset>. Both fades are separable, so the sum over all
-    pixels is a product of two narrow matrices.
-
-    Args:
-        shape: (H, W) in pixels.
-        grid: lattice cells along H and W.
-        generator: draws one gradient direction a lattice point.
+    pixels is a product of two narrow matrices. `grid` is lattice cells along H and W.
 
     Source: Perlin (2002), "Improving noise": fade 6 t^5 - 15 t^4 + 10 t^3.
     """
@@ -63,19 +57,17 @@ def perlin_noise(
     return np.sqrt(2) * left @ right.T
 
 
-def _noise_components(config: SynthesisConfig, generator: np.random.Generator) -> list[np.ndarray]:
+def _noise_components(config: SynthesisConfig, generator: Generator) -> list[np.ndarray]:
     """Return the pixels (2, n) of each component of one thresholded noise map, of allowed size."""
-    grid = 2 ** generator.integers(0, 5, size=2)
-    noise = perlin_noise((NOISE_SIZE, NOISE_SIZE), (int(grid[0]), int(grid[1])), generator)
+    rows, columns = (2 ** generator.integers(0, 5, size=2)).tolist()
+    noise = perlin_noise((NOISE_SIZE, NOISE_SIZE), (rows, columns), generator)
     picture = Image.fromarray(noise.astype(np.float32))
     turned = picture.rotate(generator.uniform(-90, 90), Image.Resampling.BILINEAR)
     labels, _ = ndimage.label(np.asarray(turned) > config.noise_threshold, np.ones((3, 3)))
     sizes = np.bincount(labels.ravel())
     allowed = (sizes >= config.min_component_px) & (sizes <= config.max_component_px)
-    allowed[0] = False
-    boxes = ndimage.find_objects(labels)
-    numbers = np.flatnonzero(allowed)
-    return [_pixels(labels[boxes[n - 1]] == n, boxes[n - 1]) for n in numbers]
+    boxes = enumerate(ndimage.find_objects(labels), start=1)
+    return [_pixels(labels[box] == number, box) for number, box in boxes if allowed[number]]
 
 
 def _pixels(mask: np.ndarray, box: tuple[slice, slice]) -> np.ndarray:
@@ -89,9 +81,7 @@ def _share_on(region: np.ndarray, pixels: np.ndarray) -> float:
     return region[tuple(pixels[:, inside])].sum() / pixels.shape[1]
 
 
-def _moved_onto(
-    places: np.ndarray, pixels: np.ndarray, generator: np.random.Generator
-) -> np.ndarray:
+def _moved_onto(places: np.ndarray, pixels: np.ndarray, generator: Generator) -> np.ndarray:
     """Return (2, n) pixels moved so that their centroid lies on a random one of `places` (P, 2)."""
     place = places[generator.integers(len(places))]
     return pixels + (place - np.rint(pixels.mean(1)).astype(int))[:, None]
@@ -99,23 +89,20 @@ def _moved_onto(
 
 def _resize_nearest(array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Return (H, W) values at the nearest pixel centres."""
-    rows, columns = (
-        ((np.arange(new) + 0.5) * old / new).astype(int)
-        for new, old in zip(shape, array.shape, strict=True)
-    )
-    return array[rows[:, None], columns]
+    sides = zip(shape, array.shape, strict=True)
+    return array[np.ix_(*(((np.arange(new) + 0.5) * old / new).astype(int) for new, old in sides))]
 
 
 def paste_labels(
-    foreground: np.ndarray, config: SynthesisConfig, generator: np.random.Generator
+    foreground: np.ndarray, config: SynthesisConfig, generator: Generator
 ) -> np.ndarray:
     """Return (H, W) int32: 1, 2, ... where a component is to be pasted, 0 elsewhere.
 
-    The noise is drawn at 512 x 512 with 2^0 to 2^4 lattice cells along each side, turned
-    within 90 degrees either way and thresholded; components of `min_component_px` to
-    `max_component_px` are kept. One that has less than two thirds of its pixels on the object
-    is shifted to a random place where it has (and is dropped if none is found soon); none
-    touches another. Drawn again until `min_paste_px` are kept; then resized by nearest neighbour.
+    The noise is drawn at 512 x 512 with 2^0 to 2^4 lattice cells a side, turned within 90 degrees
+    either way and thresholded; components of allowed size are kept. One that has less than two
+    thirds of its pixels on the object is shifted to a random place where it has (and is dropped if
+    none is found soon); none touches another. Drawn again until `min_paste_px` are kept; then
+    resized by nearest neighbour.
 
     Source: Section 3.7 and facts.md, section 4.
     """
@@ -125,18 +112,15 @@ def paste_labels(
     for _ in range(_MAX_TRIES if len(places) else 0):
         components = _noise_components(config, generator)
         lying = [(_share_on(large, pixels) >= 2 / 3, pixels) for pixels in components]
-        labels = np.zeros(large.shape, dtype=np.int32)
-        near = np.zeros(large.shape, dtype=bool)
-        number = 0
+        labels, near = (np.zeros(large.shape, dtype) for dtype in (np.int32, bool))
         for stays, found in sorted(lying, key=lambda item: not item[0]):
             for _ in range(1 if stays else _MAX_TRIES):
                 pixels = found if stays else _moved_onto(places, found, generator)
-                if pixels.min() < 0 or pixels.max() > last:
+                if pixels.min() < 0 or pixels.max() > last or near[tuple(pixels)].any():
                     continue
-                if near[tuple(pixels)].any() or _share_on(large, pixels) < 2 / 3:
+                if _share_on(large, pixels) < 2 / 3:
                     continue
-                number += 1
-                labels[tuple(pixels)] = number
+                labels[tuple(pixels)] = labels.max() + 1
                 # A rim of two pixels keeps components apart, at half the size too.
                 for shift in np.ndindex(3, 3):
                     rim = np.clip(pixels + 2 * np.array(shift)[:, None] - 2, 0, last)
@@ -160,14 +144,13 @@ def _with_alpha(rgb: np.ndarray, inside: np.ndarray) -> Image.Image:
     return Image.fromarray(np.dstack([rgb, np.where(inside, 255, 0).astype(np.uint8)]))
 
 
-def augment_target(sample: Sample, category: str, generator: np.random.Generator) -> Sample:
+def augment_target(sample: Sample, category: str, generator: Generator) -> Sample:
     """Return the scan turned, scaled, shifted and perhaps mirrored on its pixel grid.
 
-    Image, points, raw points and mask move together: nearest neighbour for points and mask,
-    bilinear for colours, weighted so that the black background does not darken the outline.
-    The points keep their coordinates: it is the same cloud, stored in another pixel order.
-    Categories that always lie the same way round (`Dataset.upright`) are turned within 10 degrees,
-    shifted by 5 % and scaled by 0.9 to 1.1; others within 45 degrees, mirrored, 10 %, 0.8 to 1.25.
+    Points and mask are moved by nearest neighbour, colours bilinearly, weighted so that the black
+    background does not darken the outline; points keep their coordinates. Categories that
+    always lie the same way round (`Dataset.upright`) are turned within 10 degrees, shifted by 5 %
+    and scaled by 0.9 to 1.1; others within 45 degrees, mirrored, 10 %, 0.8 to 1.25.
 
     Source: facts.md, section 4.
     """
@@ -196,11 +179,9 @@ def augment_target(sample: Sample, category: str, generator: np.random.Generator
 
     silhouette = _silhouette(sample)
     # Pillow weights colours by alpha while it interpolates.
+    how = (Image.Transform.AFFINE, (*matrix[0], constant[0], *matrix[1], constant[1]))
     picture = _with_alpha(sample.rgb, silhouette)
-    coefficients = (*matrix[0], constant[0], *matrix[1], constant[1])
-    turned = picture.transform(
-        (width, height), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR
-    )
+    turned = picture.transform((width, height), *how, Image.Resampling.BILINEAR)
     rgb = np.asarray(turned)[..., :3] * nearest(silhouette)[..., None]
     raw = None if sample.raw_xyz is None else nearest(sample.raw_xyz)
     return dataclasses.replace(
@@ -208,25 +189,23 @@ def augment_target(sample: Sample, category: str, generator: np.random.Generator
     )
 
 
-def _blur(rgb: np.ndarray, inside: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def _blur(rgb: np.ndarray, inside: np.ndarray, generator: Generator) -> np.ndarray:
     blur = ImageFilter.GaussianBlur(generator.uniform(1, 3))
     picture = _with_alpha(rgb, inside).convert("RGBa")  # colours weighted by alpha
     return np.asarray(picture.filter(blur).convert("RGBA"))[..., :3]
 
 
-def _gamma(rgb: np.ndarray, inside: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def _gamma(rgb: np.ndarray, inside: np.ndarray, generator: Generator) -> np.ndarray:
     exponent = 2 ** generator.uniform(-1, 1)
     return np.round(255 * (np.arange(256) / 255) ** exponent).astype(np.uint8)[rgb]
 
 
-def _brightness(rgb: np.ndarray, inside: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def _brightness(rgb: np.ndarray, inside: np.ndarray, generator: Generator) -> np.ndarray:
     values = np.arange(256) * generator.uniform(0.8, 1.2) + generator.uniform(-30, 30)
     return np.clip(values, 0, 255).astype(np.uint8)[rgb]
 
 
-def _hue_and_saturation(
-    rgb: np.ndarray, inside: np.ndarray, generator: np.random.Generator
-) -> np.ndarray:
+def _hue_and_saturation(rgb: np.ndarray, inside: np.ndarray, generator: Generator) -> np.ndarray:
     hsv = np.array(Image.fromarray(rgb).convert("HSV"), dtype=np.int16)
     hue, saturation = generator.integers(-50, 51, size=2)
     hsv[..., 0] = (hsv[..., 0] + hue) % 256
@@ -235,15 +214,13 @@ def _hue_and_saturation(
     return np.asarray(Image.merge("HSV", channels).convert("RGB"))
 
 
-def _autocontrast(
-    rgb: np.ndarray, inside: np.ndarray, generator: np.random.Generator
-) -> np.ndarray:
+def _autocontrast(rgb: np.ndarray, inside: np.ndarray, generator: Generator) -> np.ndarray:
     cutoff = generator.uniform(2, 10)  # percent of the object's pixels at either end
     object_only = Image.fromarray(np.where(inside, 255, 0).astype(np.uint8))
     return np.asarray(ImageOps.autocontrast(Image.fromarray(rgb), cutoff, mask=object_only))
 
 
-def _elastic(rgb: np.ndarray, inside: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def _elastic(rgb: np.ndarray, inside: np.ndarray, generator: Generator) -> np.ndarray:
     height, width = inside.shape
     flow = ndimage.gaussian_filter(generator.standard_normal((2, height, width)), (0, 6, 6))
     flow *= generator.uniform(2, 5) / max(flow.std(), 1e-12)  # pixels
@@ -252,28 +229,24 @@ def _elastic(rgb: np.ndarray, inside: np.ndarray, generator: np.random.Generator
     return np.where(inside[rows, columns][..., None], rgb[rows, columns], rgb)
 
 
-def _invert(rgb: np.ndarray, inside: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def _invert(rgb: np.ndarray, inside: np.ndarray, generator: Generator) -> np.ndarray:
     return 255 - rgb
 
 
-def _cartoon(rgb: np.ndarray, inside: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def _cartoon(rgb: np.ndarray, inside: np.ndarray, generator: Generator) -> np.ndarray:
     bits = int(generator.integers(2, 5))
     away = ndimage.binary_erosion(inside, np.ones((3, 3)))[..., None]  # the outline is no edge
-    smooth = np.where(
-        away, np.asarray(Image.fromarray(rgb).filter(ImageFilter.MedianFilter(3))), rgb
-    )
-    flat = ImageOps.posterize(Image.fromarray(smooth), bits)
+    smooth = Image.fromarray(rgb).filter(ImageFilter.MedianFilter(3))
+    flat = ImageOps.posterize(Image.fromarray(np.where(away, smooth, rgb)), bits)
     edges = np.asarray(flat.convert("L").filter(ImageFilter.FIND_EDGES))[..., None] > 60
     return np.where(edges & away, np.asarray(flat) // 4, flat)
 
 
-_CHANGES = (
-    *(_blur, _gamma, _brightness, _hue_and_saturation),
-    *(_autocontrast, _elastic, _invert, _cartoon),
-)
+_CHANGES = (_blur, _gamma, _brightness, _hue_and_saturation)
+_CHANGES += (_autocontrast, _elastic, _invert, _cartoon)
 
 
-def corrupt_rgb(rgb: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def corrupt_rgb(rgb: np.ndarray, generator: Generator) -> np.ndarray:
     """Return (H, W, 3) uint8 colours after three different ones of eight photometric changes.
 
     Blur, gamma, brightness, hue and saturation, autocontrast, elastic distortion, inversion,
@@ -281,26 +254,21 @@ def corrupt_rgb(rgb: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
     Source: facts.md, section 4; the strengths are ours.
     """
-    inside = rgb.any(-1)
-    changed = rgb
+    inside, changed = rgb.any(-1), rgb
     for number in generator.choice(len(_CHANGES), size=3, replace=False):
         changed = _CHANGES[number](changed, inside, generator)
     return changed * inside[..., None]
 
 
-def _cut(
-    values: np.ndarray,
-    region: np.ndarray,
-    places: np.ndarray,
-    pixels: np.ndarray,
-    generator: np.random.Generator,
-) -> np.ndarray:
+def _cut(source: tuple[np.ndarray, ...], pixels: np.ndarray, generator: Generator) -> np.ndarray:
     """Return (n, C) values of a source under (2, n) pixels, cut where the source has an object.
 
     The place of the target is taken if the object covers 95 % of it there; else the best of
     ten random places on the object. Pixels not covered take the value of the nearest one that
-    is, so a patch has no holes of its own.
+    is, so a patch has no holes of its own. `source` is values (H, W, C), the region (H, W) of the
+    object, and its places (P, 2).
     """
+    values, region, places = source
     best, most = pixels, _share_on(region, pixels)
     for _ in range(10):
         if most >= 0.95:
@@ -315,8 +283,7 @@ def _cut(
         return np.repeat(values[places[:1, 0], places[:1, 1]], pixels.shape[1], axis=0)
     patch = values[tuple(inside)]
     if not known.all():
-        nearest = cKDTree(best.T[known]).query(best.T[~known])[1]
-        patch[~known] = patch[known][nearest]
+        patch[~known] = patch[known][cKDTree(best.T[known]).query(best.T[~known])[1]]
     return patch
 
 
@@ -326,38 +293,33 @@ def synthesise(
     source_pcd: Sample,
     category: str,
     config: SynthesisConfig,
-    generator: np.random.Generator,
+    generator: Generator,
 ) -> Sample:
     """Return the target with patches of the sources pasted under a Perlin mask.
 
-    Each component is pasted on its own. With u uniform in
-    [`min_blend`, 1] and an offset t of random sign, its size uniform in [`min_offset_m`,
-    `max_offset_m`]:
+    Each component is pasted on its own. With u uniform in [`min_blend`, 1] and an offset t of
+    random sign, its size uniform in [`min_offset_m`, `max_offset_m`]:
 
     - colour: u * changed source + (1 - u) * target; with `colour_from` "both", in half of the
       components the source is the target itself, so that tones change and texture does not;
     - depth: v * (z_source - mean(z_source) + mean(z_target)) + (1 - v) * z_target + t, v uniform
-      in [`min_relief`, 1] (1 as published), means over the component's pixels
-      on the object, so that the mean displacement there is t; x and y are those of the
-      target before background removal, so a paste may stand outside the object, with v = 1.
+      in [`min_relief`, 1], means over the component's pixels on the object, so that the mean
+      displacement there is t; x and y are those of the target before background removal, so a
+      paste may stand outside the object, with v = 1.
 
-    A pixel of the object where the sensor saw no point gets a colour only, since its x and y
-    are not known. A background pixel without a raw point gets nothing and is not in the mask.
-    With `paste_in` "either", the sample's pastes change colour and depth, colour alone or depth
-    alone, each with equal chance; where they change one of both they stay on the object. The
-    sample's label says what they change: a key of `CHANGED`.
+    A pixel of the object where the sensor saw no point gets a colour only; a background pixel
+    without a raw point gets nothing. With `paste_in` "either", the sample's pastes change both,
+    colour alone or depth alone, each with equal chance; where they change one they stay on the
+    object. The label says what they change (see `CHANGED`), the mask where: nowhere else does the
+    sample differ from the target, augmented or not.
 
     Args:
         target: a preprocessed normal scan; with its `raw_xyz`, or pastes stay on the object.
         source_rgb: another normal scan; colours come from its object.
         source_pcd: a normal scan of any category and size; depths come from its object.
         category: of the target, see `augment_target`, which takes the generator first.
-        config: mask, offset, blending, augmentation.
+        config: all settings.
         generator: of all random choices.
-
-    Returns:
-        A `Sample` whose mask is True where something was pasted, and which differs from the
-        target, augmented or not, nowhere else.
 
     Raises:
         ScanError: where target or source has no object, or too small a one.
@@ -369,17 +331,15 @@ def synthesise(
     rgb, xyz = target.rgb.copy(), target.xyz.copy()
     raw = target.xyz.copy() if target.raw_xyz is None else target.raw_xyz.copy()
     on_object, has_raw = target.foreground, raw.any(-1)
-    can_show = _silhouette(target) | has_raw
     parts = "both" if config.paste_in == "both" else generator.choice(("both", "rgb", "pcd"))
-    if parts != "both":
-        can_show = on_object if parts == "pcd" else _silhouette(target)
+    silhouette = _silhouette(target)
+    can_show = {"both": silhouette | has_raw, "rgb": silhouette, "pcd": on_object}[parts]
     region_rgb, region_pcd = _silhouette(source_rgb), source_pcd.foreground
     if not (region_rgb.any() and region_pcd.any()):
-        raise ScanError(
-            f"{source_rgb.name} or {source_pcd.name}: no object; expected one to cut from"
-        )
-    places_rgb, places_pcd = np.argwhere(region_rgb), np.argwhere(region_pcd)
-    changed = corrupt_rgb(source_rgb.rgb, generator)
+        names = f"{source_rgb.name} or {source_pcd.name}"
+        raise ScanError(f"{names}: no object; expected one to cut from")
+    colours = corrupt_rgb(source_rgb.rgb, generator), region_rgb, np.argwhere(region_rgb)
+    depths = source_pcd.xyz[..., 2], region_pcd, np.argwhere(region_pcd)
     own = corrupt_rgb(target.rgb, generator) if config.colour_from == "both" else None
     mask = np.zeros(on_object.shape, dtype=bool)
     labels = paste_labels(on_object, config, generator)
@@ -391,14 +351,12 @@ def synthesise(
         anchors = on_object[here]
         if not anchors.any():  # nothing to stand on: only holes of the cloud
             continue
-        if own is not None and generator.random() < 0.5:
-            colour = own[here]
-        else:
-            colour = _cut(changed, region_rgb, places_rgb, pixels, generator)
-        depth = _cut(source_pcd.xyz[..., 2], region_pcd, places_pcd, pixels, generator)
+        is_own = own is not None and generator.random() < 0.5
+        colour = own[here] if is_own else _cut(colours, pixels, generator)
+        depth = _cut(depths, pixels, generator)
         blend = generator.uniform(config.min_blend, 1)
-        offset = generator.uniform(config.min_offset_m, config.max_offset_m)
-        offset *= generator.choice((-1, 1))
+        size = generator.uniform(config.min_offset_m, config.max_offset_m)
+        offset = size * generator.choice((-1, 1))
         relief = generator.uniform(config.min_relief, 1)
         mask[here] = True
         if parts != "pcd":
@@ -417,14 +375,6 @@ def synthesise(
         raise ScanError(f"{target.name}: no paste found a place; expected an object with points")
     label = "synthetic" if parts == "both" else f"synthetic_{parts}"
     return dataclasses.replace(target, rgb=rgb, xyz=xyz, mask=mask, label=label, raw_xyz=raw)
-
-
-def _loaded(scan: Path | Sample) -> Sample:
-    return load_prepared(scan) if isinstance(scan, Path) else scan
-
-
-def _is_same(one: Path | Sample, other: Path | Sample) -> bool:
-    return one is other or (isinstance(one, Path) and one == other)
 
 
 def synthesise_set(
@@ -447,9 +397,12 @@ def synthesise_set(
     for i in filter(is_wanted, range(num)):
         generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(i,)))
         target = targets[i % len(targets)]
-        drawn = []
+        scans = [target]
         for sources in (sources_rgb, sources_pcd):
-            others = [one for one in sources if not _is_same(one, target)] or sources
-            drawn.append(_loaded(others[generator.integers(len(others))]))
-        sample = synthesise(_loaded(target), *drawn, category, config, generator)
+            # Scans in memory are compared by identity, entries by their paths.
+            same = [s is target or (isinstance(s, Path) and s == target) for s in sources]
+            others = [s for s, is_same in zip(sources, same, strict=True) if not is_same] or sources
+            scans.append(others[generator.integers(len(others))])
+        scans = [load_prepared(scan) if isinstance(scan, Path) else scan for scan in scans]
+        sample = synthesise(*scans, category, config, generator)
         yield dataclasses.replace(sample, name=f"synthetic/{i:03d}")

@@ -11,6 +11,11 @@ from g2sf_lib.stats import METRIC_NAMES, compare, effects, gaps, means
 SMALLEST_P = 0.001  # no smaller p value is written
 
 
+def number_cell(value: float | None, form: str = ".3f") -> str:
+    """Return a number for a table; a dash where there is none."""
+    return "–" if pd.isna(value) else f"{value:{form}}"
+
+
 def signed(value: float, form: str = ".3f") -> str:
     """Return a difference with its sign, a true minus; what is zero as text has none."""
     text = f"{value:+{form}}".replace("-", "−")
@@ -29,18 +34,14 @@ def with_error(difference: float, error: float, form: str = ".3f") -> str:
 
 def p_cell(p: float) -> str:
     """Return a p value for a table; a dash where there is none."""
-    if pd.isna(p):
-        return "–"
-    return f"< {SMALLEST_P:g}" if p < SMALLEST_P else f"{p:.2g}"
+    is_small = pd.notna(p) and p < SMALLEST_P
+    return f"< {SMALLEST_P:g}" if is_small else number_cell(p, ".2g")
 
 
-def printed_value(
-    printed: pd.DataFrame, name: str, metric: str, category: str = "mean"
-) -> float | None:
-    """Return a number of one of the paper's tables (`published.read_table`); None: it has none."""
-    found = printed[
-        printed["method"].eq(name) & printed["metric"].eq(metric) & printed["category"].eq(category)
-    ]["value"].dropna()
+def printed_value(printed: pd.DataFrame, name: str, metric: str) -> float | None:
+    """Return a mean of one of the paper's tables (`published.read_table`); None: it has none."""
+    found = printed.query("method == @name and metric == @metric and category == 'mean'")
+    found = found["value"].dropna()
     return float(found.iloc[0]) if len(found) else None
 
 
@@ -58,46 +59,39 @@ def mean_table(
 ) -> pd.DataFrame:
     """Return a row a variant, as text: mean over categories and seeds ± deviation over seeds.
 
-    Args:
-        rows: a row a variant, category and seed, with a column a metric.
-        key: which column says what differs.
-        names: of the variants, as they are shown; in this order.
-        printed: the paper's table; its row stands above ours where it has one, AUPRO in the
-            columns of its protocol.
-        metrics: columns; None: `METRIC_NAMES`, AUPRO by both protocols.
+    `rows` are one a variant (column `key`), category and seed, with a column a metric; `names` says
+    how variants are shown, and in which order. The row of the paper's table stands above ours where
+    it has one, AUPRO in the columns of its protocol. Metrics are by default `METRIC_NAMES`, AUPRO
+    by both protocols.
     """
-    titles = {published_column(m): title for m, title in METRIC_NAMES.items()}
+    of_paper = {published_column(metric): metric for metric in METRIC_NAMES}
+    titles = {column: METRIC_NAMES[metric] for column, metric in of_paper.items()}
     titles |= {m: f"{t}, exact" for m, t in METRIC_NAMES.items() if m.startswith("aupro")}
     if metrics is not None:
         titles = {m: titles.get(m, METRIC_NAMES.get(m, m)) for m in metrics}
     ours, lines = means(rows, key, list(titles)), []
-    for name, shown in names.items():
-        if name not in ours.index:
-            continue
-        if printed is not None:
-            of_paper = {published_column(m): printed_value(printed, name, m) for m in METRIC_NAMES}
-            if any(value is not None for value in of_paper.values()):
-                values = {c: of_paper.get(c) for c in titles}
-                text = {titles[c]: "–" if v is None else f"{v:.3f}" for c, v in values.items()}
-                lines.append({"row": shown, "source": "paper, MVTec 3D-AD"} | text)
+    for name in (name for name in names if name in ours.index):
+        if printed is not None and name in set(printed.dropna(subset="value")["method"]):
+            values = {c: printed_value(printed, name, of_paper.get(c, "")) for c in titles}
+            text = {title: number_cell(values[column]) for column, title in titles.items()}
+            lines.append({"row": names[name], "source": "paper, MVTec 3D-AD"} | text)
         own = ours.loc[name]
         text = {t: with_spread(own[c], own[f"{c}_seed_std"]) for c, t in titles.items()}
-        lines.append({"row": shown, "source": "this run"} | text)
+        lines.append({"row": names[name], "source": "this run"} | text)
     return pd.DataFrame(lines).set_index("row")
 
 
 def category_table(rows: pd.DataFrame, metric: str, key: str, names: Mapping[str, str]):
     """Return a row a variant and a column a category of one metric, and their mean, as text."""
-    groups = rows.groupby("category", sort=False)
-    parts = {category: means(one, key, [metric]) for category, one in groups}
+    parts = {category: one for category, one in rows.groupby("category", sort=False)}
     if len(parts) > 1:
-        parts["mean"] = means(rows, key, [metric])
-    shown = [name for name in names if name in next(iter(parts.values())).index]
-    table = {
-        category: [with_spread(*found.loc[n, [metric, f"{metric}_seed_std"]]) for n in shown]
-        for category, found in parts.items()
-    }
-    return pd.DataFrame(table, index=pd.Index([names[n] for n in shown], name="row"))
+        parts["mean"] = rows
+    shown = [name for name in names if name in set(rows[key])]
+    table = pd.DataFrame(index=pd.Index([names[name] for name in shown], name="row"))
+    for category, part in parts.items():
+        found = means(part, key, [metric]).loc[shown]
+        table[category] = [with_spread(*pair) for pair in found.to_numpy()]
+    return table
 
 
 def claims(
@@ -105,15 +99,9 @@ def claims(
 ) -> pd.DataFrame:
     """Return what becomes here of every ordering that a table of the paper prints.
 
-    Args:
-        rows: as in `mean_table`.
-        printed: the paper's table.
-        pairs: of variants, in any order; those not run, or not printed, are left out.
-        key: which column says what differs.
-
-    Returns:
-        For `verdict_table`: a row a metric and pair, AUPRO by the paper's protocol, ``exact`` the
-        verdict by every threshold. What is printed alike has the verdict "tie", without a test.
+    A row a metric and pair for `verdict_table`, AUPRO by the paper's protocol, and in ``exact`` the
+    verdict by every threshold. What is printed alike has the verdict "tie", without a test; pairs
+    (in any order) of which one is not run, or not printed, are left out.
     """
     found = []
     for metric in METRIC_NAMES:
@@ -127,9 +115,8 @@ def claims(
             exact = compare(rows, claimed, metric, key)["verdict"]
             tables.append(compare(rows, claimed, published_column(metric), key).assign(exact=exact))
         if ties:
-            tables.append(
-                pd.DataFrame(ties, columns=["higher", "lower"]).assign(verdict="tie", p=None)
-            )
+            table = pd.DataFrame(ties, columns=["higher", "lower"])
+            tables.append(table.assign(verdict="tie", p=None))
         for table in tables:
             both = {f"printed_{side}": table[side].map(paper) for side in ("higher", "lower")}
             found.append(table.assign(metric=metric, **both))
@@ -139,11 +126,8 @@ def claims(
 def verdict_table(compared: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
     """Return the rows of `stats.compare` as text: ordering, difference, pairs won, p, verdict.
 
-    Args:
-        compared: of `stats.compare` or `claims`; where it has ``printed_higher`` and
-            ``printed_lower``, these stand in a column ``paper``. Its column ``metric``, if any,
-            becomes the index.
-        names: of the rows, as they are shown.
+    A column ``metric``, if any, becomes the index; ``printed_higher`` and ``printed_lower`` of
+    `claims` stand in a column ``paper``.
     """
     lines = []
     for row in compared.to_dict("records"):
@@ -170,12 +154,8 @@ def verdict_table(compared: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFr
 def candidate_table(rows: pd.DataFrame, value: str, chosen: str) -> pd.DataFrame:
     """Return a row a candidate, the best first, as text: mean over categories ± standard error.
 
-    The error of "minus the best" is that of differences paired by category.
-
-    Args:
-        rows: columns ``category``, ``candidate`` and `value`; one row a combination.
-        value: what the candidates are judged by.
-        chosen: the candidate that this run takes; it may be none of them.
+    The error of "minus the best" is that of differences paired by category. `rows` are one a
+    ``category`` and ``candidate``, judged by `value`; `chosen` is what this run takes.
     """
     wide = rows.pivot(index="category", columns="candidate", values=value)
     wide = wide[wide.mean().sort_values(ascending=False, kind="stable").index]
@@ -189,15 +169,9 @@ def candidate_table(rows: pd.DataFrame, value: str, chosen: str) -> pd.DataFrame
 
 
 def gains(rows: pd.DataFrame, pairs: Mapping[str, tuple[str, str]], key: str) -> pd.DataFrame:
-    """Return how far the first of each pair is above the second, a row a metric and pair.
+    """Return `stats.compare` for every metric, with ``verdict`` "better", "worse" or "open".
 
-    Args:
-        rows: as in `mean_table`.
-        pairs: ``what`` is asked, in words -> (first, second).
-        key: which column says what differs.
-
-    Returns:
-        The columns of `stats.compare`, with ``verdict`` "better", "worse" or "open".
+    `pairs` is ``what`` is asked, in words -> (first, second): how far is the first above?
     """
     tables = [
         compare(rows, list(pairs.values()), metric, key).assign(metric=metric, what=list(pairs))

@@ -46,9 +46,9 @@ class TimedScan(Scans):
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def nearest(self, names: Sequence[str]) -> dict:
+    def nearest(self, name: str) -> tuple:
         """Return what `Scans` does, and count it."""
-        return self.timed("neighbours", super().nearest, names)
+        return self.timed("neighbours", super().nearest, name)
 
     def neighbours(self, num: int) -> tuple:
         """Return what `Scans` does, and count it."""
@@ -66,24 +66,14 @@ class TimedScan(Scans):
 
 
 def frame_rates(
-    config: Config,
-    methods: Sequence[str],
-    seed: int,
-    num_scans: int = 20,
-    num_warm_up: int = 3,
+    config: Config, methods: Sequence[str], seed: int, num_scans: int = 20, num_warm_up: int = 3
 ) -> pd.DataFrame:
     """Return how long each method takes for a scan, step by step, all in one run.
 
-    Scans are preprocessed, at hand in memory, and come one at a time (batch 1). All methods see
-    a scan before the next one comes, each scan in another order, so that whatever else the
-    machine does meets all of them alike.
-
-    Args:
-        config: of the run; its category's test scans are used.
-        methods: some of `METHODS`; those that are a variant of another one are left out.
-        seed: of the trained methods.
-        num_scans: scans timed; where there are fewer, they come again.
-        num_warm_up: scans before them that are not counted.
+    Preprocessed test scans come one at a time (batch 1), again where there are too few, and
+    those to warm up are not counted. All methods see a scan before the next one comes, each scan
+    in another order, so that whatever else the machine does meets all of them alike. Variants of
+    another method are left out.
 
     Returns:
         A row a method, scan and step: ``method``, ``scan``, ``step`` of `STEPS`, ``seconds``.
@@ -119,16 +109,13 @@ def frame_rates(
 def rate_table(rates: pd.DataFrame) -> pd.DataFrame:
     """Return a row a method and step of `frame_rates`, and one for the whole (``total``).
 
-    Returns:
-        Columns ``method``, ``step``, ``ms`` (median over scans), ``low``, ``high`` (quartiles),
-        in ms a scan; for ``total`` also ``fps``, scans a second at the median, else NaN.
+    Columns are ``method``, ``step``, ``ms`` (median over scans), ``low``, ``high`` (quartiles),
+    in ms a scan; for ``total`` also ``fps``, scans a second at the median, else NaN.
     """
     totals = rates.groupby(["method", "scan"])["seconds"].sum().reset_index()
     every = pd.concat([rates, totals.assign(step="total")])
-    found = (
-        1000 * every.groupby(["method", "step"])["seconds"].quantile([0.5, 0.25, 0.75]).unstack()
-    )
-    found.columns = ["ms", "low", "high"]
+    found = every.groupby(["method", "step"])["seconds"].quantile([0.5, 0.25, 0.75]).unstack()
+    found = (1000 * found).set_axis(["ms", "low", "high"], axis=1)
     order = pd.MultiIndex.from_product([METHODS, (*STEPS, "total")], names=["method", "step"])
     table = found.reindex(order).dropna().reset_index()
     return table.assign(fps=(1000 / table["ms"]).where(table["step"] == "total"))
@@ -138,30 +125,20 @@ def measure_rates(comparison: Comparison, num_scans: int) -> pd.DataFrame | None
     """Return `rate_table` of a comparison's methods on its first category.
 
     None for no scan, or where nothing but variants was compared.
-
-    Raises:
-        ConfigError: `num_scans` is no whole number, or negative.
     """
     if type(num_scans) is not int or num_scans < 0:
         raise ConfigError(f"frame_scans is {num_scans!r}; expected a whole number >= 0")
-    if num_scans == 0 or all(METHODS[method].variant_of for method in comparison.methods):
+    if not num_scans or all(METHODS[method].variant_of for method in comparison.methods):
         return None
     config = comparison.config.replace(category=comparison.categories[0])
     return rate_table(frame_rates(config, comparison.methods, comparison.seeds[0], num_scans))
 
 
-def median_rates(rates: pd.DataFrame) -> pd.DataFrame:
-    """Return columns ``method`` and ``median_fps``, for `published.frame_rate_table`."""
-    totals = rates[rates["step"] == "total"]
-    return totals[["method", "fps"]].rename(columns={"fps": "median_fps"}).reset_index(drop=True)
-
-
 def machine(device: str) -> dict[str, Any]:
     """Return on what the frame rates were measured."""
-    where = pick_device(device)
-    on_gpu = where.type == "cuda"
+    where, cpu = pick_device(device), platform.machine() + " CPU"
     return {
-        "device": torch.cuda.get_device_name(where) if on_gpu else platform.machine() + " CPU",
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else cpu,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

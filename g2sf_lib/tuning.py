@@ -5,9 +5,9 @@ No test scan and no real defect takes part.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 
 from g2sf_lib.benchmark import Split, fitted_method
 from g2sf_lib.cells import kept_cells, labelled_scans
-from g2sf_lib.config import MODALITIES, Config, flat_settings, make_config
-from g2sf_lib.detector import G2SF, to_prediction
+from g2sf_lib.config import MODALITIES, Config, with_settings
+from g2sf_lib.detector import G2SF
 from g2sf_lib.experiments import best_epoch, fitted
 from g2sf_lib.stages import BANK, LSPN, recorded
 
@@ -29,24 +29,21 @@ WEIGHT_CANDIDATES = (
     {"alpha": 1.0, "beta": 1.0, "gamma": 0.3, "mu": 0.1},
     {"alpha": 10.0, "beta": 40.0, "gamma": 3.0, "mu": 20.0},
 )
+
+
+# learning rates, epochs
+_GRIDS = {"cfm": ((1e-3, 3e-3, 1e-2), (15, 30)), "ast": ((1e-4, 3e-4, 1e-3), (3, 6))}
 PEER_CANDIDATES = {
-    "cfm": tuple(
-        {"cfm_learning_rate": rate, "cfm_epochs": epochs}
-        for rate in (1e-3, 3e-3, 1e-2)
-        for epochs in (15, 30)
-    ),
-    "ast": tuple(
-        {"ast_learning_rate": rate, "ast_epochs": epochs}
-        for rate in (1e-4, 3e-4, 1e-3)
-        for epochs in (3, 6)
-    ),
+    peer: tuple(
+        {f"{peer}_learning_rate": rate, f"{peer}_epochs": epochs}
+        for rate, epochs in itertools.product(*grid)
+    )
+    for peer, grid in _GRIDS.items()
 }
 
 
 def select_loss_weights(config: Config, categories: Sequence[str]) -> pd.DataFrame:
     """Train with every candidate of loss weights; judge it on synthetic validation scans.
-
-    The trainings are kept, and shared with the chapters that train with the same weights.
 
     Returns:
         One row a category and candidate: ``alpha`` ... ``mu``, ``image_auroc`` of scans with
@@ -58,7 +55,7 @@ def select_loss_weights(config: Config, categories: Sequence[str]) -> pd.DataFra
     with recorded(config, "loss_weights", LSPN) as result:
         pairs = [(c, weights) for c in categories for weights in WEIGHT_CANDIDATES]
         for category, weights in tqdm(pairs, desc="loss weights"):
-            trial = make_config(**flat_settings(config) | weights | {"category": category})
+            trial = with_settings(config, weights | {"category": category})
             rows.append({"category": category} | weights | _judged(fitted(trial), trial))
         result["rows"] = rows
     return pd.DataFrame(rows)
@@ -66,9 +63,6 @@ def select_loss_weights(config: Config, categories: Sequence[str]) -> pd.DataFra
 
 def select_peer_settings(config: Config, categories: Sequence[str]) -> pd.DataFrame:
     """Train CFM and AST with every candidate; judge them as `select_loss_weights` does G2SF.
-
-    What was trained is kept, and serves the benchmark where a candidate is the config's own
-    setting.
 
     Returns:
         One row a category, method and candidate: ``method``, ``settings`` (name -> value),
@@ -82,7 +76,7 @@ def select_peer_settings(config: Config, categories: Sequence[str]) -> pd.DataFr
             pasted = Split(of_category, "synthetic_validation", categories)
             pairs = [(m, c) for m, candidates in PEER_CANDIDATES.items() for c in candidates]
             for method, candidate in tqdm(pairs, desc=f"{category}: peers"):
-                trial = make_config(**flat_settings(of_category) | candidate)
+                trial = with_settings(of_category, candidate)
                 cells = fitted_method(trial, method, train).score_cells(pasted)
                 row = {"category": category, "method": method, "settings": candidate}
                 rows.append(row | _cells_told_apart(cells, pasted))
@@ -94,12 +88,9 @@ def _judged(detector: G2SF, config: Config) -> dict[str, float]:
     """Return how well a detector tells pasted validation scans, and their cells, from others."""
     splits = [Split(config, name) for name in ("validation", "synthetic_validation")]
     scores = [detector.score_cells(split.feat).cell_score.cpu() for split in splits]
-    images = [
-        to_prediction(part, scan, config.scoring).image_score
-        for cells, split in zip(scores, splits, strict=True)
-        for part, scan in zip(cells.split(split.sizes), split.patches, strict=True)
-    ]
-    is_pasted = np.arange(len(images)) >= len(splits[0].patches)
+    each, rule = zip(scores, splits, strict=True), config.scoring.silhouette
+    images = torch.cat([split.largest(cells[:, None], rule) for cells, split in each])
+    is_pasted = torch.arange(len(images)) >= len(splits[0].patches)
     best = detector.history[best_epoch(detector)]
     return {
         "image_auroc": roc_auc_score(is_pasted, images),

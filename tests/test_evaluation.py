@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
-from sklearn.metrics import auc, roc_auc_score, roc_curve
+from sklearn.metrics import roc_auc_score
 
 from g2sf_lib.evaluation import (
     LIMITS,
@@ -35,20 +35,6 @@ def test_resize_mask_by_hand(rule):
     large = resize_mask(mask, 8, rule)
     assert large.shape == (8, 8) and lost_regions(mask, 8) == 0
     assert large[:4, :2].all() and large[4:, 6:].all() and large.sum() == 16
-
-
-def test_a_thin_scratch_keeps_a_pixel_wherever_it_lies():
-    """The published protocol loses a scratch of 2 px in an 800 px scan in 86 of 200 places."""
-    lost = 0
-    for column in range(200, 400):
-        mask = np.zeros((800, 800), dtype=bool)
-        mask[300:340, column : column + 2] = True
-        small = resize_mask(mask, 224)
-        lost += lost_regions(mask, 224)
-        assert ndimage.label(small, np.ones((3, 3)))[1] == 1
-        row, middle = (np.argwhere(small).mean(axis=0) + 0.5) * 800 / 224
-        assert 298 < row < 342 and abs(middle - column - 1) < 4
-    assert 80 < lost < 95  # 2 px of the 3.57 between two samples are seen, the others not
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 12), st.integers(2, 40), st.integers(2, 40))
@@ -127,13 +113,12 @@ def test_regions_touching_at_a_corner_are_one():
     assert pro[2] == pytest.approx(1 / 2)  # one of two regions; 1/3 if the corner parted them
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_aupro_is_that_of_the_loop_over_all_thresholds(seed):
     maps, masks = blobs(np.random.default_rng(seed), num=4, side=24)
-    areas = aupro(maps, masks)
     curve = plain_curve(maps, masks)
-    for limit in LIMITS:
-        assert areas[limit] == pytest.approx(plain_area(*curve, limit), rel=1e-9)
+    areas = {limit: plain_area(*curve, limit) for limit in LIMITS}
+    assert aupro(maps, masks) == pytest.approx(areas, rel=1e-9)
 
 
 @settings(max_examples=40, deadline=None)
@@ -149,50 +134,21 @@ def test_aupro_with_many_ties_is_that_of_the_loop(maps, masks, limit):
 
 
 def test_all_scores_equal_gives_the_diagonal():
-    masks = np.zeros((1, 6, 6), dtype=bool)
-    masks[0, 2:4, 2:4] = True
+    masks = np.eye(6, dtype=bool)[None]
     areas = aupro(np.full((1, 6, 6), 0.5), masks, limits=(1.0, 0.3))
     assert areas == pytest.approx({1.0: 0.5, 0.3: 0.15})
 
 
 @pytest.mark.parametrize("num_thresholds", [None, 100])
-def test_perfect_maps_score_one(num_thresholds):
-    _, masks = blobs(np.random.default_rng(3))
-    areas = aupro(masks.astype(float), masks, num_thresholds=num_thresholds)
-    assert areas == pytest.approx(dict.fromkeys(LIMITS, 1.0))
-    assert pixel_auroc(masks.astype(float), masks) == 1.0
-
-
-@pytest.mark.parametrize("num_thresholds", [None, 100])
-def test_only_the_order_of_scores_counts(num_thresholds):
+def test_only_the_order_of_scores_counts_and_perfect_maps_score_one(num_thresholds):
     maps, masks = blobs(np.random.default_rng(5))
+    perfect = aupro(masks.astype(float), masks, num_thresholds=num_thresholds)
+    assert perfect == pytest.approx(dict.fromkeys(LIMITS, 1.0))
     maps = maps.astype(np.float64)
     before = aupro(maps, masks, num_thresholds=num_thresholds)
     after = aupro(np.exp(3 * maps) + 7, masks, num_thresholds=num_thresholds)
     assert after == pytest.approx(before, rel=1e-9)
     assert pixel_auroc(np.exp(3 * maps) + 7, masks) == pytest.approx(pixel_auroc(maps, masks))
-
-
-def test_with_one_region_the_curve_is_the_roc_curve():
-    rng = np.random.default_rng(6)
-    mask = np.zeros((30, 30), dtype=bool)
-    mask[5:12, 8:20] = True
-    score_map = rng.random((30, 30)) + 0.3 * mask
-    x, y, _ = roc_curve(mask.ravel(), score_map.ravel(), drop_intermediate=False)
-    areas = aupro([score_map], [mask], limits=(1.0, 0.1))
-    assert areas[1.0] == pytest.approx(pixel_auroc([score_map], [mask]))
-    inside = x <= 0.1
-    partial = auc(np.append(x[inside], 0.1), np.append(y[inside], np.interp(0.1, x, y)))
-    assert areas[0.1] == pytest.approx(partial / 0.1, rel=1e-6)
-
-
-def test_published_protocol_misses_the_steep_start_of_the_curve():
-    # What facts.md, section 6 warns of: the two agree at 30 % and part at 1 %.
-    maps, masks = blobs(np.random.default_rng(7), num=12)
-    maps = maps + 0.5 * masks
-    every, published = aupro(maps, masks), aupro(maps, masks, num_thresholds=100)
-    assert published[0.3] == pytest.approx(every[0.3], abs=0.02)
-    assert published[0.01] < every[0.01] - 0.02
 
 
 def test_published_protocol_counts_only_what_lies_strictly_above():
@@ -226,20 +182,6 @@ def test_aurocs_are_those_of_scikit_learn():
     assert pixel_auroc(maps, masks) == pytest.approx(roc_auc_score(masks.ravel(), maps.ravel()))
 
 
-def test_bootstrap_is_centred_and_spread_as_theory_says():
-    rng = np.random.default_rng(12)
-    labels = np.arange(90) < 50
-    scores = rng.standard_normal(90) + 1.0 * labels
-    areas = bootstrap_auroc(scores, labels, num=4000, generator=np.random.default_rng(0))
-    area = image_auroc(scores, labels)
-    assert areas.shape == (4000,)
-    assert areas.mean() == pytest.approx(area, abs=0.005)
-    # Hanley and McNeil (1982): the variance by the exponential approximation.
-    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
-    variance = area * (1 - area) + 49 * (q1 - area**2) + 39 * (q2 - area**2)
-    assert areas.std() == pytest.approx(np.sqrt(variance / (50 * 40)), rel=0.2)
-
-
 def test_bootstrap_resample_is_the_auroc_of_the_images_drawn():
     scores, labels = np.array([1.0, 2.0, 2.0, 3.0, 0.0]), np.array([0, 0, 1, 1, 1])
     areas = bootstrap_auroc(scores, labels, num=20, generator=np.random.default_rng(1))
@@ -247,9 +189,8 @@ def test_bootstrap_resample_is_the_auroc_of_the_images_drawn():
     times_bad = draws.multinomial(3, [1 / 3] * 3, size=20)
     times_good = draws.multinomial(2, [1 / 2] * 2, size=20)
     for area, bad, good in zip(areas, times_bad, times_good, strict=True):
-        drawn = np.repeat(scores, np.concatenate([good, bad]))
-        truth = np.repeat(labels, np.concatenate([good, bad]))
-        assert area == pytest.approx(roc_auc_score(truth, drawn))
+        times = np.concatenate([good, bad])
+        assert area == pytest.approx(roc_auc_score(labels.repeat(times), scores.repeat(times)))
 
 
 def test_bootstrap_uses_the_same_images_for_all_methods():
@@ -323,8 +264,6 @@ def test_bootstrapped_aupros_of_one_seed_are_paired():
         assert draw[1][limit] == pytest.approx(draw[0][limit], abs=1e-9)
         gap = draw[2][limit] - draw[0][limit]
         assert (gap > 0).all() and gap.std() < 0.5 * draw[0][limit].std()
-    fresh = bootstrap_aupro(maps, masks, (0.3,), 300)[0.3]
-    assert not np.array_equal(fresh, draw[0][0.3])
     # The spread of the resamples is that of AUPRO over other images of the same kind.
     others = [aupro(*blobs(np.random.default_rng(100 + i), num=20), (0.3,))[0.3] for i in range(60)]
     assert draw[0][0.3].std() == pytest.approx(np.std(others), rel=0.4)
@@ -364,15 +303,16 @@ def test_bad_image_scores_are_refused(metric, scores, labels, message):
         metric(scores, labels)
 
 
-def test_bad_limits_and_thresholds_are_refused():
-    for limit in (0.0, -0.1, 1.5):
-        with pytest.raises(ValueError, match="limit is"):
-            aupro([HAND_MAP], [HAND_MASK], limits=(limit,))
-        with pytest.raises(ValueError, match="limit is"):
-            bootstrap_aupro([HAND_MAP], [HAND_MASK], limits=(limit,))
-    with pytest.raises(ValueError, match="num_thresholds is 1"):
-        aupro([HAND_MAP], [HAND_MASK], num_thresholds=1)
-    with pytest.raises(ValueError, match="num_thresholds is 3"):
-        bootstrap_aupro([HAND_MAP], [HAND_MASK], num_thresholds=3)
-    with pytest.raises(ValueError, match="1 of 1 images are anomalous"):
-        bootstrap_aupro([HAND_MAP], [HAND_MASK])
+@pytest.mark.parametrize(
+    ("metric", "given", "message"),
+    [
+        (aupro, {"limits": (0.3, 0.0)}, "limit is 0.0"),
+        (bootstrap_aupro, {"limits": (1.5,)}, "limit is 1.5"),
+        (aupro, {"num_thresholds": 1}, "num_thresholds is 1"),
+        (bootstrap_aupro, {"num_thresholds": 3}, "num_thresholds is 3"),
+        (bootstrap_aupro, {}, "1 of 1 images are anomalous"),
+    ],
+)
+def test_bad_limits_and_thresholds_are_refused(metric, given, message):
+    with pytest.raises(ValueError, match=message):
+        metric([HAND_MAP], [HAND_MASK], **given)

@@ -44,14 +44,7 @@ def test_rows_read_what_the_tensor_holds(rows_and_plain):
     rows, plain = rows_and_plain
     assert rows.shape == plain.shape == (len(rows), 6) and rows[:].dtype == torch.float32
     some = torch.tensor([69, 0, 33, 0, 12])
-    for which in (
-        slice(None),
-        slice(5, 41),
-        slice(60, 99),
-        some,
-        some[:0],
-        torch.arange(70) % 3 == 0,
-    ):
+    for which in (slice(5, 41), slice(60, 99), some, some[:0], torch.arange(70) % 3 == 0):
         assert torch.equal(rows[which], plain[which])
     assert torch.equal(torch.cat(list(rows.blocks(9))), plain)
     assert torch.equal(rows.at(some)[:], plain[some])
@@ -116,11 +109,11 @@ def test_greedy_coreset_by_hand():
 
 
 @pytest.mark.parametrize("offset", [0.0, 100.0], ids=["centred", "far from the origin"])
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_greedy_coreset_is_the_plain_loop(seed, offset):
-    features = gaussian(600, 24, seed) + offset
+def test_greedy_coreset_is_the_plain_loop(offset):
+    features = gaussian(600, 24) + offset
     expected = plain_greedy(features.double(), 150, start=7)
     assert torch.equal(greedy_coreset(features, 150, start=7), expected)
+    assert torch.equal(greedy_coreset(features, 40, start=7), expected[:40])
 
 
 def test_greedy_coreset_among_duplicates_and_ties():
@@ -129,20 +122,10 @@ def test_greedy_coreset_among_duplicates_and_ties():
     rows = greedy_coreset(repeated, 50)
     assert torch.equal(repeated[rows], repeated[plain_greedy(repeated, 50)])
     assert len(rows.unique()) == 50
+    assert greedy_coreset(torch.ones(12, 3) * 0.3, 12).sort().values.tolist() == list(range(12))
     # On a lattice distances tie all the time, and are exact: the first of the farthest is taken.
     lattice = torch.randint(0, 4, (300, 5), generator=draw).float()
     assert torch.equal(greedy_coreset(lattice, 90), plain_greedy(lattice, 90))
-
-
-def test_greedy_coreset_of_identical_rows_takes_each_once():
-    rows = greedy_coreset(torch.ones(12, 3) * 0.3, 12)
-    assert rows.sort().values.tolist() == list(range(12))
-
-
-def test_a_smaller_coreset_is_the_beginning_of_a_larger_one():
-    features = gaussian(200, 6)
-    assert torch.equal(greedy_coreset(features, 40), greedy_coreset(features, 90)[:40])
-    assert greedy_coreset(features, 200).sort().values.tolist() == list(range(200))
 
 
 @pytest.mark.parametrize("num", [0, 6, -1])
@@ -161,30 +144,18 @@ def test_the_radius_is_the_coverage_after_each_choice():
 
 
 @pytest.mark.parametrize("num", [1, 3, 8, 20, 61])
-def test_the_approximate_choice_takes_different_rows_and_bounds_its_radius(num):
+def test_the_approximate_choice_bounds_its_radius(num):
     features = gaussian(500, 6, num)
     bank = MemoryBank.fit(features, num / 500, "approximate")
     assert len(bank.rows) == len(bank.rows.unique()) == len(bank.radius) == num
     assert bank.rows[0] == 0 and torch.equal(bank.prototypes, features[bank.rows])
     covered = torch.cdist(features, bank.prototypes).amin(1).max().item()
     assert covered <= bank.radius[-1].item() * (1 + 1e-5)
-    again = MemoryBank.fit(features, num / 500, "approximate")
-    assert torch.equal(bank.rows, again.rows)
-
-
-def test_the_approximate_choice_lies_between_greedy_and_random():
-    features = gaussian(4000, 6)
-    radius = {}
-    for coreset in ("greedy", "approximate", "random"):
-        bank = MemoryBank.fit(features, 0.05, coreset)
-        radius[coreset] = torch.cdist(features, bank.prototypes).amin(1).max().item()
-    assert radius["greedy"] <= radius["approximate"] < 0.9 * radius["random"]
-
-
-def test_a_random_bank_follows_its_seed():
-    features = gaussian(100, 3)
-    rows = [MemoryBank.fit(features, 0.2, "random", seed=seed).rows for seed in (0, 0, 1)]
-    assert torch.equal(rows[0], rows[1]) and not torch.equal(rows[0], rows[2])
+    random = [MemoryBank.fit(features, num / 500, "random", seed=seed) for seed in (0, 0, 1)]
+    assert torch.equal(random[0].rows, random[1].rows)
+    if num == 61:  # better than rows drawn at random, which follow the seed
+        assert not torch.equal(random[0].rows, random[2].rows)
+        assert covered < 0.95 * torch.cdist(features, random[0].prototypes).amin(1).max().item()
 
 
 def test_a_projected_choice_is_greedy_in_the_projection():
@@ -194,12 +165,9 @@ def test_a_projected_choice_is_greedy_in_the_projection():
     bank = MemoryBank.fit(features, 0.2, projection_eps=0.9)
     assert torch.equal(bank.rows, plain_greedy(torch.from_numpy(space).double(), 40))
     assert torch.equal(bank.prototypes, features[bank.rows])  # but the features are kept
-
-
-def test_features_shorter_than_the_projection_are_left_as_they_are():
-    features = gaussian(200, 20)
-    plain, projected = MemoryBank.fit(features, 0.2), MemoryBank.fit(features, 0.2, "greedy", 0.9)
-    assert torch.equal(plain.rows, projected.rows)
+    short = features[:, :20]  # shorter than the projection would be
+    projected = MemoryBank.fit(short, 0.2, projection_eps=0.9)
+    assert torch.equal(projected.rows, MemoryBank.fit(short, 0.2).rows)
 
 
 @pytest.mark.parametrize(
@@ -223,13 +191,6 @@ def test_query_is_cdist_and_topk(num):
     torch.testing.assert_close(distance.double(), expected.values, atol=1e-5, rtol=1e-5)
 
 
-def test_prototypes_lie_exactly_on_themselves():
-    bank = MemoryBank.fit(gaussian(300, 50) + 30, 0.3)
-    index, distance = bank.query(bank.prototypes, 2)
-    assert torch.equal(index[:, 0], torch.arange(len(bank.prototypes)))
-    assert (distance[:, 0] == 0).all() and (distance[:, 1] > 0).all()
-
-
 def test_distances_ascend_far_from_the_origin():
     """Where faiss's expanded squares cancel, the order is still that of the true distances."""
     features = gaussian(500, 16) * 1e-2 + 20
@@ -239,12 +200,6 @@ def test_distances_ascend_far_from_the_origin():
     gathered = torch.linalg.vector_norm(features[:50, None] - bank.prototypes[index], dim=-1)
     torch.testing.assert_close(distance, gathered)
     assert (distance[:, 0] == 0).all()
-
-
-def test_query_refuses_more_neighbours_than_there_are():
-    bank = MemoryBank.fit(gaussian(10, 3), 0.5)
-    with pytest.raises(ValueError, match="k is 6, but the bank has 5 prototypes"):
-        bank.query(gaussian(2, 3), 6)
 
 
 @pytest.mark.parametrize("num_own", [0, 1, 30])
@@ -265,14 +220,10 @@ def test_prototypes_left_out_come_last_where_the_others_are_too_few():
     bank = MemoryBank(gaussian(10, 5), torch.arange(10))
     index, _ = bank.query_without(gaussian(4, 5, seed=1), 5, torch.arange(7))
     assert (index[:, :3] >= 7).all() and (index[:, 3:] < 7).all()
-    with pytest.raises(ValueError, match="k is 11, but the bank has 10 prototypes"):
-        bank.query_without(gaussian(2, 5), 11, torch.arange(7))
-
-
-def test_a_query_of_nothing_finds_nothing():
-    bank = MemoryBank(gaussian(10, 5), torch.arange(10))
-    for query in (bank.query, lambda feat, k: bank.query_without(feat, k, torch.arange(3))):
-        index, distance = query(Rows([torch.zeros(0, 5)]), 4)
+    for query in (bank.query, lambda feat, k: bank.query_without(feat, k, torch.arange(7))):
+        with pytest.raises(ValueError, match="k is 11, but the bank has 10 prototypes"):
+            query(gaussian(2, 5), 11)
+        index, distance = query(Rows([torch.zeros(0, 5)]), 4)  # nothing finds nothing
         assert index.shape == distance.shape == (0, 4)
 
 
@@ -280,9 +231,7 @@ def test_standardiser_by_hand():
     feat = {"pcd": torch.tensor([[1.0, 3.0], [5.0, 7.0]]), "rgb": torch.tensor([[2.0], [6.0]])}
     both = Standardiser.fit(feat, "both")
     assert both.mean == {"pcd": 4.0, "rgb": 4.0}
-    assert both.std["rgb"] == pytest.approx(8**0.5) and both.std["pcd"] == pytest.approx(
-        20**0.5 / 3**0.5
-    )
+    assert both.std == pytest.approx({"pcd": (20 / 3) ** 0.5, "rgb": 8**0.5})
     torch.testing.assert_close(both(feat)["rgb"], torch.tensor([[-2.0], [2.0]]) / 8**0.5)
     rgb = Standardiser.fit(feat, "rgb")
     assert torch.equal(rgb(feat)["pcd"], feat["pcd"])

@@ -29,7 +29,7 @@ pytestmark = [
 
 def some(split, label, num):
     """Return files of scans spread over one label of a split."""
-    found = [f for f in mvtec3d.list_scans(ROOT, CATEGORY, split) if f.label == label]
+    found = [f for f in mvtec3d.find_scans(ROOT, CATEGORY, split)[0] if f.label == label]
     return found[:: -(-len(found) // num)]
 
 

@@ -59,19 +59,6 @@ def components(mask):
     return [labels == number for number in range(1, num + 1)]
 
 
-@pytest.mark.parametrize("grid", [(1, 1), (2, 8), (16, 16)])
-def test_perlin_noise_is_bounded_smooth_and_of_its_grid(grid):
-    noise = perlin_noise((256, 256), grid, np.random.default_rng(0))
-    assert noise.shape == (256, 256)
-    assert np.abs(noise).max() <= 1 and noise.std() > 0.15
-    for axis in (0, 1):
-        step = np.abs(np.diff(noise, axis=axis)).max()
-        assert step < 5 * grid[axis] / 256
-    # On the lattice lines' crossings the noise is zero; pixel centres lie half a pixel beside.
-    crossings = noise[:: 256 // grid[0], :: 256 // grid[1]]
-    assert np.abs(crossings).max() < 1.5 * max(grid) / 256
-
-
 def test_perlin_noise_is_the_textbook_sum():
     generator = np.random.default_rng(3)
     noise = perlin_noise((20, 30), (2, 3), generator)
@@ -86,9 +73,10 @@ def test_perlin_noise_is_the_textbook_sum():
                 gradient = np.sin(angle[i, j]) * (y - i) + np.cos(angle[i, j]) * (x - j)
                 total += fade[0] * fade[1] * gradient
         assert noise[row, column] == pytest.approx(np.sqrt(2) * total)
+    assert np.abs(noise).max() <= 1
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_mask_components_have_allowed_sizes_and_lie_on_the_object(seed):
     foreground = disc(512, 0.3)
     foreground[200:230] = False
@@ -100,22 +88,12 @@ def test_mask_components_have_allowed_sizes_and_lie_on_the_object(seed):
         assert (part & foreground).sum() >= 2 / 3 * part.sum()
 
 
-@pytest.mark.parametrize("size", [(100, 100), (256, 200), (800, 800)])
-def test_mask_keeps_the_size_and_the_share_of_any_scan(size):
-    foreground = np.ones(size, bool)
-    small = paste_labels(foreground, CONFIG, np.random.default_rng(1)) > 0
-    large = paste_labels(np.ones((512, 512), bool), CONFIG, np.random.default_rng(1)) > 0
-    assert small.shape == size
-    assert small.mean() == pytest.approx(large.mean(), rel=0.15)
-
-
 def test_object_too_small_for_a_mask_is_an_error():
     foreground = np.zeros((64, 64), bool)
-    with pytest.raises(ScanError, match="0 of 262144 px; expected a larger object"):
-        paste_labels(foreground, CONFIG, np.random.default_rng(0))
-    foreground[3, 3] = True
-    with pytest.raises(ScanError, match="expected a larger object"):
-        paste_labels(foreground, CONFIG, np.random.default_rng(0))
+    for num_px in (0, 64):  # of 512 x 512
+        with pytest.raises(ScanError, match=f"{num_px} of 262144 px; expected a larger object"):
+            paste_labels(foreground, CONFIG, np.random.default_rng(0))
+        foreground[3, 3] = True
 
 
 def coded_target(size=96):
@@ -160,7 +138,7 @@ def fitted_map(moved):
     return np.linalg.lstsq(design, source, rcond=None)[0][:2].T
 
 
-@pytest.mark.parametrize("category", sorted(MILD_CATEGORIES) + ["cookie", "bagel"])
+@pytest.mark.parametrize("category", [min(MILD_CATEGORIES), "cookie"])
 def test_augmentation_stays_in_the_range_of_its_category(category):
     target = coded_target()
     angles, scales, mirrored = [], [], []
@@ -170,8 +148,7 @@ def test_augmentation_stays_in_the_range_of_its_category(category):
         scales.append(abs(np.linalg.det(matrix)) ** -0.5)
         mirrored.append(sign < 0)
         # A double mirror is a half turn: fold angles into a quarter turn either way.
-        angle = np.rad2deg(np.arctan2(abs(matrix[0, 1]), abs(matrix[0, 0])))
-        angles.append(angle)
+        angles.append(np.rad2deg(np.arctan2(abs(matrix[0, 1]), abs(matrix[0, 0]))))
     if category in MILD_CATEGORIES:
         assert 6 < max(angles) <= 10.2 and not any(mirrored)
         assert 0.895 < min(scales) and max(scales) < 1.105
@@ -180,35 +157,29 @@ def test_augmentation_stays_in_the_range_of_its_category(category):
         assert 0.79 < min(scales) < 0.88 and 1.12 < max(scales) < 1.26
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("change", _CHANGES, ids=lambda change: change.__name__)
+def test_every_change_changes_colours_and_spares_the_outline(change):
+    rgb = make_target().rgb
+    inside, distances = rgb.any(-1), []
+    plain = np.array([200, 150, 100], np.uint8) * inside[..., None]
+    for seed in range(5):
+        changed = change(rgb, inside, np.random.default_rng(seed))
+        assert changed.dtype == np.uint8 and changed.shape == rgb.shape
+        distances.append(np.abs(changed[inside].astype(int) - rgb[inside]).mean())
+        # An object of one colour stays so up to its outline.
+        changed = change(plain, inside, np.random.default_rng(seed))
+        assert np.ptp(changed[inside].astype(int), axis=0).max() <= 5  # rounding
+    assert np.mean(distances) > 2
+
+
+@pytest.mark.parametrize("seed", range(4))
 def test_corrupted_colours_differ_and_the_background_stays_black(seed):
     rgb = make_target().rgb
     before, inside = rgb.copy(), rgb.any(-1)
     changed = corrupt_rgb(rgb, np.random.default_rng(seed))
-    assert changed.dtype == np.uint8 and changed.shape == rgb.shape
     assert np.array_equal(rgb, before) and not changed[~inside].any()
     assert np.abs(changed[inside].astype(int) - rgb[inside]).mean() > 1
     assert np.array_equal(changed, corrupt_rgb(rgb, np.random.default_rng(seed)))
-
-
-@pytest.mark.parametrize("change", _CHANGES, ids=lambda change: change.__name__)
-def test_an_object_of_one_colour_stays_so_up_to_its_outline(change):
-    inside = disc(96)
-    rgb = np.array([200, 150, 100], np.uint8) * inside[..., None]
-    for seed in range(5):
-        changed = change(rgb, inside, np.random.default_rng(seed))
-        assert np.ptp(changed[inside].astype(int), axis=0).max() <= 5  # rounding
-
-
-@pytest.mark.parametrize("change", _CHANGES, ids=lambda change: change.__name__)
-def test_every_change_is_one(change):
-    rgb = make_target().rgb
-    inside = rgb.any(-1)
-    changed = [change(rgb, inside, np.random.default_rng(seed)) for seed in range(5)]
-    for image in changed:
-        assert image.dtype == np.uint8 and image.shape == rgb.shape
-    distances = [np.abs(c[inside].astype(int) - rgb[inside]).mean() for c in changed]
-    assert np.mean(distances) > 2
 
 
 @pytest.fixture(scope="module")
@@ -216,12 +187,17 @@ def sources():
     return make_target(seed=1, name="good/1"), make_target(seed=2, shape="box", name="good/2")
 
 
-@pytest.mark.parametrize("seed", range(6))
+def pasted(target, sources, seed, config=CONFIG, category="cookie"):
+    """Return the scan with pastes, and the augmented target that they stand on."""
+    sample = synthesise(target, *sources, category, config, np.random.default_rng(seed))
+    return sample, augment_target(target, category, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("holes", [0.0, 0.05])
 def test_the_mask_is_exactly_where_something_was_pasted(sources, seed, holes):
     target = make_target(holes=holes)
-    sample = synthesise(target, *sources, "cookie", CONFIG, np.random.default_rng(seed))
-    before = augment_target(target, "cookie", np.random.default_rng(seed))
+    sample, before = pasted(target, sources, seed)
     rgb_changed = (sample.rgb != before.rgb).any(-1)
     xyz_changed = (sample.xyz != before.xyz).any(-1)
     raw_changed = (sample.raw_xyz != before.raw_xyz).any(-1)
@@ -232,39 +208,36 @@ def test_the_mask_is_exactly_where_something_was_pasted(sources, seed, holes):
     assert xyz_changed[sample.mask & has_raw].all()
     assert rgb_changed[sample.mask].mean() > 0.95
     # x and y are those before background removal; nothing is made up where they are unknown.
-    pasted = sample.mask & has_raw
-    assert np.array_equal(sample.xyz[pasted][:, :2], before.raw_xyz[pasted][:, :2])
-    assert np.array_equal(sample.xyz[pasted], sample.raw_xyz[pasted])
+    there = sample.mask & has_raw
+    assert np.array_equal(sample.xyz[there][:, :2], before.raw_xyz[there][:, :2])
+    assert np.array_equal(sample.xyz[there], sample.raw_xyz[there])
     assert not sample.xyz[~has_raw].any() and not sample.raw_xyz[~has_raw].any()
     assert np.isfinite(sample.xyz).all()
 
 
-def test_one_sided_pastes_change_one_modality_and_stay_on_the_object(sources):
-    config = dataclasses.replace(CONFIG, paste_in="either")
-    target, kinds = make_target(holes=0.05), []
+def test_one_sided_pastes_change_what_their_label_says_and_stay_on_the_object(sources):
+    config = CONFIG.replace(paste_in="either", augment="none")
+    target, labels = make_target(holes=0.05), []
     for seed in range(18):
         sample = synthesise(target, *sources, "cookie", config, np.random.default_rng(seed))
-        before = augment_target(target, "cookie", np.random.default_rng(seed))
-        rgb_changed = (sample.rgb != before.rgb).any(-1)
-        xyz_changed = (sample.xyz != before.xyz).any(-1)
+        rgb_changed = (sample.rgb != target.rgb).any(-1)
+        xyz_changed = (sample.xyz != target.xyz).any(-1)
         assert not (rgb_changed | xyz_changed)[~sample.mask].any()
-        kinds.append((bool(rgb_changed.any()), bool(xyz_changed.any())))
-        if kinds[-1] == (True, False):
-            assert rgb_changed[sample.mask].mean() > 0.95 and before.rgb[sample.mask].any(-1).all()
-        if kinds[-1] == (False, True):
-            assert xyz_changed[sample.mask].all() and before.foreground[sample.mask].all()
-    counts = {kind: kinds.count(kind) for kind in kinds}
-    assert counts.keys() == {(True, True), (True, False), (False, True)}
-    assert min(counts.values()) >= 2
+        assert CHANGED[sample.label] == (xyz_changed.any(), rgb_changed.any())
+        labels.append(sample.label)
+        if sample.label == "synthetic_rgb":
+            assert rgb_changed[sample.mask].mean() > 0.95 and target.rgb[sample.mask].any(-1).all()
+        if sample.label == "synthetic_pcd":
+            assert xyz_changed[sample.mask].all() and target.foreground[sample.mask].all()
+    assert min(labels.count(label) for label in CHANGED) >= 2
 
 
 @pytest.mark.parametrize("limits", [(0.0002, 0.002), (0.001, 0.0015)])
 def test_flat_parts_are_lifted_or_sunk_by_the_offset(sources, limits):
-    config = dataclasses.replace(CONFIG, min_offset_m=limits[0], max_offset_m=limits[1])
+    config = CONFIG.replace(min_offset_m=limits[0], max_offset_m=limits[1])
     target, offsets = make_target(size=256), []  # at 128 px components may touch
     for seed in range(12):
-        sample = synthesise(target, *sources, "cookie", config, np.random.default_rng(seed))
-        before = augment_target(target, "cookie", np.random.default_rng(seed))
+        sample, before = pasted(target, sources, seed, config)
         lift = sample.xyz[..., 2] - before.xyz[..., 2]
         for part in components(sample.mask):
             offsets.append(lift[part & before.foreground].mean())
@@ -291,11 +264,10 @@ def test_a_paste_may_stand_outside_the_object(sources):
     target = make_target(shape="box", radius=0.2)
     beside = []
     for seed in range(10):
-        sample = synthesise(target, *sources, "foam", CONFIG, np.random.default_rng(seed))
-        before = augment_target(target, "foam", np.random.default_rng(seed))
+        sample, before = pasted(target, sources, seed, category="foam")
         beside.append(sample.xyz[sample.mask & ~before.foreground][:, 2])
         alone = dataclasses.replace(target, raw_xyz=None)
-        kept = synthesise(alone, *sources, "foam", CONFIG, np.random.default_rng(seed))
+        kept, _ = pasted(alone, sources, seed, category="foam")
         assert not (kept.mask & ~before.foreground).any()
     depth = np.concatenate(beside)
     assert len(depth) > 20
@@ -304,15 +276,13 @@ def test_a_paste_may_stand_outside_the_object(sources):
 
 def test_colours_are_blended_within_the_limits(sources):
     # Equal seeds paste equal colours; with min_blend = 1 they are seen unmixed.
-    full = dataclasses.replace(CONFIG, min_blend=1.0)
+    full = CONFIG.replace(min_blend=1.0)
     target, weights = make_target(size=256), []
     for seed in range(10):
-        mixed, pure = (
-            synthesise(target, *sources, "foam", config, np.random.default_rng(seed))
-            for config in (CONFIG, full)
-        )
+        mixed, before = pasted(target, sources, seed)
+        pure, _ = pasted(target, sources, seed, full)
         assert np.array_equal(mixed.mask, pure.mask)
-        before = augment_target(target, "foam", np.random.default_rng(seed)).rgb.astype(float)
+        before = before.rgb.astype(float)
         for part in components(mixed.mask):
             way, gone = pure.rgb[part] - before[part], mixed.rgb[part] - before[part]
             weight = (way * gone).sum() / (way * way).sum()
@@ -325,28 +295,12 @@ def test_sources_may_have_any_size_and_holes(sources):
     target = make_target()
     odd = make_target(size=200, seed=3, shape="box", radius=0.15, holes=0.1)
     odd = dataclasses.replace(odd, **{key: getattr(odd, key)[:, 20:150] for key in ARRAYS})
-    sample = synthesise(target, sources[0], odd, "cookie", CONFIG, np.random.default_rng(0))
-    before = augment_target(target, "cookie", np.random.default_rng(0))
+    sample, before = pasted(target, (sources[0], odd), 0)
     lift = np.abs(sample.xyz[..., 2] - before.raw_xyz[..., 2])[sample.mask & before.foreground]
     assert lift.max() <= CONFIG.max_offset_m + 1e-6  # flat on flat, and no hole was pasted
     empty = dataclasses.replace(odd, rgb=odd.rgb * 0, xyz=odd.xyz * 0)
     with pytest.raises(ScanError, match="no object; expected one to cut from"):
-        synthesise(target, sources[0], empty, "cookie", CONFIG, np.random.default_rng(0))
-
-
-def test_a_set_is_the_same_however_many_are_asked_for():
-    scans = [make_target(size=64, seed=seed, name=f"good/{seed}") for seed in range(3)]
-    arguments = (scans, scans, scans)
-    five = list(synthesise_set(*arguments, 5, "cookie", CONFIG, 7))
-    two = list(synthesise_set(*arguments, 2, "cookie", CONFIG, 7))
-    assert [s.name for s in five] == [f"synthetic/{i:03d}" for i in range(5)]
-    for short, long in zip(two, five, strict=False):
-        assert_same(short, long)
-    other = next(synthesise_set(*arguments, 1, "cookie", CONFIG, 8))
-    assert not np.array_equal(other.mask, five[0].mask)
-    assert not np.array_equal(five[0].mask, five[3].mask)  # same target, other numbers
-    only = list(synthesise_set(scans[:1], scans[:1], scans[:1], 2, "cookie", CONFIG, 0))
-    assert len(only) == 2
+        pasted(target, (sources[0], empty), 0)
 
 
 def test_a_set_is_lazy_reads_prepared_files_and_spares_the_target(tmp_path):
@@ -356,76 +310,44 @@ def test_a_set_is_lazy_reads_prepared_files_and_spares_the_target(tmp_path):
         save_prepared(scan, path)
     from_files = list(synthesise_set(paths, paths, paths, 4, "cookie", CONFIG, 0))
     from_memory = list(synthesise_set(scans, scans, scans, 4, "cookie", CONFIG, 0))
-    for left, right in zip(from_files, from_memory, strict=True):
-        assert_same(left, right)
-    # With two scans, the source of each is the other one.
+    two = list(synthesise_set(scans, scans, scans, 2, "cookie", CONFIG, 0))
+    assert [s.name for s in from_files] == [f"synthetic/{i:03d}" for i in range(4)]
+    assert not np.array_equal(two[0].mask, from_files[2].mask)  # same target, other numbers
     for i, sample in enumerate(from_files):
+        assert_same(sample, from_memory[i])
+        assert_same(sample, two[i] if i < 2 else sample)  # however many are asked for
+        # With two scans, the source of each is the other one.
         generator = np.random.default_rng(np.random.SeedSequence(0, spawn_key=(i,)))
         generator.integers(1), generator.integers(1)
         target, source = load_prepared(paths[i % 2]), load_prepared(paths[1 - i % 2])
         assert_same(sample, synthesise(target, source, source, "cookie", CONFIG, generator))
+    assert len(list(synthesise_set(scans[:1], scans[:1], scans[:1], 2, "cookie", CONFIG, 0))) == 2
     missing = [tmp_path / "none.safetensors"]
     lazy = synthesise_set(missing, missing, missing, 10**9, "cookie", CONFIG, 0)
     with pytest.raises(ScanError, match="none.safetensors"):
         next(lazy)
 
 
-# ------------------------------------------------------------------ levers that are not published
-
-
-def test_without_augmentation_the_target_stays_on_its_pixels(sources):
-    config = dataclasses.replace(CONFIG, augment="none")
-    target = make_target(holes=0.05)
-    sample = synthesise(target, *sources, "cookie", config, np.random.default_rng(3))
-    elsewhere = ~sample.mask
-    assert sample.mask.any()
-    assert np.array_equal(sample.rgb[elsewhere], target.rgb[elsewhere])
-    assert np.array_equal(sample.xyz[elsewhere], target.xyz[elsewhere])
-
-
-def test_the_label_says_what_pastes_changed(sources):
-    config = dataclasses.replace(CONFIG, paste_in="either", augment="none")
-    target, labels = make_target(), set()
-    for seed in range(18):
-        sample = synthesise(target, *sources, "cookie", config, np.random.default_rng(seed))
-        changed = (sample.xyz != target.xyz).any(), (sample.rgb != target.rgb).any()
-        assert CHANGED[sample.label] == changed
-        labels.add(sample.label)
-    assert labels == set(CHANGED)
-
-
 def test_relief_weighs_the_pasted_shape_and_leaves_the_offset(sources):
     """What remains of the source's waves differs from paste to paste; the mean lift does not."""
-    fixed = dict(augment="none", min_offset_m=0.001, max_offset_m=0.001)
-    target = make_target()
-    waves = 0.003 * np.sin(np.arange(sources[1].xyz.shape[1]) / 3)[None, :]
-    shaped = sources[1].xyz.copy()
-    shaped[..., 2] += (waves * sources[1].foreground).astype(np.float32)
-    wavy = dataclasses.replace(sources[1], xyz=shaped)
-    share = []
+    target, wavy, share = make_target(), sources[1], []
+    waves = 0.003 * np.sin(np.arange(128) / 3, dtype=np.float32) * wavy.foreground
+    wavy = dataclasses.replace(wavy, xyz=wavy.xyz + waves[..., None] * np.float32([0, 0, 1]))
     for seed in range(12):
-        spread = {}
+        spread = []
         for weight in (0.0, 1.0):
-            config = dataclasses.replace(CONFIG, min_relief=weight, **fixed)
-            given = (target, sources[0], wavy, "cookie", config, np.random.default_rng(seed))
-            sample = synthesise(*given)
+            fixed = dict(augment="none", min_offset_m=0.001, max_offset_m=0.001)
+            config = CONFIG.replace(min_relief=weight, **fixed)
+            sample, _ = pasted(target, (sources[0], wavy), seed, config)
             there = sample.mask & target.foreground
-            lift = (sample.xyz - target.xyz)[there][:, 2]
-            spread[weight] = lift.std()
-        share.append(spread[0.0] / spread[1.0])
+            spread.append((sample.xyz - target.xyz)[there][:, 2].std())
+        share.append(spread[0] / spread[1])
     assert 0 < min(share) < 0.4 and max(share) <= 1 + 1e-6
 
 
 def test_own_colours_keep_the_texture_of_the_place(sources):
-    """Half of the pastes are the target's pixels, changed: its black holes stay black."""
-    strong = dict(augment="none", min_blend=1.0, paste_in="both", colour_from="both")
-    config = dataclasses.replace(CONFIG, **strong)
-    target = make_target()
-    differs = []
-    for seed in range(6):
-        other = dataclasses.replace(sources[0], rgb=np.full_like(sources[0].rgb, 7))
-        given = (target, other, sources[1], "cookie", config, np.random.default_rng(seed))
-        sample = synthesise(*given)
-        colours = sample.rgb[sample.mask]
-        differs.append(len(np.unique(colours, axis=0)))
-    assert max(differs) > 20  # a source of one colour only lends one
+    """Half of the pastes are the target's pixels, changed; a source of one colour lends one."""
+    config = CONFIG.replace(augment="none", min_blend=1.0, colour_from="both")
+    grey = dataclasses.replace(sources[0], rgb=np.full_like(sources[0].rgb, 7))
+    samples = [pasted(make_target(), (grey, sources[1]), seed, config)[0] for seed in range(6)]
+    assert max(len(np.unique(s.rgb[s.mask], axis=0)) for s in samples) > 20

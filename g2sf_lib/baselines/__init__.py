@@ -19,42 +19,22 @@ from g2sf_lib.baselines.student_teacher import AST
 from g2sf_lib.config import MODALITIES, Config
 from g2sf_lib.stages import BANK, LSPN, SCORES, SCORING_CODE, Stage
 
-__all__ = [
-    "METHODS",
-    "Calibration",
-    "Method",
-    "Scans",
-    "Scorer",
-    "fit_concat_bank",
-    "peer_stages",
-]
+__all__ = ["METHODS", "Calibration", "Method", "Scans", "Scorer", "fit_concat_bank", "peer_stages"]
 
 
 @dataclass(frozen=True)
 class Method:
-    """What is said of a method.
+    """What is said of a method."""
 
-    Attributes:
-        title: how tables call it.
-        scorer: its class.
-        banks: names of the banks whose distances it reads.
-        stage: where its training is kept; None: it trains no network.
-        is_seeded: whether it depends on the seed.
-        modalities: whose features it needs.
-        variant_of: the method that it is a variant of, which takes as long for a scan.
-        settings: from the settings of a run to its own.
-        is_in_paper: whether profile `paper` has it unless told otherwise.
-    """
-
-    title: str
+    title: str  # how tables call it
     scorer: type[Scorer]
-    banks: tuple[str, ...] = ()
-    stage: Stage | None = None
+    banks: tuple[str, ...] = ()  # whose distances it reads
+    stage: Stage | None = None  # where its training is kept; None: it trains no network
     is_seeded: bool = False
-    modalities: tuple[str, ...] = MODALITIES
-    variant_of: str | None = None
-    settings: Callable[[Config], Config] = lambda config: config
-    is_in_paper: bool = True
+    modalities: tuple[str, ...] = MODALITIES  # whose features it needs
+    variant_of: str | None = None  # the method that it takes as long as for a scan
+    settings: Callable[[Config], Config] = lambda config: config  # its own, of those of a run
+    is_in_paper: bool = True  # whether profile `paper` has it unless told otherwise
 
     @property
     def is_ours(self) -> bool:
@@ -68,28 +48,32 @@ class Method:
             return SCORES
         if self.stage is not None:
             return Stage(f"{self.stage.name}_scores", (self.stage,), ("scoring",), SCORING_CODE)
-        own = self.scorer.__module__.removeprefix("g2sf_lib.").replace(".", "/") + ".py"
-        sections, code = ("rules", "scoring"), (own, *SCORING_CODE)
-        return Stage("bank_scores", (BANK,), sections, code, self.is_seeded)
+        code = (_module(self.scorer), *SCORING_CODE)
+        return Stage("bank_scores", (BANK,), ("rules", "scoring"), code, self.is_seeded)
 
 
-def _network(name: str, module: str) -> Stage:
-    """Return the stage of a peer that trains networks on the features behind the banks."""
-    code = (f"baselines/{module}.py", "baselines/loop.py", "baselines/scans.py")
-    return Stage(name, (BANK,), (name,), code, is_seeded=True)
+def _module(scorer: type[Scorer]) -> str:
+    return scorer.__module__.removeprefix("g2sf_lib.").replace(".", "/") + ".py"
 
 
+def _trained(title: str, scorer: type[Scorer], name: str, **more) -> Method:
+    """Return a peer that trains networks on the features behind the banks."""
+    code = (_module(scorer), "baselines/loop.py", "baselines/scans.py")
+    stage = Stage(name, (BANK,), (name,), code, is_seeded=True)
+    return Method(title, scorer, stage=stage, is_seeded=True, **more)
+
+
+_OURS = {"stage": LSPN, "is_seeded": True}
 METHODS = {
-    "g2sf": Method("G²SF", Ours, stage=LSPN, is_seeded=True),
-    "w1": Method("G²SF with w = 1", Unweighted, stage=LSPN, is_seeded=True, variant_of="g2sf"),
+    "g2sf": Method("G²SF", Ours, **_OURS),
+    "w1": Method("G²SF with w = 1", Unweighted, variant_of="g2sf", **_OURS),
     "other_pastes": Method(
         "G²SF, other pastes",
         Ours,
-        stage=LSPN,
-        is_seeded=True,
         variant_of="g2sf",
         settings=with_other_pastes,
         is_in_paper=False,  # it would train as long again
+        **_OURS,
     ),
     "rgb": Method("RGB alone", OneBank, ("rgb",), modalities=("rgb",)),
     "pcd": Method("points alone", OneBank, ("pcd",), modalities=("pcd",)),
@@ -98,15 +82,12 @@ METHODS = {
     "max": Method("calibrated maximum", Maximum, MODALITIES),
     "concat": Method("concatenated bank", OneBank, ("concat",)),
     "m3dm": Method("M3DM (SVMs)", M3DM, (*MODALITIES, "concat"), is_seeded=True),
-    "cfm": Method("CFM", CFM, stage=_network("cfm", "cfm"), is_seeded=True),
-    "ast": Method(
-        "AST", AST, stage=_network("ast", "student_teacher"), is_seeded=True, modalities=("rgb",)
-    ),
+    "cfm": _trained("CFM", CFM, "cfm"),
+    "ast": _trained("AST", AST, "ast", modalities=("rgb",)),
 }
 
 
 def peer_stages() -> list[Stage]:
     """Return the stages of all peers, each once: of their training, and of their scores."""
     rows = [row for row in METHODS.values() if not row.is_ours]
-    found = [stage for row in rows for stage in (row.stage, row.score_stage) if stage is not None]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(s for row in rows for s in (row.stage, row.score_stage) if s))

@@ -14,11 +14,7 @@ from g2sf_lib.memory import MemoryBank, Rows, as_rows
 
 @dataclass(frozen=True)
 class Calibration:
-    """Mean and standard deviation of each modality's distance on held-out normal cells.
-
-    Attributes:
-        mean, std: (M,), M in the order ("pcd", "rgb").
-    """
+    """Mean and standard deviation (M,) of each modality's distance on held-out normal cells."""
 
     mean: Tensor
     std: Tensor
@@ -32,11 +28,8 @@ class Calibration:
 class SideBySide:
     """Features (N, D_pcd + D_rgb) of both modalities, put side by side when they are read (BTF).
 
-    Each modality is divided by the square root of its length, so that the longer one does
-    not outweigh the other. It is read as `Rows` are.
-
-    Args:
-        feat: mod -> (N, D_mod) standardised features.
+    Each modality, mod -> (N, D_mod) standardised, is divided by the square root of its length,
+    so that the longer one does not outweigh the other. It is read as `Rows` are.
     """
 
     place = None
@@ -44,6 +37,7 @@ class SideBySide:
     def __init__(self, feat: dict[str, Tensor | Rows]):
         self.feat = {mod: as_rows(feat[mod]) for mod in MODALITIES}
         self.shape = (len(self.feat["rgb"]), sum(rows.shape[1] for rows in self.feat.values()))
+        self.device = self.feat["rgb"].device
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -53,30 +47,21 @@ class SideBySide:
         return torch.cat(parts, dim=1)
 
     @property
-    def device(self) -> torch.device:
-        """Where the features are."""
-        return self.feat["rgb"].device
+    def stored(self) -> SideBySide:
+        """These rows themselves: hardly one pair of features occurs twice."""
+        return self
 
     def to(self, device: torch.device | str) -> SideBySide:
         """Return the features on a device."""
         return SideBySide({mod: rows.to(device) for mod, rows in self.feat.items()})
 
-    @property
-    def stored(self) -> SideBySide:
-        """These rows themselves: hardly one pair of features occurs twice."""
-        return self
-
     def blocks(self, size: int = 8192) -> Iterator[Tensor]:
         """Yield all cells' features in order, at most `size` of them at a time."""
-        for start in range(0, len(self), size):
-            yield self[start : start + size]
+        return (self[start : start + size] for start in range(0, len(self), size))
 
 
 def fit_concat_bank(
-    feat: dict[str, Tensor | Rows],
-    bank: BankConfig,
-    progress: bool = False,
-    device: torch.device | None = None,
+    feat: dict[str, Tensor | Rows], bank: BankConfig, progress: bool, device: torch.device | None
 ) -> MemoryBank:
     """Return one bank over concatenated standardised features of normal cells."""
     settings = (bank.bank_fraction, bank.coreset, bank.projection_eps)

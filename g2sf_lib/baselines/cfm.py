@@ -1,8 +1,7 @@
 """Crossmodal feature mapping: each modality is predicted from the other (CFM).
 
-Two networks that have only seen normal cells map RGB features to point features and back.
-Where a cell is anomalous in one modality, or each is normal but the two do not belong
-together, the predictions miss.
+Two networks that have only seen normal cells map RGB features to point features and back. They
+miss where a cell is anomalous in one modality, or where the two do not belong together.
 """
 
 from __future__ import annotations
@@ -17,29 +16,21 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from g2sf_lib.baselines.loop import build_seeded, train_epochs
 from g2sf_lib.baselines.scans import Scans, Scorer
-from g2sf_lib.config import MODALITIES, CFMConfig
+from g2sf_lib.config import MODALITIES
 from g2sf_lib.memory import Rows, as_rows
 
 _CELLS_AT_ONCE = 8192
 
 
 def _network(num_in: int, num_out: int) -> nn.Sequential:
-    """Return a network of three linear layers; the hidden ones are the mean of both ends wide."""
+    """Return three linear layers; the hidden ones are as wide as both ends on average."""
     hidden = (num_in + num_out) // 2
-    return nn.Sequential(
-        nn.Linear(num_in, hidden),
-        nn.GELU(),
-        nn.Linear(hidden, hidden),
-        nn.GELU(),
-        nn.Linear(hidden, num_out),
-    )
+    inner = [nn.Linear(num_in, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU()]
+    return nn.Sequential(*inner, nn.Linear(hidden, num_out))
 
 
 class Crossmodal(nn.Module):
-    """Two networks, each predicts the features of one modality from those of the other.
-
-    Args:
-        dims: {"pcd": D_pcd, "rgb": D_rgb}, the lengths of the features.
+    """Two networks, each predicts the features (n, D_mod) of one modality from the other's.
 
     Source: facts.md, section 7, after Costanzino et al., "Multimodal Industrial Anomaly
     Detection by Crossmodal Feature Mapping", CVPR 2024.
@@ -56,15 +47,7 @@ class Crossmodal(nn.Module):
 
     @torch.no_grad()
     def errors(self, feat: Mapping[str, Tensor | Rows]) -> Tensor:
-        """Return how far each modality is from what the other lets one expect.
-
-        Args:
-            feat: mod -> (n, D_mod), on any device; `Rows` are read block by block.
-
-        Returns:
-            (n, M) on the CPU, M in the order ("pcd", "rgb"): Euclidean distance between the
-            predicted and the true feature, both of unit norm; in [0, 2].
-        """
+        """Return (n, M) distances, in [0, 2], of predicted and true features, both of unit norm."""
         cells = {mod: as_rows(feat[mod]) for mod in MODALITIES}
         device, found = self.to_pcd[0].weight.device, []
         for start in range(0, len(cells["rgb"]), _CELLS_AT_ONCE):
@@ -76,62 +59,38 @@ class Crossmodal(nn.Module):
         return torch.cat(found)
 
 
-def train_cfm(
-    feat: Mapping[str, Tensor | Rows],
-    settings: CFMConfig,
-    seed: int,
-    device: torch.device,
-    checkpoint: Path | None = None,
-    progress: bool = False,
-) -> Crossmodal:
-    """Return both networks, trained on the cells of normal scans.
+class CFM(Scorer):
+    """The product of both errors of prediction.
 
-    The loss is the cosine distance between prediction and truth, summed over the two
-    directions and averaged over the cells of a batch. An epoch takes every cell once, in
-    an order of its own.
-
-    Args:
-        feat: mod -> (N, D_mod) features of normal foreground cells; `Rows` are read batch by
-            batch.
-        settings: epochs, batch size, learning rate.
-        seed: of the initial weights and of the orders.
-        device: where the networks are trained and stay.
-        checkpoint: see `train_epochs`.
-        progress: whether a progress bar is shown.
+    The loss is the cosine distance between prediction and truth, summed over the two directions
+    and averaged over the cells of a batch.
 
     Source: as of `Crossmodal`. Ours: one pair of networks is trained on all cells of all scans,
     not scan by scan.
     """
-    cells = {mod: as_rows(feat[mod]) for mod in MODALITIES}
-    num, dims = len(cells["rgb"]), {mod: rows.shape[1] for mod, rows in cells.items()}
-    network = build_seeded(lambda: Crossmodal(dims), seed).to(device)
-    optimiser = torch.optim.Adam(network.parameters(), lr=settings.cfm_learning_rate)
-
-    def run_epoch(generator: torch.Generator) -> float:
-        total = torch.zeros((), device=device)
-        for rows in torch.randperm(num, generator=generator).split(settings.cfm_batch_size):
-            batch = {mod: cells[mod][rows].to(device) for mod in MODALITIES}
-            expected = network(batch)
-            loss = sum((1 - cosine_similarity(expected[m], batch[m])).mean() for m in MODALITIES)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            total += loss.detach() * (len(rows) / num)
-        return float(total)
-
-    epochs = settings.cfm_epochs
-    train_epochs(network, optimiser, run_epoch, epochs, seed, checkpoint, "CFM", progress)
-    return network
-
-
-class CFM(Scorer):
-    """The product of both errors of prediction."""
 
     def fit(self, train: Scans, folder: Path | None = None, progress: bool = False) -> Self:
-        """Train on the cells of normal scans."""
-        place = folder and folder / "checkpoint.safetensors"
+        """Train on the cells of normal scans; an epoch takes each once, in an order of its own."""
         settings, seed = self.config.cfm, self.config.seed
-        self.network = train_cfm(train.standard, settings, seed, self.device, place, progress)
+        cells = {mod: as_rows(train.standard[mod]) for mod in MODALITIES}
+        num, dims = len(cells["rgb"]), {mod: rows.shape[1] for mod, rows in cells.items()}
+        self.network = network = build_seeded(lambda: Crossmodal(dims), seed).to(self.device)
+        optimiser = torch.optim.Adam(network.parameters(), lr=settings.cfm_learning_rate)
+
+        def run_epoch(generator: torch.Generator) -> float:
+            total = torch.zeros((), device=self.device)
+            for rows in torch.randperm(num, generator=generator).split(settings.cfm_batch_size):
+                batch = {mod: cells[mod][rows].to(self.device) for mod in MODALITIES}
+                close = [cosine_similarity(x, batch[mod]) for mod, x in network(batch).items()]
+                loss = sum((1 - one).mean() for one in close)
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                total += loss.detach() * (len(rows) / num)
+            return float(total)
+
+        place, epochs = folder and folder / "checkpoint.safetensors", settings.cfm_epochs
+        train_epochs(network, optimiser, run_epoch, epochs, seed, place, "CFM", progress)
         return self
 
     def score_cells(self, scans: Scans) -> Tensor:

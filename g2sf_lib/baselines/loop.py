@@ -16,8 +16,7 @@ from g2sf_lib.checkpoint import read_checkpoint, write_checkpoint
 def build_seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     """Return a network whose initial weights depend on the seed and on nothing else.
 
-    Layers draw their weights from torch's global generator of the CPU; it is seeded for
-    them and put back as it was.
+    Layers draw them from torch's global generator of the CPU, which is put back as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # that of the CPU only: GPUs keep theirs
@@ -36,21 +35,10 @@ def train_epochs(
 ) -> list[float]:
     """Train a network in place; return the loss of every epoch.
 
-    An epoch's randomness depends on the seed and its number only, and all that outlives an
-    epoch is in the checkpoint, so a run that was killed and goes on ends with the same bytes
-    as one that was not.
-
-    Args:
-        module: the network, with its initial weights.
-        optimiser: over parameters of the network.
-        run_epoch: trains one epoch with the generator (of the CPU) that is its only
-            randomness, and returns its mean loss.
-        epochs: how many in all.
-        seed: of the epochs.
-        checkpoint: a file written after every epoch and read at the start where it is there; it
-            lies in a folder named by all settings. None: nothing is written.
-        name: of what is trained, for the progress bar and errors.
-        progress: whether a progress bar is shown.
+    `run_epoch` trains one epoch, with no randomness but that of its generator (on the CPU), and
+    returns its mean loss. The generator depends on the seed and the epoch's number only, and all
+    that outlives an epoch is in the checkpoint, written after each and read at the start (None:
+    nowhere): a run that was killed and goes on ends with the same bytes as one that was not.
 
     Raises:
         FloatingPointError: the loss of an epoch is not finite.
@@ -60,8 +48,7 @@ def train_epochs(
     losses = found[0]["losses"] if found else []
     bar = tqdm(total=epochs, initial=len(losses), desc=name, disable=not progress, mininterval=1.0)
     for epoch in range(len(losses) + 1, epochs + 1):
-        generator = torch.Generator().manual_seed(1_000_003 * (seed + 1) + epoch)
-        loss = run_epoch(generator)
+        loss = run_epoch(torch.Generator().manual_seed(1_000_003 * (seed + 1) + epoch))
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"{name}: the loss of epoch {epoch} is {loss}; expected a finite number: "

@@ -23,17 +23,12 @@ from g2sf_lib.baselines.scans import Scans, Scorer
 class M3DM(Scorer):
     """Weighted sums of the distances to B banks, with other weights for cells and for images.
 
-    Attributes:
-        scale: (B,) mean distance of the cells it was fitted to; distances are divided by it.
-        cell_weight, image_weight: (B,) normals of the two planes.
+    Distances are divided by their means over the cells it was fitted to, `scale` (B,); the
+    weights (B,) are the normals of the two planes.
     """
 
     def fit(self, train: Scans, folder: Path | None = None, progress: bool = False) -> Self:
-        """Fit both planes to normal scans: to their cells, and to the largest of each scan.
-
-        Raises:
-            ValueError: the distances of a bank are all zero: the bank holds every cell.
-        """
+        """Fit both planes to normal scans: to their cells, and to the largest of each scan."""
         cells = train.distances(self.banks)
         images = train.largest(cells, self.config.scoring.silhouette)
         self.scale = cells.mean(0)
@@ -42,9 +37,7 @@ class M3DM(Scorer):
                 "M3DM: the distances to a bank are all zero; expected cells that "
                 "the bank does not hold (bank_fraction below 1)"
             )
-        nu, seed = self.config.rules.svm_nu, self.config.seed
-        self.cell_weight = plane_normal(cells / self.scale, nu, seed)
-        self.image_weight = plane_normal(images / self.scale, nu, seed)
+        self.cell_weight, self.image_weight = map(self._plane_normal, (cells, images))
         return self
 
     def score_cells(self, scans: Scans) -> Tensor:
@@ -53,23 +46,17 @@ class M3DM(Scorer):
 
     def score_images(self, scans: Scans, cells: Tensor, silhouette: str) -> Tensor:
         """Return (I,) weighted largest distances, each bank's from a cell of its own."""
-        largest = scans.largest(scans.distances(self.banks), silhouette)
-        return self._weighted(largest, self.image_weight)
+        rows = scans.largest(scans.distances(self.banks), silhouette)
+        return self._weighted(rows, self.image_weight)
 
     def _weighted(self, rows: Tensor, weight: Tensor) -> Tensor:
         return ((rows / self.scale) @ weight).clamp_min(0)
 
-
-def plane_normal(rows: Tensor, nu: float, seed: int) -> Tensor:
-    """Return the normal (B,) of the plane that a one-class SVM puts between origin and rows.
-
-    Args:
-        rows: (N, B) distances of normal cells or images.
-        nu: share of outliers that the SVM allows for, in (0, 1].
-        seed: of the order in which stochastic gradient descent sees them.
-    """
-    machine = SGDOneClassSVM(nu=nu, random_state=np.random.RandomState(seed))
-    with warnings.catch_warnings():  # a thousand passes over a few numbers are enough
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        machine.fit(rows.double().cpu().numpy())
-    return torch.from_numpy(machine.coef_.reshape(-1)).float()
+    def _plane_normal(self, rows: Tensor) -> Tensor:
+        """Return the normal (B,) of the plane that an SVM puts between origin and rows (N, B)."""
+        order = np.random.RandomState(self.config.seed)  # of stochastic gradient descent
+        machine = SGDOneClassSVM(nu=self.config.rules.svm_nu, random_state=order)
+        with warnings.catch_warnings():  # a thousand passes over a few numbers are enough
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            machine.fit((rows / self.scale).double().cpu().numpy())
+        return torch.from_numpy(machine.coef_.reshape(-1)).float()

@@ -10,17 +10,12 @@ from g2sf_lib.detector import G2SF, CellScores
 
 
 class Ours(Scorer):
-    """G²SF.
-
-    Attributes:
-        detector: trained by `experiments.fitted`, which keeps it.
-    """
+    """G²SF, whose `detector` `experiments.fitted` trains and keeps."""
 
     detector: G2SF
 
     def _scores(self, scans: Scans) -> CellScores:
-        found = scans.neighbours(self.config.model.k + 1)
-        return self.detector.fuse_cells(scans.standard, *found)
+        return self.detector.fuse_cells(scans.standard, *scans.neighbours(self.config.model.k + 1))
 
     def score_cells(self, scans: Scans) -> Tensor:
         """Return (n,) scores of Eq. 11."""

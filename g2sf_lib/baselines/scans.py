@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -27,24 +28,14 @@ FILL_ROUNDS = 3  # holes of the depth image are closed from their rims
 UNITS_PER_METRE = 1000.0  # millimetres: relief and defects are of order one
 
 
+@dataclass(eq=False)
 class Scans:
-    """Some scans of a category; what is asked for is computed once.
+    """Some scans of a category; what is asked for is computed once."""
 
-    Args:
-        config: of the run.
-        patches: features, a scan each.
-        stored: standardiser, banks and calibration of the category (`experiments.Banks`).
-        samples: the preprocessed scans, which only `depths` reads.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        patches: Sequence[PackedPatches],
-        stored: Any,
-        samples: Iterable[Sample] = (),
-    ):
-        self.config, self.patches, self.stored, self.samples = config, patches, stored, samples
+    config: Config
+    patches: Sequence[PackedPatches]
+    stored: Any  # standardiser, banks and calibration of the category: `experiments.Banks`
+    samples: Iterable[Sample] = ()  # the preprocessed scans, which only `depths` reads
 
     @cached_property
     def feat(self) -> dict[str, Rows]:
@@ -65,18 +56,17 @@ class Scans:
     def _kept(self) -> dict:
         return {}
 
-    def nearest(self, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return bank -> (n,) nearest prototypes and (n,) distances of all cells."""
-        for name in [name for name in names if name not in self._kept]:
+    def nearest(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return (n,) nearest prototypes in a bank, and (n,) distances to them, of all cells."""
+        if name not in self._kept:
             rows = SideBySide(self.standard) if name == "concat" else self.standard[name]
-            device = pick_device(self.config.device)
-            index, distance = self.stored.banks[name].query(rows, 1, device)
-            self._kept[name] = index[:, 0], distance[:, 0]
-        return {name: self._kept[name] for name in names}
+            found = self.stored.banks[name].query(rows, 1, pick_device(self.config.device))
+            self._kept[name] = tuple(part[:, 0] for part in found)
+        return self._kept[name]
 
     def distances(self, names: Sequence[str]) -> Tensor:
         """Return (n, B) distances of all cells to the nearest prototype of each bank."""
-        return torch.stack([s for _, s in self.nearest(names).values()], dim=-1)
+        return torch.stack([self.nearest(name)[1] for name in names], dim=-1)
 
     def neighbours(self, num: int) -> tuple[dict[str, Tensor], Tensor]:
         """Return mod -> (n, num) prototypes, and (n, num, M) distances, nearest first."""
@@ -106,14 +96,10 @@ def counted(patches: PackedPatches, silhouette: str) -> Tensor:
 def depth_map(xyz: np.ndarray, grid_size: int, px: int) -> Tensor:
     """Return (px * px, grid_size, grid_size) depth samples of each cell, in millimetres.
 
-    Depth is relative to the mean of the scan, so that it says how far a pixel stands out and
-    not how far away the part lies. Three times, a pixel without a point takes the mean of its
-    neighbours that have one; pixels farther from any point are zero.
-
-    Args:
-        xyz: (H, W, 3) metres; (0, 0, 0) where there is no point.
-        grid_size: cells along each side.
-        px: samples along each side of a cell; that in row i and column j is channel i * px + j.
+    Depth is relative to the mean of the scan: it says how far a pixel stands out, not how far
+    away the part lies. Three times, a pixel without a point takes the mean of its neighbours
+    that have one; pixels farther from any point are zero. Channel i * px + j is the sample in row
+    i and column j of a cell; `xyz` is (H, W, 3) in metres, (0, 0, 0) where there is no point.
 
     Source: as of `AST`, whose paper unshuffles its depth images too. Ours: the unit, and how
     holes are closed.
@@ -137,12 +123,8 @@ def depth_map(xyz: np.ndarray, grid_size: int, px: int) -> Tensor:
 class Scorer:
     """A method: fitted to normal scans, it says how anomalous every cell of a scan is.
 
-    Args:
-        config: of the run; its seed is the method's.
-        banks: names of the banks that it reads.
-
-    Attributes:
-        network: what `fit` trained, where the method trains one.
+    It reads some `banks`; its seed is that of the config of the run. What it trains, if
+    anything, is its `network`.
     """
 
     network: nn.Module
@@ -152,13 +134,7 @@ class Scorer:
         self.device = pick_device(config.device)
 
     def fit(self, train: Scans, folder: Path | None = None, progress: bool = False) -> Self:
-        """Fit to normal scans; return the method itself.
-
-        Args:
-            train: the normal scans.
-            folder: where an interrupted training is kept, to go on from; None: nowhere.
-            progress: whether progress bars are shown.
-        """
+        """Fit to normal scans, going on with what an interrupted training left in `folder`."""
         return self
 
     def score_cells(self, scans: Scans) -> Tensor:
@@ -186,11 +162,7 @@ class Scorer:
         write_described(folder / "method.json", {}, self.network.state_dict())
 
     def load(self, folder: Path) -> Self:
-        """Read what `save` wrote; return the method itself.
-
-        Raises:
-            StoredFileError: naming the file that is missing, truncated or changed.
-        """
+        """Read what `save` wrote, or name (StoredFileError) the file that is missing or damaged."""
         tensors = read_described(folder / "method.json")[1]
         self.network = self.build(tensors).to(self.device).eval()
         self.network.load_state_dict(tensors)

@@ -24,7 +24,7 @@ class OneBank(Scorer):
         (name,), num = self.banks, self.config.rules.reweight_neighbours
         if num is None or name == "concat":
             return super().score_images(scans, cells, silhouette)
-        index, scores, start = scans.nearest(self.banks)[name][0], [], 0
+        index, scores, start = scans.nearest(name)[0], [], 0
         for part, p in zip(cells.split(scans.sizes), scans.patches, strict=True):
             top = start + int(torch.where(counted(p, silhouette), part, -torch.inf).argmax())
             feature, bank = scans.standard[name][top : top + 1][0], scans.stored.banks[name]
@@ -38,16 +38,9 @@ def reweighted(
 ) -> float:
     """Return PatchCore's image score: the largest distance, more if its prototype is a lone one.
 
-    The score is (1 - exp(s) / sum_b exp(s_b)) s, where s is the distance of the cell to its
-    prototype and s_b are those to the `num` prototypes nearest to that prototype, itself
-    included. It lies between 0 and s.
-
-    Args:
-        distance: s, of the cell that scores highest.
-        feature: (D,) of that cell, as the bank's rows are.
-        prototype: number of its nearest prototype.
-        bank: whose prototypes are meant.
-        num: neighbours of the prototype; where the bank is smaller, all of it.
+    (1 - exp(s) / sum_b exp(s_b)) s, in [0, s], where s is the distance of the cell of a `feature`
+    (D,) to its nearest `prototype`, and s_b are those to the `num` prototypes nearest to that
+    one, itself included (to all, where the bank is smaller).
 
     Source: PatchCore, Roth et al., CVPR 2022, Eq. 7.
     """

@@ -1,13 +1,11 @@
 """Asymmetric student and teacher (AST): where a network fails to imitate a flow.
 
 The teacher is a normalising flow that turns the map of a normal scan into Gaussian noise, one
-to one. The student is a plain convolutional network that learns to give the same outputs. They
-are built so differently that what neither has seen sets them apart: a cell's score is their
-distance.
+to one. The student, a plain convolutional network, learns to give the same outputs. They are
+built so differently that what neither has seen sets them apart: a cell's score is their distance.
 
 Both read one map a scan, (C, rows, columns): the RGB features of the common grid, and the
-depth samples of each cell as further channels. Shapes: B scans, C channels, cells = rows *
-columns in row-major order.
+depth samples of each cell as further channels. B counts scans; cells are row-major.
 """
 
 from __future__ import annotations
@@ -23,29 +21,11 @@ from torch import Tensor, nn
 from g2sf_lib.baselines.loop import build_seeded, train_epochs
 from g2sf_lib.baselines.scans import Scans, Scorer
 from g2sf_lib.config import ASTConfig
-from g2sf_lib.memory import Rows, as_rows
+from g2sf_lib.memory import as_rows
 
 POSITION_CHANNELS = 32
 CLAMP = 1.9  # |log scale| of a coupling is at most this
 LEAK = 0.2  # slope of the student's leaky ReLU
-
-
-def ast_input(
-    cells: Rows | Tensor, foreground: Tensor, grid: tuple[int, int], depth: Tensor
-) -> Tensor:
-    """Return the map (D + px * px, rows, columns) of one scan, float32, zero on background.
-
-    Args:
-        cells: (n, D) RGB features of the foreground cells, row-major.
-        foreground: (cells,) bool, n of them True.
-        grid: (rows, columns).
-        depth: (px * px, rows, columns) of `depth_map`.
-    """
-    rgb = as_rows(cells)[:]
-    flat = rgb.new_zeros(rgb.shape[1] + len(depth), len(foreground))
-    flat[: rgb.shape[1], foreground] = rgb.T
-    flat[rgb.shape[1] :, foreground] = depth.to(rgb).flatten(1)[:, foreground]
-    return flat.view(-1, *grid)
 
 
 def position_encoding(rows: int, columns: int) -> Tensor:
@@ -55,21 +35,16 @@ def position_encoding(rows: int, columns: int) -> Tensor:
     """
     num = POSITION_CHANNELS // 4
     frequency = 10_000.0 ** -(torch.arange(num) / num)
-    row = frequency[:, None] * torch.arange(rows)
-    column = frequency[:, None] * torch.arange(columns)
-    return torch.cat(
-        [
-            torch.cat([row.sin(), row.cos()])[:, :, None].expand(-1, -1, columns),
-            torch.cat([column.sin(), column.cos()])[:, None, :].expand(-1, rows, -1),
-        ]
-    )
+    row = frequency[:, None, None] * torch.arange(rows)[:, None].expand(rows, columns)
+    column = frequency[:, None, None] * torch.arange(columns).expand(rows, columns)
+    return torch.cat([row.sin(), row.cos(), column.sin(), column.cos()])
 
 
 class _Subnet(nn.Module):
-    """Log scale and shift of a coupling block; both are zero on background.
+    """Log scale and shift of a coupling block, zero at the start: the flow is the identity.
 
-    So a background cell passes the flow as it is and adds nothing to the log-determinant.
-    The last channel of the input is the foreground. It starts at zero, the flow as identity.
+    Both are zero on background too, told by the last channel of the input: such a cell passes the
+    flow as it is and adds nothing to the log-determinant.
     """
 
     def __init__(self, num_in: int, num_out: int, hidden: int):
@@ -132,16 +107,10 @@ def _student(channels: int, settings: ASTConfig) -> nn.Sequential:
 
 
 class StudentTeacher(nn.Module):
-    """Teacher, student, and the units of their inputs.
+    """Teacher, student, and the units of their inputs, maps (B, C, rows, columns).
 
-    What a map says on background cells is not read: after standardising they are zero, so
-    scores and trained parameters do not depend on them. Which cells are background matters,
-    for convolutions read the zeros, and the teacher is told.
-
-    Args:
-        channels: C of the maps.
-        grid: (rows, columns) of the maps.
-        settings: sizes of both networks.
+    What a map says on background cells is not read: after standardising they are zero. Which
+    cells are background matters, for convolutions read the zeros, and the teacher is told.
 
     Source: Rudolph et al., "Asymmetric Student-Teacher Networks for Industrial Anomaly
     Detection", WACV 2023. Ours: a coupling's scale and shift come from one network, whose
@@ -158,107 +127,37 @@ class StudentTeacher(nn.Module):
         self.register_buffer("position", position_encoding(*grid))
 
     def standardised(self, maps: Tensor, foreground: Tensor) -> tuple[Tensor, Tensor]:
-        """Return inputs, zero on background, and the foreground as (B, 1, rows, columns).
-
-        Args:
-            maps: (B, C, rows, columns), of any float type.
-            foreground: (B, cells) bool.
-        """
+        """Return inputs, zero on background, and the foreground: (B, cells), now of their shape."""
         maps = maps.to(self.mean)
         is_inside = foreground.to(maps.device).view(len(maps), 1, *maps.shape[2:])
         scaled = (maps - self.mean[:, None, None]) / self.std[:, None, None]
         return torch.where(is_inside, scaled, 0.0), is_inside
 
     def teach(self, x: Tensor, is_inside: Tensor, rev: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the teacher's outputs (B, C, rows, columns) and log-determinants (B,).
-
-        With `rev` it goes back, from outputs to inputs.
-        """
-        condition = torch.cat([self._positions(x), is_inside.to(x)], dim=1)
-        return self.teacher(x, c=[condition], rev=rev)
+        """Return the teacher's outputs, or inputs of outputs (`rev`), and log-determinants (B,)."""
+        return self.teacher(x, c=[torch.cat([self._positions(x), is_inside.to(x)], 1)], rev=rev)
 
     def imitate(self, x: Tensor) -> Tensor:
-        """Return the student's outputs (B, C, rows, columns)."""
+        """Return the student's outputs."""
         return self.student(torch.cat([x, self._positions(x)], dim=1))
 
     def nll(self, x: Tensor, is_inside: Tensor) -> Tensor:
         """Return the negative log-likelihood, mean over foreground cells and channels.
 
-        The part that does not depend on the flow, log(2 pi) / 2, is left out, so 1/2 is what
-        standardised channels start with.
+        Its constant, log(2 pi) / 2, is left out: standardised channels start with 1/2.
         """
         z, log_det = self.teach(x, is_inside)
         num = is_inside.sum() * x.shape[1]
         return (0.5 * (z * is_inside).square().sum() - log_det.sum()) / num
 
     def distance(self, x: Tensor, is_inside: Tensor) -> Tensor:
-        """Return squared distances (B, rows, columns) of both outputs, mean over channels."""
+        """Return (n,) squared distances of both outputs on foreground cells, mean over channels."""
         with torch.no_grad():
             z, _ = self.teach(x, is_inside)
-        return (self.imitate(x) - z).square().mean(1)
+        return (self.imitate(x) - z).square().mean(1)[is_inside[:, 0]]
 
     def _positions(self, x: Tensor) -> Tensor:
         return self.position.expand(len(x), -1, -1, -1)
-
-
-def train_ast(
-    maps: Sequence[Tensor],
-    foreground: Sequence[Tensor],
-    settings: ASTConfig,
-    seed: int,
-    device: torch.device,
-    folder: Path | None = None,
-    progress: bool = False,
-) -> StudentTeacher:
-    """Return teacher and student, trained on the foreground cells of normal scans.
-
-    First the teacher, by the negative log-likelihood; then the student, by its squared
-    distance to the frozen teacher. An epoch takes every scan once, in an order of its own.
-
-    Args:
-        maps: (C, rows, columns) of `ast_input`, one a scan.
-        foreground: (cells,) bool, one a scan.
-        settings: sizes of both networks, epochs, scans a batch, learning rate.
-        seed: of the initial weights and of the orders.
-        device: where both are trained and stay.
-        folder: of the checkpoint of either, see `train_epochs`.
-        progress: whether progress bars are shown.
-
-    Source: as of `StudentTeacher`.
-    """
-    grid = tuple(maps[0].shape[1:])
-    ast = build_seeded(lambda: StudentTeacher(len(maps[0]), grid, settings), seed)
-    ast.mean, ast.std = _units(maps, foreground, settings.ast_depth_px**2)
-    ast.to(device)
-
-    def train(module: nn.Module, loss_of: Callable[[Tensor, Tensor], Tensor], name: str) -> None:
-        learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        optimiser = torch.optim.Adam(learned, lr=settings.ast_learning_rate)
-
-        def run_epoch(generator: torch.Generator) -> float:
-            total, num = 0.0, 0
-            order = torch.randperm(len(maps), generator=generator)
-            for scans in order.split(settings.ast_batch_size):
-                inside = torch.stack([foreground[i] for i in scans]).to(device)
-                batch = torch.stack([maps[i].to(device).float() for i in scans])
-                loss = loss_of(*ast.standardised(batch, inside))
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                cells = int(inside.sum())
-                total, num = total + float(loss.detach()) * cells, num + cells
-            return total / num
-
-        place, epochs = folder and folder / f"{name}.safetensors", settings.ast_epochs
-        train_epochs(module, optimiser, run_epoch, epochs, seed, place, f"AST {name}", progress)
-
-    def student_loss(x: Tensor, is_inside: Tensor) -> Tensor:
-        return ast.distance(x, is_inside)[is_inside[:, 0]].mean()
-
-    ast.train()
-    train(ast.teacher, ast.nll, "teacher")
-    train(ast.student, student_loss, "student")
-    return ast.eval()
 
 
 def _units(
@@ -277,8 +176,7 @@ def _units(
     mean = total / num
     std = (squares / num - mean.square()).clamp_min(0).sqrt()
     for kind in (std[:-num_depth], std[-num_depth:]):  # views
-        floor = 0.1 * float(kind.mean()) if kind.any() else 1.0
-        kind.clamp_min_(floor)
+        kind.clamp_min_(0.1 * float(kind.mean()) if kind.any() else 1.0)
     return mean.float(), std.float()
 
 
@@ -286,29 +184,66 @@ class AST(Scorer):
     """The squared distance of student and teacher, mean over channels."""
 
     def fit(self, train: Scans, folder: Path | None = None, progress: bool = False) -> Self:
-        """Train on normal scans; see `train_ast`."""
-        inside = [p.foreground for p in train.patches]
+        """Train on the foreground cells of normal scans.
+
+        First the teacher, by the negative log-likelihood; then the student, by its squared
+        distance to the frozen teacher. An epoch takes every scan once, in an order of its own.
+        """
         settings, seed = self.config.ast, self.config.seed
-        maps = list(self._maps(train))
-        self.network = train_ast(maps, inside, settings, seed, self.device, folder, progress)
+        maps, foreground = list(self.maps(train)), [p.foreground for p in train.patches]
+        channels, *grid = maps[0].shape
+        ast = build_seeded(lambda: StudentTeacher(channels, tuple(grid), settings), seed)
+        ast.mean, ast.std = _units(maps, foreground, settings.ast_depth_px**2)
+        self.network = ast.to(self.device).train()
+
+        def train_one(name: str, loss_of: Callable[[Tensor, Tensor], Tensor]) -> None:
+            module = getattr(ast, name)
+            learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
+            optimiser = torch.optim.Adam(learned, lr=settings.ast_learning_rate)
+
+            def run_epoch(generator: torch.Generator) -> float:
+                total, num = 0.0, 0
+                order = torch.randperm(len(maps), generator=generator)
+                for scans in order.split(settings.ast_batch_size):
+                    inside = torch.stack([foreground[i] for i in scans]).to(self.device)
+                    batch = torch.stack([maps[i].to(self.device).float() for i in scans])
+                    loss = loss_of(*ast.standardised(batch, inside))
+                    optimiser.zero_grad()
+                    loss.backward()
+                    optimiser.step()
+                    cells = int(inside.sum())
+                    total, num = total + float(loss.detach()) * cells, num + cells
+                return total / num
+
+            place, epochs = folder and folder / f"{name}.safetensors", settings.ast_epochs
+            train_epochs(module, optimiser, run_epoch, epochs, seed, place, f"AST {name}", progress)
+
+        train_one("teacher", ast.nll)
+        train_one("student", lambda x, is_inside: ast.distance(x, is_inside).mean())
+        ast.eval()
         return self
 
     @torch.no_grad()
     def score_cells(self, scans: Scans) -> Tensor:
         """Return (n,) distances; one scan at a time, so none depends on its company."""
         parts = []
-        for one, p in zip(self._maps(scans), scans.patches, strict=True):
+        for one, p in zip(self.maps(scans), scans.patches, strict=True):
             given = self.network.standardised(one[None], p.foreground[None])
-            distance = self.network.distance(*given).flatten().cpu()
-            parts.append(distance[p.foreground.cpu()])
+            parts.append(self.network.distance(*given).cpu())
         return torch.cat(parts)
 
-    def _maps(self, scans: Scans) -> Iterator[Tensor]:
-        """Yield the map of each scan."""
+    def maps(self, scans: Scans) -> Iterator[Tensor]:
+        """Yield the map (D + px * px, rows, columns) of each scan, float32, zero on background.
+
+        Its channels are the D standardised RGB features and the `depth_map`.
+        """
         depths = scans.depths(self.config.ast.ast_depth_px)
         for p, depth in zip(scans.patches, depths, strict=True):
-            colour = scans.stored.standardiser(p.cells)["rgb"]
-            yield ast_input(colour, p.foreground, p.grid, depth)
+            rgb = as_rows(scans.stored.standardiser(p.cells)["rgb"])[:].T
+            one = rgb.new_zeros(len(rgb) + len(depth), len(p.foreground))
+            depth = depth.to(rgb).flatten(1)[:, p.foreground]
+            one[:, p.foreground] = torch.cat([rgb, depth])
+            yield one.view(-1, *p.grid)
 
     def build(self, tensors: dict[str, Tensor]) -> StudentTeacher:
         """Return networks for maps of the shape that was stored."""

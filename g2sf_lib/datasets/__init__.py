@@ -1,12 +1,13 @@
 """Scans, however they are stored, as one `Sample`; `DATASETS` says what differs between data sets.
 
 To add a data set: an entry here, its plain settings in `config.CATEGORIES` and `config.DATASETS`,
-and a module with ``find_scans``, ``list_scans(root, category, split)`` and ``read_scan(files)``.
+and a module with ``find_scans(root, category, split)`` and ``read_scan(files)``.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -28,26 +29,19 @@ SPLITS = ("train", "validation", "test")
 FARTHEST_M = 100.0  # from the sensor; the largest room that a scanner looks at
 # Between neighbouring pixels: finer than any sensor, and coarser than a cluster holds together.
 PITCH_M = (1e-6, 1e-2)
+_LITTER = ("thumbs.db", "desktop.ini")
 MAX_SAME = 0.01  # of the pixels: more of them cannot have been measured at the same place
-JUNK = ("thumbs.db", "desktop.ini")  # left by systems; so are hidden files
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """How a data set is read, and what of it differs from the others.
+    """How a data set is read, and what of it differs from the others."""
 
-    Attributes:
-        module: of this package, which reads it.
-        background: what "auto" means for it, see `preprocess`.
-        num_sources: training scans of each category whose points are pasted, as published.
-        upright: categories that always lie the same way round, see `synthesis.augment_target`.
-        published: category -> scans of each of `SPLITS`; None where nothing is published.
-    """
-
-    module: str
-    background: str = "plane"
-    num_sources: int = 8
-    upright: tuple[str, ...] = ()
+    module: str  # of this package, which reads it
+    background: str = "plane"  # what "auto" means for it, see `preprocess`
+    num_sources: int = 8  # training scans a category whose points are pasted, as published
+    upright: tuple[str, ...] = ()  # categories that lie the same way round: `augment_target`
+    # category -> scans of each of `SPLITS`, where that is published
     published: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
@@ -79,24 +73,14 @@ class ScanError(ValueError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One scan: an image and an organised point cloud, pixel for pixel.
+    """One scan: an image and an organised point cloud, pixel for pixel."""
 
-    Attributes:
-        rgb: (H, W, 3) uint8; zero on removed background.
-        xyz: (H, W, 3) float32, metres; (0, 0, 0) where there is no point.
-        mask: (H, W) bool, True on anomalous pixels.
-        label: "good", or the kind of defect (the name of its folder).
-        name: what the scan is called in messages and tables, e.g. "test/dent/003".
-        raw_xyz: (H, W, 3) float32, the points before background removal, or None where
-            they were not kept. Synthesis takes x and y of pasted points from here.
-    """
-
-    rgb: np.ndarray
-    xyz: np.ndarray
-    mask: np.ndarray
-    label: str
-    name: str
-    raw_xyz: np.ndarray | None = None
+    rgb: np.ndarray  # (H, W, 3) uint8; zero on removed background
+    xyz: np.ndarray  # (H, W, 3) float32, metres; (0, 0, 0) where there is no point
+    mask: np.ndarray  # (H, W) bool, True on anomalous pixels
+    label: str  # "good", or the kind of defect (the name of its folder)
+    name: str  # in messages and tables, e.g. "test/dent/003"
+    raw_xyz: np.ndarray | None = None  # `xyz` before background removal, where it was kept
 
     @property
     def is_anomalous(self) -> bool:
@@ -111,25 +95,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class ScanFiles:
-    """Where one scan lies on disk.
-
-    Attributes:
-        rgb: the image.
-        xyz: the points, or the depth image that they are made from.
-        gt: the ground truth; None where a good scan has none.
-        split: one of `SPLITS`.
-        label: "good", or the kind of defect.
-        index: the number as it is written, e.g. "003".
-        beside: what else points are made from: a camera, or a range and a pose.
-    """
+    """Where one scan lies on disk."""
 
     rgb: Path
-    xyz: Path
-    gt: Path | None
+    xyz: Path  # the points, or the depth image that they are made from
+    gt: Path | None  # the ground truth; None where a good scan has none
     split: str
     label: str
-    index: str
-    beside: tuple[Path, ...] = ()
+    index: str  # the number as it is written, e.g. "003"
+    beside: tuple[Path, ...] = ()  # what else points are made from: a camera, or range and pose
 
     @property
     def name(self) -> str:
@@ -147,86 +121,60 @@ def reader(dataset: str) -> ModuleType:
     return importlib.import_module(f"g2sf_lib.datasets.{DATASETS[dataset].module}")
 
 
-def complete(found: tuple[list[ScanFiles], list[str]]) -> list[ScanFiles]:
-    """Return the scans that a reader's `find_scans` found.
-
-    Raises:
-        ScanError: with one line for each message, where a scan is incomplete.
-    """
-    scans, problems = found
-    if problems:
-        raise ScanError("\n".join(problems))
-    return scans
-
-
-def is_left_by_system(path: Path) -> bool:
-    """Say whether a file or folder is none of the data's: hidden, or litter of a system."""
-    return path.name.startswith(".") or path.name.lower() in JUNK
-
-
-def need_folder(folder: Path) -> None:
-    """Raise a ScanError that says what its parent holds, where a folder is not there."""
+def entries(folder: Path) -> list[Path]:
+    """Return what a folder holds, sorted, without hidden files and the litter of systems."""
     if not folder.is_dir():
         parent = next(p for p in folder.parents if p.is_dir())
         held = ", ".join(sorted(p.name for p in parent.iterdir())[:12]) or "nothing"
         raise ScanError(f"{folder}: no such folder ({parent} holds {held}); expected scans there")
+    found = (path for path in folder.iterdir() if path.name.lower() not in _LITTER)
+    return sorted(path for path in found if not path.name.startswith("."))
 
 
-def split_problems(split: str, scans: Sequence, where: str) -> list[str]:
-    """Return what is wrong with the scans of a split taken together, one line each.
+def order(label: str, index: str) -> tuple:
+    """Return the key that sorts scans: good ones first, then defects by name, then by number."""
+    return label != "good", label, len(index), index
 
-    The check, the stages and `G2SF.fit` ask here, so that all refuse the same and in these words.
 
-    Args:
-        split: one of `SPLITS`.
-        scans: each with `name` and `label`.
-        where: what the split is called in the message.
-    """
+def split_problems(split: str, scans: Sequence[Sample | ScanFiles], where: str) -> list[str]:
+    """Return what is wrong with the scans of a split taken together, one line each."""
     bad = [scan for scan in scans if scan.label != "good"]
-    told = f"{len(scans) - len(bad)} good and {len(bad)} defective {split} scans"
+    told = f"{where}: {len(scans) - len(bad)} good and {len(bad)} defective {split} scans; expected"
     if split == "test":
-        needed = "both, a score needs them"
-        return [f"{where}: {told}; expected {needed}"] if not 0 < len(bad) < len(scans) else []
+        return [] if 0 < len(bad) < len(scans) else [f"{told} both, a score needs them"]
     problems = []
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         problems.append(f"{where}: {bad[0].name} is {bad[0].label!r}{more}; expected 'good' alone")
-    least = 2 if split == "train" else 1
-    if len(scans) < least:
-        why = "a paste comes from another scan" if split == "train" else "they calibrate the scores"
-        problems.append(f"{where}: {told}; expected at least {least} good, {why}")
+    if split == "train" and len(scans) < 2:
+        problems.append(f"{told} at least 2 good, a paste comes from another scan")
+    elif not scans:
+        problems.append(f"{told} at least 1 good, they calibrate the scores")
     return problems
 
 
 def find_split(
     dataset: str, root: Path | str, category: str, split: str
 ) -> tuple[list[ScanFiles], list[str]]:
-    """Return what a reader's `find_scans` does, and what `split_problems` says of the whole.
-
-    Raises:
-        ScanError: where the folder of the split is missing or holds no scan.
-    """
+    """Return what a reader's `find_scans` does, and what `split_problems` says of the whole."""
     scans, problems = reader(dataset).find_scans(Path(root), category, split)
-    if not problems:  # of what is incomplete the whole says little
-        problems = split_problems(split, scans, str(Path(root) / category))
-    return scans, problems
+    # Of what is incomplete the whole says little.
+    return scans, problems or split_problems(split, scans, str(Path(root) / category))
 
 
 def check_points(xyz: np.ndarray, name: str) -> None:
     """Refuse (H, W, 3) points that cannot be metres of an organised scan.
 
-    Raises:
-        ScanError: for points that are NaN, infinite or farther than `FARTHEST_M`; where none is
-            set; where one value fills many pixels (a code for "nothing seen"); and where
-            neighbouring pixels are so far apart that the unit is none of metres.
+    That is: not finite or too far; none at all; one value in many pixels (a code for "nothing
+    seen"); neighbouring pixels so far apart, or so near, that the unit is none of metres.
     """
     place = "(0, 0, 0) where there is none"
     beyond = ~(np.abs(xyz) <= FARTHEST_M).all(axis=-1)  # true of NaN too
     if beyond.any():
         row, column = np.argwhere(beyond)[0]
+        first = f"the first at row {row}, column {column}: {xyz[row, column].tolist()}"
         raise ScanError(
-            f"{name}: {beyond.sum()} pixels are NaN, infinite or above {FARTHEST_M:g}, the first at"
-            f" row {row}, column {column}: {xyz[row, column].tolist()};"
+            f"{name}: {beyond.sum()} pixels are NaN, infinite or above {FARTHEST_M:g}, {first};"
             f" expected finite points in metres, {place}"
         )
     has_point = (xyz != 0).any(axis=-1)
@@ -237,12 +185,12 @@ def check_points(xyz: np.ndarray, name: str) -> None:
     if (step == 0).sum() > MAX_SAME * has_point.size:
         values, num = np.unique(xyz[has_point], axis=0, return_counts=True)
         if num.max() > MAX_SAME * has_point.size:
+            same = values[num.argmax()].tolist()
             raise ScanError(
-                f"{name}: {num.max()} pixels hold the same point {values[num.argmax()].tolist()};"
-                f" expected {place}"
+                f"{name}: {num.max()} pixels hold the same point {same}; expected {place}"
             )
-    pitch = np.median(step[step > 0]) if (step > 0).any() else None
-    if pitch is not None and not PITCH_M[0] <= pitch <= PITCH_M[1]:
+    pitch = np.median(step[step > 0]) if (step > 0).any() else PITCH_M[0]
+    if not PITCH_M[0] <= pitch <= PITCH_M[1]:
         raise ScanError(
             f"{name}: neighbouring points are {pitch:.3g} apart; expected metres, that is"
             f" {PITCH_M[0]:g} to {PITCH_M[1]:g} (are these millimetres?)"
@@ -258,21 +206,15 @@ def check_mask(mask: np.ndarray, label: str, name: str) -> None:
 
 
 def check_normal(split: str, samples: Sequence[Sample], where: str) -> None:
-    """Refuse samples that no reader would return, or that nothing normal can be learnt from.
-
-    Raises:
-        ScanError: with one line for each problem.
-    """
+    """Refuse samples that no reader would return, or that nothing normal can be learnt from."""
     for sample in samples:
         size = sample.xyz.shape[:2]
-        needed = {"xyz": (np.float32, (*size, 3)), "rgb": (np.uint8, (*size, 3))}
-        for key, (dtype, shape) in (needed | {"mask": (np.bool_, size)}).items():
-            found = np.asarray(getattr(sample, key))
+        kinds = {"xyz": (np.float32, 3), "rgb": (np.uint8, 3), "mask": (np.bool_,)}
+        for key, (dtype, *channels) in kinds.items():
+            found, shape = np.asarray(getattr(sample, key)), (*size, *channels)
             if found.shape != shape or found.dtype != dtype or len(size) != 2:
-                raise ScanError(
-                    f"{sample.name}: {key} is {found.dtype} {found.shape};"
-                    f" expected {np.dtype(dtype)} {shape}"
-                )
+                told = f"{key} is {found.dtype} {found.shape}; expected {np.dtype(dtype)} {shape}"
+                raise ScanError(f"{sample.name}: {told}")
         check_points(sample.xyz, sample.name)
         check_mask(sample.mask, sample.label, sample.name)
     if problems := split_problems(split, samples, where):
@@ -293,39 +235,33 @@ def read_yaml(path: Path, expected: str) -> dict:
 
 def as_number(value: Any) -> float | None:
     """Return a finite number, or None for what is none; 1e-4 is a text to YAML 1.1."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
     try:
-        number = float(value)
-    except ValueError:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
         return None
-    return number if np.isfinite(number) else None
+    return number if math.isfinite(number) else None
 
 
 def category_names(dataset: str, root: Path | str) -> tuple[str, ...]:
     """Return the categories of a data set that have a folder below the root, in published order.
 
     All of them where none is there, so that what is missing is named later; for "folder", the
-    names of the folders.
-
-    Raises:
-        ScanError: for a folder whose name is nearly that of a category, as "Cable gland" is:
-            it would be passed over.
+    names of the folders. A name nearly that of a category, as "Cable gland", is a ScanError.
     """
-    known, root = CATEGORIES.get(dataset), Path(root)
-    if known is None:
-        return tuple(reader(dataset).list_categories(root))
-    there = tuple(name for name in known if (root / name).is_dir())
-    meant = {_letters(name): name for name in known}
-    for path in sorted(root.iterdir()) if root.is_dir() else ():
-        name = meant.get(_letters(path.name), path.name)
-        if path.is_dir() and name != path.name and name not in there:
+    root = Path(root)
+    if dataset not in CATEGORIES:
+        return reader(dataset).list_categories(root)
+
+    def letters(name: str) -> str:
+        return "".join(filter(str.isalnum, name)).lower()
+
+    held = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    there = tuple(name for name in CATEGORIES[dataset] if (root / name).is_dir())
+    meant = {letters(name): name for name in CATEGORIES[dataset] if name not in there}
+    for path in held:
+        if path.name not in there and (name := meant.get(letters(path.name))):
             raise ScanError(f"{path}: no category of {dataset}; expected it to be called {name}")
-    return there or known
-
-
-def _letters(name: str) -> str:
-    return "".join(filter(str.isalnum, name)).lower()
+    return there or CATEGORIES[dataset]
 
 
 def in_processes(function: Callable, jobs: Sequence, workers: int) -> Iterator:
@@ -344,19 +280,17 @@ def in_processes(function: Callable, jobs: Sequence, workers: int) -> Iterator:
         try:
             yield from pool.map(function, jobs, chunksize=2)
         except BrokenProcessPool as error:
-            raise RuntimeError(
-                "a worker process died (out of memory?); what is finished is kept,"
-                " run it again with fewer workers"
-            ) from error
+            again = "what is finished is kept, run it again with fewer workers"
+            raise RuntimeError(f"a worker process died (out of memory?); {again}") from error
 
 
 def _start_worker() -> None:
     """Keep a worker process to one thread, and end it when its parent is gone."""
     os.environ["OMP_NUM_THREADS"] = "1"  # for Open3D, which is not loaded yet
     threadpool_limits(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
 
+    def end_with_parent() -> None:
+        parent_process().join()
+        os._exit(1)  # a killed parent tells its workers nothing: they would wait for ever
 
-def _end_with_parent() -> None:
-    parent_process().join()
-    os._exit(1)  # a killed parent tells its workers nothing: they would wait for ever
+    threading.Thread(target=end_with_parent, daemon=True).start()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,29 +25,23 @@ from g2sf_lib.datasets import (
     ScanError,
     ScanFiles,
     category_names,
+    entries,
     find_split,
     in_processes,
-    is_left_by_system,
     reader,
 )
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `check` found.
-
-    Attributes:
-        dataset: as in the config.
-        counts: a row for each category and split that was looked at: good and defective scans
-            that are complete, readable or not, all of them, messages, and what is published.
-        problems: one line each, naming the file, what was found, and what was expected.
-        unread: names of the folders beside the categories that were looked at.
-    """
+    """What `check` found."""
 
     dataset: str
+    # A row for each category and split: good and defective scans that are complete, readable or
+    # not, all of them, messages, and what is published.
     counts: pd.DataFrame
-    problems: list[str]
-    unread: list[str]
+    problems: list[str]  # each names the file, what was found, and what was expected
+    unread: list[str]  # names of what lies beside the categories that were looked at
 
     def notes(self) -> list[str]:
         """Return one line for every count that is not the published one, and for what is absent."""
@@ -64,15 +57,14 @@ class Report:
 
     def table(self) -> str:
         """Return the counts as text; where there are several categories, with their sums."""
-        rows, names = [self.counts], self.counts["category"].unique()
-        for split in SPLITS if len(names) > 1 else ():
-            of_split = self.counts[self.counts["split"] == split]
-            total = of_split.drop(columns=["category", "split", "published"]).sum()
-            known = DATASETS[self.dataset].published
-            published = of_split["published"].sum() if len(names) == len(known) else "-"
-            first = {"category": f"all {len(names)}", "split": split}
-            rows.append(pd.DataFrame([first | total.to_dict() | {"published": published}]))
-        return pd.concat(rows).to_string(index=False)
+        num = self.counts["category"].nunique()
+        if num < 2:
+            return self.counts.to_string(index=False)
+        sums = self.counts.groupby("split", sort=False).sum().reset_index()
+        sums["category"] = f"all {num}"
+        if num != len(DATASETS[self.dataset].published):
+            sums["published"] = "-"
+        return pd.concat([self.counts, sums]).to_string(index=False)
 
 
 def check(
@@ -84,45 +76,33 @@ def check(
 ) -> Report:
     """Return the counts of a data set, and every reason for which a run on it would fail.
 
-    Every scan is read whole, by the reader that a run uses; a bad one does not stop it.
-
-    Args:
-        dataset: one of `DATASETS`.
-        root: the folder that holds the categories.
-        categories: which; None: all that are there.
-        workers: processes that read.
-        progress: show a bar on standard error.
-
-    Raises:
-        RuntimeError: where a process that reads has died.
+    Every scan is read whole; a bad one does not stop it. Without `categories` all that are there.
     """
     names, problems = _categories(dataset, Path(root), categories)
-    found, messages = {}, defaultdict(set)  # a bad camera is a problem of every scan: told once
+    found, messages = {}, {}  # a bad camera is a problem of every scan: told once
     for place in [(category, split) for category in names for split in SPLITS]:
         try:
-            found[place], incomplete = find_split(dataset, root, *place)
-            messages[place].update(incomplete)
+            found[place], messages[place] = find_split(dataset, root, *place)
         except (ScanError, OSError) as error:
-            found[place] = []
-            messages[place].add(str(error))
+            found[place], messages[place] = [], [str(error)]
     places = [place for place, scans in found.items() for _ in scans]
     jobs = [files for scans in found.values() for files in scans]
     read = in_processes(partial(_problem_of, dataset), jobs, workers)
     bar = tqdm(read, "check", len(jobs), unit="scan", disable=not progress)
     for place, message in zip(places, bar, strict=True):
-        messages[place].update([message] if message else [])
+        messages[place] += [message] if message else []
     rows, published = [], DATASETS[dataset].published
     for (category, split), scans in found.items():
         lines = sorted({" ".join(message.split()) for message in messages[category, split]})
         problems += lines
         good = sum(files.label == "good" for files in scans)
-        known = dict(zip(SPLITS, published.get(category, "---"), strict=True))[split]
+        known = published.get(category, "---")[SPLITS.index(split)]
         rows.append((category, split, good, len(scans) - good, len(scans), len(lines), known))
     columns = ["category", "split", "good", "defective", "all", "problems", "published"]
-    beside = sorted(Path(root).iterdir()) if rows else ()
-    unread = [p.name for p in beside if not is_left_by_system(p) and p.name not in names]
-    counts = pd.DataFrame(rows, columns=columns)
-    return Report(dataset, counts, list(dict.fromkeys(problems)), unread)
+    unread = [p.name for p in entries(Path(root)) if p.name not in names] if rows else []
+    return Report(
+        dataset, pd.DataFrame(rows, columns=columns), list(dict.fromkeys(problems)), unread
+    )
 
 
 def _categories(
@@ -135,13 +115,11 @@ def _categories(
         there = [name for name in category_names(dataset, root) if (root / name).is_dir()]
     except (ScanError, OSError) as error:
         return [], [str(error)]
-    if asked is None:
-        if there:
-            return there, []
+    if asked is None and not there:
         held = ", ".join(sorted(path.name for path in root.iterdir())[:12]) or "nothing"
         expected = ", ".join(CATEGORIES[dataset])
         return [], [f"{root}: no category found, it holds {held}; expected {expected}"]
-    asked, known = list(dict.fromkeys(asked)), ", ".join(there) or "none"
+    asked, known = list(dict.fromkeys(asked or there)), ", ".join(there) or "none"
     lost = [f"{root / n}: no category of that name; found {known}" for n in asked if n not in there]
     return [name for name in asked if name in there], lost
 
@@ -153,17 +131,14 @@ def _problem_of(dataset: str, files: ScanFiles) -> str | None:
     except ScanError as error:
         return str(error)
     except Exception as error:  # whatever it is, the other scans are to be looked at
-        paths = " or ".join(str(path) for path in files.paths)
+        paths = " or ".join(map(str, files.paths))
         return f"{paths}: cannot be read ({error!r}); expected a scan"
     return None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check a data set, print what was found; return 1 if a run would fail, else 0."""
-    parser = argparse.ArgumentParser(
-        prog="python -m g2sf_lib.datasets.check",
-        description="Read a data set through: counts, and every file that would stop a run.",
-    )
+    parser = argparse.ArgumentParser("python -m g2sf_lib.datasets.check", description=__doc__)
     real = [name for name in DATASETS if name != "procedural"]
     parser.add_argument("--dataset", required=True, choices=real)
     parser.add_argument("--data-root", required=True, help="the folder that holds the categories")
@@ -181,15 +156,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = check(options.dataset, root, names, options.workers, progress=True)
     except RuntimeError as error:
         parser.exit(1, f"{error}\n")
-    if len(report.counts):
-        print(report.table())
-    for line in report.notes():
-        print(f"note: {line}")
-    for line in report.problems:
-        print(line)
     num = len(report.problems)
-    print(f"{num} problem{'s' * (num != 1)}: a run would fail" if num else "no problem found")
-    return 1 if num else 0
+    lines = [report.table()] if len(report.counts) else []
+    lines += [f"note: {line}" for line in report.notes()] + report.problems
+    lines.append(
+        f"{num} problem{'s' * (num != 1)}: a run would fail" if num else "no problem found"
+    )
+    print("\n".join(lines))
+    return min(num, 1)
 
 
 if __name__ == "__main__":

@@ -11,79 +11,47 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from g2sf_lib import config
 from g2sf_lib.datasets.parts import smoothstep
 
+CATEGORIES = config.CATEGORIES["procedural"]
 DEFECTS = ("dent", "cut", "stain", "colour", "combined")
 
-# How strong and how large defects are: uniform between low and high. This table and the
-# next decide how difficult the data set is; they are tuned on the development seeds only.
-RANGES: dict[str, tuple[float, float]] = {
-    "dent_depth_mm": (1.0, 2.6),  # half of the dents stand out: bulges
-    "dent_width_mm": (8.0, 15.0),
-    "cut_depth_mm": (0.8, 2.2),
-    "cut_width_mm": (1.6, 3.0),
-    "cut_length_mm": (10.0, 25.0),
-    "stain_darkening": (0.4, 0.85),  # fraction of the albedo that is lost
-    "stain_width_mm": (6.0, 12.0),
-    "colour_shift": (0.25, 0.6),  # weight of a foreign hue of the same brightness
-    "colour_width_mm": (8.0, 16.0),
-    "hole_depth_mm": (1.0, 2.4),
-    "hole_width_mm": (3.0, 6.0),
-    "hole_darkening": (0.2, 0.5),
-    "lump_height_mm": (0.6, 1.6),
-    "lump_width_mm": (5.0, 9.0),
-    "lump_cover": (0.3, 0.7),  # weight of the contamination's own colour
-}
-# Factors on both ends of a range: what is plain on one part is lost on another.
-CATEGORY_SCALE: dict[str, dict[str, float]] = {
-    "cookie": {
-        "dent_depth_mm": 0.42, "cut_depth_mm": 0.42, "stain_darkening": 0.45, "colour_shift": 0.4,
-        "hole_depth_mm": 0.5, "hole_darkening": 0.45, "lump_height_mm": 0.5, "lump_cover": 0.45,
-    },
-    "dowel": {
-        "dent_depth_mm": 0.32, "cut_depth_mm": 0.22, "cut_length_mm": 0.5, "cut_width_mm": 0.8,
-        "stain_darkening": 0.17, "colour_shift": 0.4, "hole_depth_mm": 0.25,
-        "hole_darkening": 0.1, "lump_height_mm": 0.3, "lump_cover": 0.1,
-    },
-    "foam": {
-        "dent_depth_mm": 0.43, "cut_depth_mm": 0.7, "stain_darkening": 1.15, "stain_width_mm": 1.4,
-        "colour_shift": 1.6, "colour_width_mm": 1.4, "hole_depth_mm": 0.5, "lump_height_mm": 0.5,
-    },
-    "gland": {
-        "dent_depth_mm": 0.4, "cut_depth_mm": 0.3, "cut_length_mm": 0.5, "cut_width_mm": 0.8,
-        "stain_darkening": 0.28, "colour_shift": 0.32, "hole_depth_mm": 0.4,
-        "hole_darkening": 0.15, "lump_height_mm": 0.45, "lump_cover": 0.15,
-    },
-    "rope": {
-        "dent_depth_mm": 0.7, "cut_depth_mm": 1.0, "stain_darkening": 0.5, "colour_shift": 0.5,
-        "hole_depth_mm": 1.0, "hole_darkening": 0.5, "lump_height_mm": 1.0, "lump_cover": 0.5,
-    },
+# How strong and how large defects are: uniform between low and high, both times a factor for each
+# category, since what is plain on one part is lost on another. This table decides how difficult
+# the data set is; it is tuned on the development seeds only.
+RANGES: dict[str, tuple[float, ...]] = {
+    #                       low, high, cookie, dowel, foam, gland, rope
+    "dent_depth_mm":   ( 1.0,  2.6, 0.42, 0.32, 0.43,  0.4,  0.7),  # half stand out: bulges
+    "dent_width_mm":   ( 8.0, 15.0,  1.0,  1.0,  1.0,  1.0,  1.0),
+    "cut_depth_mm":    ( 0.8,  2.2, 0.42, 0.22,  0.7,  0.3,  1.0),
+    "cut_width_mm":    ( 1.6,  3.0,  1.0,  0.8,  1.0,  0.8,  1.0),
+    "cut_length_mm":   (10.0, 25.0,  1.0,  0.5,  1.0,  0.5,  1.0),
+    "stain_darkening": ( 0.4, 0.85, 0.45, 0.17, 1.15, 0.28,  0.5),  # share of the albedo lost
+    "stain_width_mm":  ( 6.0, 12.0,  1.0,  1.0,  1.4,  1.0,  1.0),
+    "colour_shift":    (0.25,  0.6,  0.4,  0.4,  1.6, 0.32,  0.5),  # weight of a foreign hue
+    "colour_width_mm": ( 8.0, 16.0,  1.0,  1.0,  1.4,  1.0,  1.0),
+    "hole_depth_mm":   ( 1.0,  2.4,  0.5, 0.25,  0.5,  0.4,  1.0),
+    "hole_width_mm":   ( 3.0,  6.0,  1.0,  1.0,  1.0,  1.0,  1.0),
+    "hole_darkening":  ( 0.2,  0.5, 0.45,  0.1,  1.0, 0.15,  0.5),
+    "lump_height_mm":  ( 0.6,  1.6,  0.5,  0.3,  0.5, 0.45,  1.0),
+    "lump_width_mm":   ( 5.0,  9.0,  1.0,  1.0,  1.0,  1.0,  1.0),
+    "lump_cover":      ( 0.3,  0.7, 0.45,  0.1,  1.0, 0.15,  0.5),  # weight of its own colour
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Defect:
-    """A local change of a part, in a frame on its surface: a, b along it, n outward.
+    """A local change of a part, in a frame on its surface: a, b along it, n outward."""
 
-    Attributes:
-        kind: one of "dent", "cut", "stain", "colour", "hole", "lump".
-        centre: (3,) metres.
-        frame: (3, 3), rows a, b, n.
-        half: (2,) half width along a and b, metres.
-        depth: displacement along n in the middle, metres; 0 for changes of colour only.
-        wobble: (4, 2) amplitude and phase of the outline's harmonics 2 to 5.
-        strength: weight of the change of albedo; 0 for changes of shape only.
-        tint: (3,) factor on brightness that gives the foreign colour.
-    """
-
-    kind: str
-    centre: np.ndarray
-    frame: np.ndarray
-    half: np.ndarray
-    depth: float
-    wobble: np.ndarray
-    strength: float
-    tint: np.ndarray
+    kind: str  # "dent", "cut", "stain", "colour", "hole" or "lump"
+    centre: np.ndarray  # (3,) metres
+    frame: np.ndarray  # (3, 3), rows a, b, n
+    half: np.ndarray  # (2,) half width along a and b, metres
+    depth: float  # displacement along n in the middle, metres; 0 for changes of colour only
+    wobble: np.ndarray  # (4, 2) amplitude and phase of the outline's harmonics 2 to 5
+    strength: float  # weight of the change of albedo; 0 for changes of shape only
+    tint: np.ndarray  # (3,) factor on brightness that gives the foreign colour
 
     def window(self, points: np.ndarray, normals: np.ndarray) -> np.ndarray:
         """Return 1 on the side of the part that carries the defect, 0 on the far side."""
@@ -104,11 +72,9 @@ class Defect:
         rho = np.hypot(a / self.half[0], b / self.half[1]) / outline
         if self.kind == "dent":
             return np.clip(1 - rho**2, 0, 1) ** 2
-        if self.kind == "hole":
-            return smoothstep(1.0, 0.6, rho)
         if self.kind == "lump":
             return np.sqrt(np.clip(1 - rho**2, 0, 1))
-        return smoothstep(1.0, 0.65, rho)
+        return smoothstep(1.0, 0.6 if self.kind == "hole" else 0.65, rho)
 
     def displacement(self, points: np.ndarray, window: np.ndarray) -> np.ndarray:
         """Return how far (..., 3) points of the sound part move along n, metres."""
@@ -131,29 +97,25 @@ def draw_defect(
     category: str,
     label: str,
     surface: dict[str, np.ndarray],
-    pixel_m: float,
+    pitch: float,
 ) -> Defect:
-    """Return a random defect, on a visible place of the sound part away from its outline.
+    """Return a random defect of one of `DEFECTS`, on a visible place away from the outline.
 
-    Args:
-        rng: source of place, size and strength.
-        category: key of `CATEGORY_SCALE`.
-        label: one of `DEFECTS`.
-        surface: of the sound part, seen by the camera: ``point`` (H, W, 3), metres, z above the
-            floor; ``normal`` (H, W, 3); ``is_part`` (H, W) bool; ``facing`` (H, W), the cosine
-            between ray and normal.
-        pixel_m: width of a pixel on the floor.
+    `surface` is that of the sound part, seen by the camera: ``point`` (H, W, 3), metres, z above
+    the floor; ``normal`` (H, W, 3); ``is_part`` (H, W) bool; ``facing`` (H, W), the cosine between
+    ray and normal. `pitch` is the width of a pixel on the floor, metres.
     """
-    point, is_part = surface["point"], surface["is_part"]
 
     def draw(name: str) -> float:
-        low, high = np.array(RANGES[name]) * CATEGORY_SCALE[category].get(name, 1.0)
-        value = rng.uniform(low, high)
+        low, high, *factors = RANGES[name]
+        factor = factors[CATEGORIES.index(category)]
+        value = rng.uniform(low * factor, high * factor)
         return float(value / 1000 if name.endswith("_mm") else value)
 
+    point, is_part = surface["point"], surface["is_part"]
     # Background removal takes the lowest 5 mm: no defect may lie down there.
     high = is_part & (point[..., 2] > 0.006)
-    inside = ndimage.distance_transform_edt(high) * pixel_m
+    inside = ndimage.distance_transform_edt(high) * pitch
     fits = (inside > min(0.007, 0.55 * inside.max())) & (surface["facing"] > 0.55)
     centre = rng.choice(point[fits])
     near = is_part & (np.linalg.norm(point - centre, axis=-1) < 0.004)
@@ -165,27 +127,25 @@ def draw_defect(
 
     kind = label if label != "combined" else str(rng.choice(["hole", "lump"]))
     hue = rng.uniform(0, 1)
-    tint = 0.5 + 0.5 * np.cos(2 * np.pi * (hue - np.array([0, 1 / 3, 2 / 3])))
+    tint = 0.5 + 0.5 * np.cos(2 * np.pi * (hue - np.arange(3) / 3))
     tint = 0.2 + 0.8 * tint
     tint /= tint @ np.array([0.3, 0.59, 0.11])
     aspect = np.exp(rng.uniform(-0.25, 0.25) * np.array([1, -1]))
     depth, strength = 0.0, 0.0
-    if kind == "dent":
-        half = draw("dent_width_mm") / 2 * aspect
-        depth = draw("dent_depth_mm") * rng.choice([-1, 1])
-    elif kind == "cut":
+    if kind == "cut":
         half = np.array([draw("cut_length_mm"), draw("cut_width_mm")]) / 2
         depth = -draw("cut_depth_mm")
-    elif kind == "stain":
-        half, strength = draw("stain_width_mm") / 2 * aspect, draw("stain_darkening")
-        tint = 0 * tint
-    elif kind == "colour":
-        half, strength = draw("colour_width_mm") / 2 * aspect, draw("colour_shift")
-    elif kind == "hole":
-        half, strength = draw("hole_width_mm") / 2 * aspect, draw("hole_darkening")
-        depth, tint = -draw("hole_depth_mm"), 0 * tint
     else:
-        half, strength = draw("lump_width_mm") / 2 * aspect, draw("lump_cover")
-        depth = draw("lump_height_mm")
+        half = draw(f"{kind}_width_mm") / 2 * aspect
+    if kind == "dent":
+        depth = draw("dent_depth_mm") * rng.choice([-1, 1])
+    elif kind == "stain":
+        strength, tint = draw("stain_darkening"), 0 * tint
+    elif kind == "colour":
+        strength = draw("colour_shift")
+    elif kind == "hole":
+        strength, depth, tint = draw("hole_darkening"), -draw("hole_depth_mm"), 0 * tint
+    elif kind == "lump":
+        strength, depth = draw("lump_cover"), draw("lump_height_mm")
     wobble = np.stack([rng.normal(0, 0.12, 4) / np.arange(1, 5), rng.uniform(0, 6.3, 4)], 1)
     return Defect(kind, centre, frame, half, depth, wobble, strength, tint)

@@ -18,9 +18,8 @@ from g2sf_lib.datasets import (
     ScanFiles,
     as_number,
     check_points,
-    complete,
-    is_left_by_system,
-    need_folder,
+    entries,
+    order,
     read_yaml,
 )
 from g2sf_lib.datasets.mvtec3d import assemble, read_depth, read_mask
@@ -37,15 +36,10 @@ _ENDINGS = {
     "mask": "_mask.png",
     "metadata": "_metadata.yaml",
 }
-_NEEDED = ("rgb", "depth", "info", "pose")
 
 
 def _label(mask: Path | None, metadata: Path | None) -> str:
-    """Return "good", one of `KINDS`, "combined", or "defective" where nobody says of what kind.
-
-    Raises:
-        ScanError: mask or metadata cannot be read, or they contradict each other.
-    """
+    """Return "good", one of `KINDS`, "combined", or "defective" where nobody says of what kind."""
     is_marked = mask is not None and bool(read_mask(mask).any())
     if metadata is None:
         return "defective" if is_marked else "good"
@@ -63,53 +57,40 @@ def _label(mask: Path | None, metadata: Path | None) -> str:
             f"{metadata}: anomalous is {values['anomalous']:g}, kinds {', '.join(kinds) or 'none'},"
             f" but {mask or 'no mask'} has {marked}; expected them to agree"
         )
-    if not is_marked:
-        return "good"
-    return "defective" if not kinds else kinds[0] if len(kinds) == 1 else "combined"
+    if len(kinds) == 1:
+        return kinds[0]
+    return "combined" if kinds else "defective" if is_marked else "good"
 
 
 def _files_by_index(folder: Path) -> tuple[dict[str, dict[str, Path]], list[str]]:
     """Return index -> kind -> file, and a message for every one that is nearly one of these."""
     found: dict[str, dict[str, Path]] = {}
     problems = []
-    for path in sorted(folder.iterdir()):
+    known = {Path(ending).stem: (kind, ending) for kind, ending in _ENDINGS.items()}
+    for path in entries(folder):
         index, _, rest = path.name.partition("_")
-        ending = f"_{rest}".lower()
-        if is_left_by_system(path) or not rest:
-            continue
-        for kind, known in _ENDINGS.items():
-            if ending.rpartition(".")[0] != known.rpartition(".")[0]:
-                continue
-            if not path.is_file() or ending != known:
-                problems.append(f"{path}: not read; expected {folder / index}{known}")
-            elif kind in found.setdefault(index, {}):
-                other = found[index][kind]
-                problems.append(f"{path}: {other} found too; expected one file of that name")
-            else:
-                found[index][kind] = path
+        kind, ending = known.get(f"_{rest}".lower().rpartition(".")[0], (None, ""))
+        if kind and (not path.is_file() or f"_{rest}".lower() != ending):
+            problems.append(f"{path}: not read; expected {folder / index}{ending}")
+        elif kind and (other := found.setdefault(index, {}).setdefault(kind, path)) != path:
+            problems.append(f"{path}: {other} found too; expected one file of that name")
     return found, problems
 
 
 def find_scans(root: Path, category: str, split: str) -> tuple[list[ScanFiles], list[str]]:
-    """Return the complete scans of a split, and one message for each file that cannot be used.
-
-    Good ones come first, then defects by name, then by number.
-
-    Raises:
-        ScanError: where the folder of the split is missing or holds no scan.
-    """
+    """Return the complete scans of a split, in `order`, and a message for each unusable file."""
     folder = Path(root) / category / FOLDERS[split] / "data"
-    need_folder(folder)
     found, problems = _files_by_index(folder)
-    if not any(kind in files for files in found.values() for kind in _NEEDED):
+    needed = ["rgb", "depth", "info", "pose"]
+    if not any(kind in files for files in found.values() for kind in needed):
         told = f"{folder}: no scan found; expected NNN{_ENDINGS['rgb']} and others"
         raise ScanError("\n".join([told, *problems]))
+    needed += ["mask"] * (split == "test")
     scans = []
-    needed = (*_NEEDED, "mask") if split == "test" else _NEEDED
     for index, files in found.items():
         lost = [str(folder / f"{index}{_ENDINGS[kind]}") for kind in needed if kind not in files]
         if lost:
-            present = " and ".join(str(path) for path in files.values())
+            present = " and ".join(map(str, files.values()))
             problems.append(f"{' and '.join(lost)}: missing, but {present} found; expected both")
             continue
         mask = files.get("mask")
@@ -123,13 +104,7 @@ def find_scans(root: Path, category: str, split: str) -> tuple[list[ScanFiles], 
             continue
         beside = files["info"], files["pose"]
         scans.append(ScanFiles(files["rgb"], files["depth"], mask, split, label, index, beside))
-    scans.sort(key=lambda one: (one.label != "good", one.label, len(one.index), one.index))
-    return scans, problems
-
-
-def list_scans(root: Path, category: str, split: str) -> list[ScanFiles]:
-    """Return what `find_scans` does; a ScanError names every file that is missing."""
-    return complete(find_scans(root, category, split))
+    return sorted(scans, key=lambda scan: order(scan.label, scan.index)), problems
 
 
 def _read_range(path: Path) -> tuple[float, float]:
@@ -182,12 +157,7 @@ def unproject(depth: np.ndarray, pose: np.ndarray) -> np.ndarray:
 
 
 def read_scan(files: ScanFiles) -> Sample:
-    """Return the scan as it was rendered, conveyor included; `raw_xyz` is None.
-
-    Raises:
-        ScanError: naming the file, for one that is damaged or of another kind, and for sizes
-            that differ.
-    """
+    """Return the scan as it was rendered, conveyor included; a ScanError as `mvtec3d.read_scan`."""
     value, (info, pose) = read_depth(files.xyz), files.beside
     low, high = _read_range(info)
     if value.min() == value.max():

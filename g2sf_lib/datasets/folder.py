@@ -25,7 +25,6 @@ from g2sf_lib.datasets import (
     ScanFiles,
     as_number,
     check_points,
-    complete,
     mvtec3d,
     read_yaml,
 )
@@ -34,24 +33,17 @@ CAMERA_FILE = "camera.yaml"
 CAMERA_KEYS = ("fx", "fy", "cx", "cy", "depth_scale")
 
 
-def list_categories(root: Path) -> list[str]:
+def list_categories(root: Path) -> tuple[str, ...]:
     """Return the names of the folders below the root that hold a split, sorted."""
-    found = [
-        path.name
-        for path in (root.iterdir() if root.is_dir() else ())
-        if any((path / split).is_dir() for split in ("train", "test"))
-    ]
+    splits = [*root.glob("*/train"), *root.glob("*/test")]
+    found = sorted({split.parent.name for split in splits if split.is_dir()})
     if not found:
         raise ScanError(f"{root}: no category found; expected <category>/train/good/rgb/NAME.png")
-    return sorted(found)
+    return tuple(found)
 
 
 def find_scans(root: Path, category: str, split: str) -> tuple[list[ScanFiles], list[str]]:
-    """Return what `mvtec3d.find_scans` does.
-
-    Raises:
-        ScanError: also where depth images have no camera.
-    """
+    """Return what `mvtec3d.find_scans` does; a ScanError also where depth images lack a camera."""
     folder = Path(root) / category / split
     if split == "validation" and folder.parent.is_dir() and not folder.is_dir():
         raise ScanError(
@@ -71,11 +63,6 @@ def find_scans(root: Path, category: str, split: str) -> tuple[list[ScanFiles], 
     return [dataclasses.replace(files, beside=(camera,)) for files in scans], problems
 
 
-def list_scans(root: Path, category: str, split: str) -> list[ScanFiles]:
-    """Return what `find_scans` does; a ScanError names every file that is missing."""
-    return complete(find_scans(root, category, split))
-
-
 def read_camera(path: Path) -> dict[str, float]:
     """Return the numbers of a camera file; all but the principal point are above 0."""
     expected = f"{', '.join(CAMERA_KEYS)}, each a number"
@@ -84,8 +71,8 @@ def read_camera(path: Path) -> dict[str, float]:
         raise ScanError(f"{path}: found {', '.join(map(str, found))}; expected {expected}")
     values = {name: as_number(found[name]) for name in CAMERA_KEYS}
     for name, value in values.items():
-        if value is None or (value <= 0 and name not in ("cx", "cy")):
-            above = "" if name in ("cx", "cy") else " above 0"
+        above = "" if name in ("cx", "cy") else " above 0"
+        if value is None or (above and value <= 0):
             raise ScanError(f"{path}: {name} is {found[name]!r}; expected a number{above}")
     return values
 
@@ -103,18 +90,13 @@ def unproject(
 
 
 def read_scan(files: ScanFiles) -> Sample:
-    """Return the scan as it was recorded.
-
-    Raises:
-        ScanError: as `mvtec3d.read_scan`, and for a bad camera or depth image; one of 65535, the
-            largest number that 16 bits hold, is a code for "too far" or "not seen".
-    """
+    """Return the scan as it was recorded; a ScanError as `mvtec3d.read_scan`, and for a camera."""
     if not files.beside:
         return mvtec3d.read_scan(files)
     depth = mvtec3d.read_depth(files.xyz)
     if not depth.any():
         raise ScanError(f"{files.xyz}: empty cloud, every depth is 0; expected at least one point")
-    if num := np.count_nonzero(depth == 65535):
+    if num := np.count_nonzero(depth == 65535):  # a code for "too far" or "not seen"
         raise ScanError(
             f"{files.xyz}: {num} depths are 65535, which no sensor measures;"
             " expected 0 where there is no point"

@@ -11,47 +11,28 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from g2sf_lib.datasets import (
-    Sample,
-    ScanError,
-    ScanFiles,
-    check_mask,
-    check_points,
-    complete,
-    is_left_by_system,
-    need_folder,
-)
+from g2sf_lib.datasets import Sample, ScanError, ScanFiles, check_mask, check_points, entries, order
 
 # The first of each is how it is published.
 _SUFFIXES = {"rgb": (".png",), "xyz": (".tiff", ".tif"), "depth": (".png",), "gt": (".png",)}
-_SINGLE_CHANNEL_MODES = ("1", "L", "P", "I", "I;16")
 
 
 def find_scans(
     root: Path, category: str, split: str, points: str = "xyz"
 ) -> tuple[list[ScanFiles], list[str]]:
-    """Return the complete scans of a split, in order, and one message for each that is not.
+    """Return the complete scans of a split, in `order`, and one message for each that is not.
 
-    Good ones come first, then defects by name, then by number.
-
-    Args:
-        root: the folder that holds the categories.
-        category: any name; the folder below `root`.
-        split: "train", "validation" or "test".
-        points: which folder holds the points: "xyz", or "depth" for depth images.
-
-    Raises:
-        ScanError: where the folder of the split is missing or holds no label.
+    `points` is the folder that holds the points: "xyz", or "depth" for depth images. A ScanError
+    where the folder of the split is missing or holds no label.
     """
     folder = Path(root) / category / split
-    need_folder(folder)
-    inside = sorted(path for path in folder.iterdir() if not is_left_by_system(path))
-    labels = [path.name for path in inside if path.is_dir()]
+    inside = entries(folder)
+    labels = sorted((p.name for p in inside if p.is_dir()), key=lambda name: order(name, ""))
     if not labels:
         raise ScanError(f"{folder}: no sub-folder found; expected good/ or one a kind of defect")
     expected = "folders alone, good/ or one a kind of defect"
     scans, problems = [], [f"{p}: a file; expected {expected}" for p in inside if not p.is_dir()]
-    for label in sorted(labels, key=lambda name: (name != "good", name)):
+    for label in labels:
         found = {}
         for kind in ("rgb", points, "gt"):
             found[kind], unread = _files_by_stem(folder / label / kind, _SUFFIXES[kind])
@@ -61,30 +42,24 @@ def find_scans(
             problems.append(f"{folder / label}: no scan found; expected {expected}")
         needed = ("rgb", points) if label == "good" else ("rgb", points, "gt")
         for index in sorted(set().union(*found.values()), key=lambda text: (len(text), text)):
-            missing = [kind for kind in needed if index not in found[kind]]
-            if missing:
-                present = " and ".join(str(found[k][index]) for k in found if index in found[k])
-                lost = [str(folder / label / k / (index + _SUFFIXES[k][0])) for k in missing]
+            files = {kind: found[kind][index] for kind in found if index in found[kind]}
+            missing = [kind for kind in needed if kind not in files]
+            lost = [str(folder / label / kind / (index + _SUFFIXES[kind][0])) for kind in missing]
+            if lost:
                 problems.append(
-                    f"{' and '.join(lost)}: missing, but {present} found;"
-                    f" expected a file of that number in each of {', '.join(needed)}"
+                    f"{' and '.join(lost)}: missing, but {' and '.join(map(str, files.values()))}"
+                    f" found; expected a file of that number in each of {', '.join(needed)}"
                 )
                 continue
-            rgb, xyz, gt = (found[kind].get(index) for kind in ("rgb", points, "gt"))
-            scans.append(ScanFiles(rgb, xyz, gt, split, label, index))
+            place = files["rgb"], files[points], files.get("gt")
+            scans.append(ScanFiles(*place, split, label, index))
     return scans, problems
 
 
 def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], list[str]]:
-    """Return stem -> file of a folder, and a message for everything in it that is not read.
-
-    A search for ``*.png`` finds what it looks for and never what it misses: a scan saved as
-    ``.PNG`` or ``.jpg`` would be left out without a word.
-    """
+    """Return stem -> file of a folder, and a message for everything in it that is not read."""
     found, problems = {}, []
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if is_left_by_system(path):
-            continue
+    for path in entries(folder) if folder.is_dir() else ():
         if not path.is_file() or path.suffix.lower() not in suffixes:
             what = f"{path.suffix or 'no suffix'}" if path.is_file() else "a folder"
             expected = " or ".join(f"NAME{suffix}" for suffix in suffixes)
@@ -96,53 +71,40 @@ def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, P
     return found, problems
 
 
-def list_scans(root: Path, category: str, split: str) -> list[ScanFiles]:
-    """Return what `find_scans` does; a ScanError names every file that is missing."""
-    return complete(find_scans(root, category, split))
-
-
-def _open_png(path: Path, expected: str) -> tuple[np.ndarray, str, int]:
-    """Return pixels, mode and bit depth of a PNG."""
+def _read_png(
+    path: Path, expected: str, modes: tuple[str, ...], bits: int | None = None
+) -> np.ndarray:
+    """Return the pixels of a PNG of one of some modes; of one with a palette, its colours."""
     try:
         with Image.open(path) as image:
             image.load()
-            found, mode, pixels = image.format, image.mode, np.array(image)
+            # The numbers are places in the palette, whose first colour need not be black.
+            pixels = np.array(image.convert("RGB") if image.mode == "P" else image)
         with open(path, "rb") as file:
-            bit_depth = file.read(25)[24]  # Pillow cuts 16-bit RGB to 8 bits without a word
+            depth = file.read(25)[24]  # Pillow cuts 16-bit RGB to 8 bits without a word
     except Exception as error:  # Pillow raises many kinds of exception for damaged files
         raise ScanError(f"{path}: cannot be read ({error}); expected {expected}") from error
-    if found != "PNG":
-        raise ScanError(f"{path}: {found} of mode {mode}; expected {expected}")
-    return pixels, mode, bit_depth
+    if image.format != "PNG" or image.mode not in modes or depth != (bits or depth):
+        found = f"{image.format} of mode {image.mode}, {depth} bits"
+        raise ScanError(f"{path}: {found}; expected {expected}")
+    return pixels
 
 
 def read_rgb(path: Path) -> np.ndarray:
     """Return an image as (H, W, 3) uint8; a ScanError for all but an 8-bit RGB PNG."""
-    expected = "an 8-bit RGB PNG without alpha"
-    pixels, mode, bits = _open_png(path, expected)
-    if mode != "RGB" or bits != 8:
-        raise ScanError(f"{path}: PNG of mode {mode}, {bits} bits; expected {expected}")
-    return pixels
+    return _read_png(path, "an 8-bit RGB PNG without alpha", ("RGB",), 8)
 
 
 def read_mask(path: Path) -> np.ndarray:
     """Return (H, W) bool, True where a single-channel PNG is not zero, or its colour not black."""
-    pixels, mode, bits = _open_png(path, "a single-channel PNG")
-    if mode not in _SINGLE_CHANNEL_MODES:
-        raise ScanError(f"{path}: PNG of mode {mode}, {bits} bits; expected a single-channel PNG")
-    if mode == "P":  # its numbers are places in a palette, whose first colour need not be black
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB")).any(axis=-1)
-    return pixels != 0
+    pixels = _read_png(path, "a single-channel PNG", ("1", "L", "P", "I", "I;16"))
+    return pixels.any(axis=-1) if pixels.ndim == 3 else pixels != 0
 
 
 def read_depth(path: Path) -> np.ndarray:
     """Return (H, W) uint16 of a depth image; a ScanError for all but a 16-bit PNG."""
-    expected = "a 16-bit single-channel PNG"
-    pixels, mode, bits = _open_png(path, expected)
-    if mode not in ("I", "I;16", "I;16B") or bits != 16 or pixels.ndim != 2:
-        raise ScanError(f"{path}: PNG of mode {mode}, {bits} bits; expected {expected}")
-    return pixels.astype(np.uint16)
+    modes = ("I", "I;16", "I;16B")
+    return _read_png(path, "a 16-bit single-channel PNG", modes, 16).astype(np.uint16)
 
 
 def read_tiff(path: Path) -> np.ndarray:
@@ -173,9 +135,9 @@ def read_tiff(path: Path) -> np.ndarray:
     if xyz.ndim != 3 or xyz.shape[2] != 3:
         raise ScanError(f"{path}: shape {xyz.shape}; expected {expected}")
     check_points(xyz, str(path))
+    has_point = (xyz != 0).any(axis=-1)
     for domain in domains:
-        has_point = (xyz != 0).any(axis=-1)
-        if domain.shape != has_point.shape or (domain != has_point).any():
+        if not np.array_equal(domain, has_point):
             raise ScanError(
                 f"{path}: its domain is {domain.shape}, {domain.sum()} pixels; expected the"
                 f" {has_point.sum()} pixels of {has_point.shape} that have a point"
@@ -184,16 +146,14 @@ def read_tiff(path: Path) -> np.ndarray:
 
 
 def read_scan(files: ScanFiles) -> Sample:
-    """Return the scan as it was recorded, floor included; `raw_xyz` is None.
+    """Return the scan as it was recorded, floor included.
 
-    H and W need not be equal. Any ground-truth pixel that is not zero is anomalous: some
-    categories number their defects 255, 254, 253. A good scan without ground truth has an
-    all-False mask.
+    Any ground-truth pixel that is not zero is anomalous: some categories number their defects
+    255, 254, 253. Without ground truth no pixel is.
 
     Raises:
-        ScanError: naming the file, for a damaged file, an image that is not 8-bit RGB, points
-            that are not finite (H, W, 3) float32, an empty cloud, sizes that differ, or a
-            ground truth that contradicts the label.
+        ScanError: for a file that is damaged or does not hold what it should, sizes that differ,
+            or a ground truth that contradicts the label.
     """
     return assemble(files, read_tiff(files.xyz))
 
@@ -202,14 +162,9 @@ def assemble(files: ScanFiles, xyz: np.ndarray) -> Sample:
     """Return the scan of some files whose points are at hand; see `read_scan`."""
     rgb = read_rgb(files.rgb)
     mask = np.zeros(rgb.shape[:2], dtype=bool) if files.gt is None else read_mask(files.gt)
-    for path, size, what in (
-        (files.xyz, xyz.shape[:2], "points"),
-        (files.gt, mask.shape, "pixels"),
-    ):
-        if size != rgb.shape[:2]:
-            raise ScanError(
-                f"{path}: {size[0]} x {size[1]} {what};"
-                f" expected {rgb.shape[0]} x {rgb.shape[1]} as in {files.rgb}"
-            )
+    for path, array, what in ((files.xyz, xyz, "points"), (files.gt, mask, "pixels")):
+        if array.shape[:2] != rgb.shape[:2]:
+            found, expected = ("{} x {}".format(*one.shape) for one in (array, rgb))
+            raise ScanError(f"{path}: {found} {what}; expected {expected} as in {files.rgb}")
     check_mask(mask, files.label, str(files.gt or files.rgb))
-    return Sample(rgb=rgb, xyz=xyz, mask=mask, label=files.label, name=files.name)
+    return Sample(rgb, xyz, mask, files.label, files.name)

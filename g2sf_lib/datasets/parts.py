@@ -18,25 +18,19 @@ from scipy.spatial import cKDTree
 
 TEXEL_M = 0.0004  # pitch of noise textures: slightly finer than a pixel at 0.45 m
 TEXELS = 256  # a tile is 0.10 m wide: no part shows a texture twice
+_YARN = np.radians(25)  # between the axis of a strand and its yarns
+_YARN_TURN = np.array([[np.cos(_YARN), -np.sin(_YARN)], [np.sin(_YARN), np.cos(_YARN)]], np.float32)
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part in its own frame or, after `placed`, on the floor.
+    """A part of P sheets of U x V points, in its own frame or, after `placed`, on the floor."""
 
-    Attributes:
-        points: (P, U, V, 3) float32, P sheets of U x V grid points, metres.
-        surface: (P, U, V, 2) float32, coordinates along the surface that go with the
-            material and not with the pose, metres.
-        albedo: takes (n, 2) surface coordinates and (n,) sheet numbers, returns (n, 3)
-            linear reflectance in [0, 1].
-        gloss: strength of the specular highlight; 0 is matt.
-    """
-
-    points: np.ndarray
-    surface: np.ndarray
+    points: np.ndarray  # (P, U, V, 3) float32, metres
+    surface: np.ndarray  # (P, U, V, 2) float32, metres along the surface: go with the material
+    # Takes (n, 2) of these and (n,) sheet numbers, returns (n, 3) linear reflectance in [0, 1].
     albedo: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    gloss: float = 0.0
+    gloss: float = 0.0  # strength of the specular highlight; 0 is matt
 
     def placed(self, angle: float, shift: np.ndarray) -> Part:
         """Return the part turned about z by `angle` (radians) and moved by (x, y) metres."""
@@ -98,10 +92,21 @@ def _tinted(rng: np.random.Generator, colour: tuple[float, float, float], spread
     return (np.array(colour) * factor).astype(np.float32)
 
 
-def _heightfield(half: tuple[float, float], pitch: float) -> np.ndarray:
-    """Return (1, U, V, 2) x and y of a grid over the rectangle of the given half sizes."""
-    x, y = (np.arange(-h, h + pitch / 2, pitch, dtype=np.float32) for h in half)
-    return np.stack(np.meshgrid(x, y, indexing="ij"), -1)[None]
+def _grid(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return (U, V, 2): every pair of one of U values with one of V."""
+    return np.stack(np.meshgrid(x, y, indexing="ij"), -1)
+
+
+def _rectangle(half_x: float, half_y: float, pitch: float) -> np.ndarray:
+    """Return (1, U, V, 2) x and y of a grid over a rectangle, metres."""
+    x, y = (np.arange(-h, h + pitch / 2, pitch, dtype=np.float32) for h in (half_x, half_y))
+    return _grid(x, y)[None]
+
+
+def _raised(xy: np.ndarray, height: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Return (1, U, V, 3) float32 points at a height; what is not inside lies below the floor."""
+    z = np.where(inside, height, -0.002)[..., None]
+    return np.concatenate([xy, z], -1).astype(np.float32)
 
 
 def _around(count: int) -> np.ndarray:
@@ -123,7 +128,7 @@ def _tube(centre: np.ndarray, radius: np.ndarray, angle: np.ndarray) -> np.ndarr
 
 def make_cookie(rng: np.random.Generator) -> Part:
     """Return a cookie: a domed, bumpy disc with slightly darker, slightly raised chips."""
-    xy = _heightfield((0.050, 0.050), 0.00043)
+    xy = _rectangle(0.050, 0.050, 0.00043)
     radius, thickness = rng.uniform(0.0425, 0.0460), rng.uniform(0.0125, 0.0155)
     theta = np.arctan2(xy[..., 1], xy[..., 0])
     wobble = 1 + sum(
@@ -153,7 +158,6 @@ def make_cookie(rng: np.random.Generator) -> Part:
 
     height = thickness * (0.7 * rim + 0.3 * np.clip(1 - rho**2, 0, 1)) + bumps * rim
     height += 0.00022 * chip(xy)
-    points = np.concatenate([xy, np.where(rho < 1, height, -0.002)[..., None]], -1)
     dough = _tinted(rng, (0.48, 0.31, 0.16), 0.06)
     crust, crumb = noise_tile(rng, 0.006), noise_tile(rng, 0.0008)
     chip_tone = rng.uniform(0.68, 0.76)
@@ -166,14 +170,14 @@ def make_cookie(rng: np.random.Generator) -> Part:
         inside = chip(surface)[:, None]
         return dough * tone[:, None] * (1 - inside + inside * chocolate)
 
-    return Part(points.astype(np.float32), xy, albedo)
+    return Part(_raised(xy, height, rho < 1), xy, albedo)
 
 
 def make_foam(rng: np.random.Generator) -> Part:
     """Return a block of bonded foam: coloured flakes, small pores, rounded edges."""
     half = rng.uniform((0.041, 0.027), (0.0455, 0.033))
     thickness = rng.uniform(0.018, 0.023)
-    xy = _heightfield((0.049, 0.037), 0.00042)
+    xy = _rectangle(0.049, 0.037, 0.00042)
     edge_noise = noise_tile(rng, 0.006)
     inset = half - np.abs(xy) - 0.0004 * sample_tile(edge_noise, xy)[..., None]
     corner = 0.005  # edge radius, metres
@@ -183,8 +187,6 @@ def make_foam(rng: np.random.Generator) -> Part:
     pores = noise_tile(rng, 0.0008)
     relief = 0.0003 * sample_tile(noise_tile(rng, 0.007), xy)
     relief -= 0.00022 * np.clip(sample_tile(pores, xy) - 0.8, 0, 2)
-    points = np.concatenate([xy, np.where(round_off < 1, top + relief, -0.002)[..., None]], -1)
-
     flakes = cKDTree(rng.uniform((-0.052, -0.04), (0.052, 0.04), (520, 2)))
     base = _tinted(rng, (0.34, 0.38, 0.44), 0.06)
     hues = np.array([[1, 1, 1], [1.35, 0.95, 0.75], [0.75, 0.95, 1.25], [0.9, 1.15, 0.8]])
@@ -198,7 +200,7 @@ def make_foam(rng: np.random.Generator) -> Part:
         dark = 1 - 0.22 * np.clip(sample_tile(pores, surface) - 0.8, 0, 2)
         return np.clip(colour * dark[:, None], 0.02, 0.9)
 
-    return Part(points.astype(np.float32), xy, albedo)
+    return Part(_raised(xy, top + relief, round_off < 1), xy, albedo)
 
 
 def make_dowel(rng: np.random.Generator) -> Part:
@@ -208,7 +210,7 @@ def make_dowel(rng: np.random.Generator) -> Part:
     inner = np.linspace(bevel, length - bevel, 215)
     t = np.concatenate([[0, 1e-5], inner, [length - 1e-5, length]]).astype(np.float32)
     angle = _around(131)
-    surface = np.stack(np.meshgrid(t - length / 2, angle * radius, indexing="ij"), -1)
+    surface = _grid(t - length / 2, angle * radius)
     pore_tile = noise_tile(rng, 0.008, 0.0005)
     r = radius + 0.00005 * sample_tile(pore_tile, surface)
     r += 0.00008 * sample_tile(noise_tile(rng, 0.02, 0.004), surface)
@@ -246,10 +248,8 @@ def make_gland(rng: np.random.Generator) -> Part:
     r_thread, r_body = rng.uniform(0.0100, 0.0108), rng.uniform(0.0118, 0.0128)
     apothem = rng.uniform(0.0142, 0.0152)
 
-    def between(low: float, high: float) -> np.ndarray:
-        return smoothstep(low - 0.0004, low + 0.0004, x) * smoothstep(
-            high + 0.0004, high - 0.0004, x
-        )
+    def between(low: float, high: float, soft: float = 0.0004) -> np.ndarray:
+        return smoothstep(low - soft, low + soft, x) * smoothstep(high + soft, high - soft, x)
 
     turns = x / 0.0030 + psi / (2 * np.pi) + rng.uniform(0, 1)
     thread = r_thread + 0.00045 * np.sin(2 * np.pi * turns)
@@ -293,7 +293,7 @@ def make_rope(rng: np.random.Generator) -> Part:
     bend += rng.normal(0, 0.0006) * np.sin(2 * np.pi * t / length)
     to_end = np.minimum(t, length - t) / 0.003
     closed = np.sqrt(np.clip(1 - np.clip(1 - to_end, 0, 1) ** 2, 1e-4, 1))  # melted ends
-    surface = np.stack(np.meshgrid(t, angle * strand, indexing="ij"), -1).astype(np.float32)
+    surface = _grid(t, angle * strand).astype(np.float32)
     yarn = noise_tile(rng, 0.006, 0.0006)
     fuzz = noise_tile(rng, 0.0007)
     sheets = []
@@ -301,7 +301,7 @@ def make_rope(rng: np.random.Generator) -> Part:
         turn = 2 * np.pi * (t / pitch + k / 3) + phase
         centre = np.stack([t - length / 2, bend + lay * np.cos(turn), lay * np.sin(turn)], -1)
         centre[:, 2] += lay + strand
-        shifted = surface @ _yarn_angle() + np.array([0, 0.03 * k], np.float32)
+        shifted = surface @ _YARN_TURN + np.array([0, 0.03 * k], np.float32)
         relief = 0.00010 * sample_tile(yarn, shifted) + 0.00005 * sample_tile(fuzz, shifted)
         sheets.append(_tube(centre, (strand + relief) * closed[:, None], angle))
     light, dark = _tinted(rng, (0.58, 0.52, 0.40), 0.04), _tinted(rng, (0.2, 0.3, 0.42), 0.05)
@@ -309,23 +309,13 @@ def make_rope(rng: np.random.Generator) -> Part:
     tones[1] *= rng.uniform(0.94, 1.0)
 
     def albedo(surface: np.ndarray, sheet: np.ndarray) -> np.ndarray:
-        shifted = surface @ _yarn_angle() + np.stack([0 * sheet, 0.03 * sheet], -1)
+        shifted = surface @ _YARN_TURN + np.stack([0 * sheet, 0.03 * sheet], -1)
         tone = 1 + 0.07 * sample_tile(yarn, shifted) + 0.04 * sample_tile(fuzz, shifted)
         return np.clip(tones[sheet.astype(np.int64)] * tone[:, None], 0.02, 0.9)
 
     return Part(np.stack(sheets), np.repeat(surface[None], 3, 0), albedo)
 
 
-def _yarn_angle() -> np.ndarray:
-    """Return the (2, 2) rotation between a strand's axis and its yarns (25 degrees)."""
-    cos, sin = np.cos(np.radians(25)), np.sin(np.radians(25))
-    return np.array([[cos, -sin], [sin, cos]], np.float32)
-
-
-MAKERS: dict[str, Callable[[np.random.Generator], Part]] = {
-    "cookie": make_cookie,
-    "dowel": make_dowel,
-    "foam": make_foam,
-    "gland": make_gland,
-    "rope": make_rope,
-}
+MAKERS = dict(
+    cookie=make_cookie, dowel=make_dowel, foam=make_foam, gland=make_gland, rope=make_rope
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from g2sf_lib.datasets import (
     ScanFiles,
     find_split,
     in_processes,
+    order,
     reader,
 )
 
@@ -35,33 +37,24 @@ _FORMAT_VERSION = 1
 _RANSAC_SEED = 0
 MIN_ONE_SIDE = 0.9  # of the points off the plane; all of them, on 60 real scans of cable_gland
 _NO_FLOOR = "where nothing but the object was recorded, set background to none"
-_TENSORS = {"rgb": np.uint8, "xyz": np.float32, "foreground": np.bool_, "mask": np.bool_}
+_TENSORS = ("rgb", "xyz", "foreground", "mask")
 
 
 def dbscan(points: np.ndarray, eps: float, min_points: int) -> np.ndarray:
-    """Return the DBSCAN cluster of every point, exactly, in a fraction of the plain time.
+    """Return the DBSCAN cluster of (N, 3) points, exactly, in a fraction of the plain time.
 
-    A surface sampled every 0.46 mm has 500 neighbours within 6 mm of each point, and
-    listing them is what takes the time. Here space is cut into cells of side eps / sqrt(3),
-    so that all points of a cell are neighbours: a cell of `min_points` or more holds core
-    points only, without looking any further, and core points of one cell share a cluster.
-    What is left is to join cells by their closest pair of core points, and to count
-    neighbours in the few sparse cells. Core points and clusters are those of plain DBSCAN
-    (a test compares); a border point within reach of two clusters goes to its nearest core
-    point, where the plain algorithm leaves it to the order of visits.
-
-    Args:
-        points: (N, 3), metres.
-        eps: radius of a neighbourhood, metres.
-        min_points: neighbours, the point itself included, that make a core point.
+    Listing the 500 neighbours of each point is what takes the time. Here space is cut into cells
+    of side eps / sqrt(3), whose points are all neighbours: a cell of `min_points` (the point
+    itself included) holds core points of one cluster. What is left is to join cells by their
+    closest pair of core points, and to count neighbours in the few sparse cells. A border point
+    goes to its nearest core point, where the plain algorithm leaves it to the order of visits.
 
     Returns:
         (N,) int: clusters numbered in the order of their first core point; -1 for noise.
 
     Source: the cell idea is that of Gunawan (2013), "A faster algorithm for DBSCAN".
     """
-    points = np.asarray(points, dtype=np.float64)
-    labels = np.full(len(points), -1)
+    points, labels = np.asarray(points, dtype=np.float64), np.full(len(points), -1)
     if len(points) == 0:
         return labels
     # A hair below eps / sqrt(3), so that rounding never makes a diagonal longer than eps.
@@ -73,18 +66,16 @@ def dbscan(points: np.ndarray, eps: float, min_points: int) -> np.ndarray:
     if len(sparse):
         near = cKDTree(points).query_ball_point(points[sparse], eps, return_length=True)
         is_core[sparse] = near >= min_points
-    core = np.flatnonzero(is_core)
+    core, border = np.flatnonzero(is_core), np.flatnonzero(~is_core)
     if len(core) == 0:
         return labels
     core_cells, cell_of_core = np.unique(cell_of[core], return_inverse=True)
     order, ends = np.argsort(cell_of_core, kind="stable"), np.cumsum(np.bincount(cell_of_core))
     cluster_of_cell = _join_cells(points, cells[core_cells], np.split(core[order], ends[:-1]), eps)
     labels[core] = pd.factorize(cluster_of_cell[cell_of_core])[0]
-    border = np.flatnonzero(~is_core)
     if len(border):
         distance, nearest = cKDTree(points[core]).query(points[border])
-        reached = distance <= eps
-        labels[border[reached]] = labels[core[nearest[reached]]]
+        labels[border] = np.where(distance <= eps, labels[core[nearest]], -1)
     return labels
 
 
@@ -107,61 +98,46 @@ def _join_cells(
     return np.array([joined[cell] for cell in range(len(cells))])
 
 
-def _floor_plane(sample: Sample, config: PreprocessConfig) -> np.ndarray:
-    """Return (4,) float64: unit normal and offset of the plane through the border's points."""
+def _above_floor(sample: Sample, config: PreprocessConfig) -> np.ndarray:
+    """Return (H, W) bool: pixels whose point lies off the background plane, nearly all before it.
+
+    RANSAC finds a plane in anything: one through the object itself may not pass for background.
+    """
     import open3d  # slow to import, and only this function needs it
 
-    frame = np.ones(sample.xyz.shape[:2], dtype=bool)
-    frame[config.border_px : -config.border_px, config.border_px : -config.border_px] = False
-    points = sample.xyz[frame & sample.foreground].astype(np.float64)
-    if len(points) < config.ransac_points:
+    border, least = config.border_px, config.ransac_points
+    in_border = sample.foreground
+    in_border[border:-border, border:-border] = False
+    points = sample.xyz[in_border].astype(np.float64)
+    if len(points) < least:
         raise ScanError(
-            f"{sample.name}: {len(points)} points in the {config.border_px} px border;"
-            f" expected at least {config.ransac_points} to fit the background plane"
+            f"{sample.name}: {len(points)} points in the {border} px border;"
+            f" expected at least {least} to fit the background plane"
         )
     cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(points))
     open3d.utility.random.seed(_RANSAC_SEED)
     # probability=1: no early stop, whose moment would depend on the number of threads.
-    plane, inliers = cloud.segment_plane(
-        config.plane_distance_m, config.ransac_points, config.ransac_iterations, probability=1.0
-    )
-    plane = np.asarray(plane, dtype=np.float64)
+    settings = config.plane_distance_m, config.ransac_points, config.ransac_iterations
+    plane, inliers = cloud.segment_plane(*settings, probability=1.0)
     length = np.linalg.norm(plane[:3])
-    least = max(config.ransac_points, config.min_plane_share * len(points))
+    least = max(least, config.min_plane_share * len(points))
     if not np.isfinite(plane).all() or length < 1e-9 or len(inliers) < least:
         raise ScanError(
             f"{sample.name}: no plane through the {len(points)} points of the border"
             f" ({len(inliers)} within {config.plane_distance_m} m);"
             f" expected a flat background with at least {least:.0f} ({_NO_FLOOR})"
         )
-    return plane / length
-
-
-def _above_floor(sample: Sample, config: PreprocessConfig) -> np.ndarray:
-    """Return (H, W) bool: pixels whose point lies off the background plane, nearly all before it.
-
-    RANSAC finds a plane in anything. One through the object itself has points on both sides, or
-    swallows nearly all of them, and neither may pass for a background that was removed.
-    """
-    normal, offset = np.split(_floor_plane(sample, config), [3])
+    normal, offset = np.split(plane / length, [3])
     height = sample.xyz @ normal + offset
     keep = sample.foreground & (np.abs(height) > config.plane_margin_m)
     before = np.count_nonzero(height[keep] > 0)
     one_side = max(before, keep.sum() - before)
     if one_side < MIN_ONE_SIDE * keep.sum():
         raise ScanError(
-            f"{sample.name}: of {keep.sum()} points off the background plane {one_side} lie on one"
-            f" side of it; expected {MIN_ONE_SIDE:.0%} or more, else it cuts through the object"
-            f" ({_NO_FLOOR})"
+            f"{sample.name}: {one_side} of {keep.sum()} points off the background plane lie on one"
+            f" side of it; expected {MIN_ONE_SIDE:.0%}, else it cuts the object ({_NO_FLOOR})"
         )
     return keep
-
-
-def _pad(array: np.ndarray, side: int) -> np.ndarray:
-    """Return the array in the middle of a `side` x `side` square of zeros."""
-    extra = [side - array.shape[0], side - array.shape[1]]
-    before_after = [(n // 2, n - n // 2) for n in extra] + [(0, 0)] * (array.ndim - 2)
-    return np.pad(array, before_after)
 
 
 def _largest_cluster(sample: Sample, keep: np.ndarray, config: PreprocessConfig) -> np.ndarray:
@@ -180,8 +156,8 @@ def _largest_cluster(sample: Sample, keep: np.ndarray, config: PreprocessConfig)
 def _off_the_conveyor(sample: Sample, config: PreprocessConfig) -> np.ndarray:
     """Return (H, W) bool: pixels above the conveyor of Eyecandies, and near its middle.
 
-    The published rule: in the frame of the camera's world, turned about x until the line between
-    the points in the middle of the first and of the last row is level.
+    As published: the camera's world is turned about x until the line between the points in the
+    middle of the first and of the last row is level.
     """
     height, width = sample.mask.shape
     # Back from the published order of axes: y points down, z away, as the rule has it.
@@ -190,71 +166,68 @@ def _off_the_conveyor(sample: Sample, config: PreprocessConfig) -> np.ndarray:
     rise, run = y[far] - y[near], z[far] - z[near]
     length = np.hypot(rise, run)
     if not (sample.foreground[near] and sample.foreground[far]) or length < 1e-6:
-        raise ScanError(
-            f"{sample.name}: no two points in the middle of the first and of the last row;"
-            " expected the conveyor there"
-        )
+        where = "in the middle of the first and of the last row"
+        raise ScanError(f"{sample.name}: no two points {where}; expected the conveyor there")
     down = ((y - y[near]) * run - (z - z[near]) * rise) / length
     away = ((y - y[near]) * rise + (z - z[near]) * run) / length
     inside = (away <= config.conveyor_depth_m) & (np.abs(x) <= config.conveyor_side_m)
     keep = sample.foreground & (down <= -config.conveyor_height_m) & inside
     if not keep.any():
-        raise ScanError(
-            f"{sample.name}: no point more than {config.conveyor_height_m} above the conveyor;"
-            " expected an object"
-        )
+        where = f"more than {config.conveyor_height_m} above the conveyor"
+        raise ScanError(f"{sample.name}: no point {where}; expected an object")
     return keep
 
 
 def preprocess(sample: Sample, config: PreprocessConfig) -> Sample:
     """Return the object of a scan alone, on a square; the scan itself is left as it is.
 
-    `background` says how the rest is known. "plane" ("auto" for a scan alone): a plane is fitted
-    by RANSAC, with a fixed seed, to the points of the image border, points within
-    `plane_margin_m` of it go, and of what is left only the largest DBSCAN cluster stays.
-    "none": the cluster alone. "conveyor": as published for Eyecandies, by height above the
-    conveyor and place, without clusters.
+    `background` says how the rest is known. "plane" ("auto" for a scan alone): points within
+    `plane_margin_m` of a plane through the image's border go, and of what is left only the largest
+    DBSCAN cluster stays. "none": the cluster alone. "conveyor": `_off_the_conveyor` alone.
 
-    A pixel where the sensor saw no point cannot be near a plane. Its colour stays where the
-    nearest pixel that has a point belongs to the object, so that small holes in the cloud do
-    not become black dots in the image.
+    The colour of a pixel without a point stays where the nearest pixel that has one belongs to the
+    object, so that small holes in the cloud do not become black dots in the image.
 
     Returns:
-        A `Sample` of side S, the next multiple of `pad_multiple_px` (that of the longer side for
-        a conveyor): `rgb` and `xyz` zero on the background, `mask` padded, `raw_xyz` (S, S, 3)
-        the padded points before removal.
+        A `Sample` of side S, the next multiple of `pad_multiple_px` (the longer side for a
+        conveyor): `rgb` and `xyz` zero on the background, `raw_xyz` the points before removal.
 
     Raises:
-        ScanError: for too few points in the border, no plane there or one through the object,
-            or no object left.
+        ScanError: for no plane in the border, one through the object, or no object left.
 
     Source: published preprocessing of BTF, M3DM and CFM, which overwrites the data set and keeps
     the colour of every pixel without a point.
     """
-    has_point = sample.foreground
-    multiple = config.pad_multiple_px
+    keep = has_point = sample.foreground
     if config.background == "conveyor":
-        keep, multiple = _off_the_conveyor(sample, config), 1
+        keep = _off_the_conveyor(sample, config)
     else:
-        keep = has_point
         if config.background != "none":
             keep = _above_floor(sample, config)
         keep = _largest_cluster(sample, keep, config)
     if config.background != "none" and keep.sum() < config.min_object_share * has_point.sum():
         raise ScanError(
             f"{sample.name}: {keep.sum()} of {has_point.sum()} points are left as the object;"
-            f" expected a share of {config.min_object_share:g} or more (min_object_share), else"
-            f" the object was taken for background ({_NO_FLOOR})"
+            f" expected min_object_share, {config.min_object_share:g}, else the object was taken"
+            f" for background ({_NO_FLOOR})"
         )
     nearest = distance_transform_edt(~has_point, return_distances=False, return_indices=True)
     silhouette = keep[tuple(nearest)]
-    side = -(-max(keep.shape) // multiple) * multiple
+    multiple = 1 if config.background == "conveyor" else config.pad_multiple_px
+    extra = -(-max(keep.shape) // multiple) * multiple - np.array(keep.shape)
+
+    def padded(array: np.ndarray) -> np.ndarray:
+        """Return the array in the middle of a square of zeros."""
+        widths = np.zeros((array.ndim, 2), int)
+        widths[:2] = np.stack([extra // 2, extra - extra // 2], axis=1)
+        return np.pad(array, widths)
+
     return dataclasses.replace(
         sample,
-        rgb=_pad(np.where(silhouette[..., None], sample.rgb, 0).astype(np.uint8), side),
-        xyz=_pad(np.where(keep[..., None], sample.xyz, 0).astype(np.float32), side),
-        mask=_pad(sample.mask, side),
-        raw_xyz=_pad(sample.xyz, side),
+        rgb=padded(np.where(silhouette[..., None], sample.rgb, 0).astype(np.uint8)),
+        xyz=padded(np.where(keep[..., None], sample.xyz, 0).astype(np.float32)),
+        mask=padded(sample.mask),
+        raw_xyz=padded(sample.xyz),
     )
 
 
@@ -275,13 +248,9 @@ def _is_prepared(path: Path, fingerprint: str) -> bool:
 
 
 def save_prepared(sample: Sample, path: Path, fingerprint: str = "") -> None:
-    """Write a preprocessed scan, with `raw_xyz`, for `load_prepared`; all of the file or none.
-
-    `prepare` makes a file anew whose fingerprint, of settings and sources, is another.
-    """
-    arrays = {"rgb": sample.rgb, "xyz": sample.raw_xyz, "mask": sample.mask}
-    arrays["foreground"] = sample.foreground
-    tensors = {key: np.ascontiguousarray(arrays[key], dtype) for key, dtype in _TENSORS.items()}
+    """Write a preprocessed scan, with `raw_xyz`, for `load_prepared`; all of the file or none."""
+    arrays = (sample.rgb, sample.raw_xyz, sample.foreground, sample.mask)
+    tensors = dict(zip(_TENSORS, map(np.ascontiguousarray, arrays), strict=True))
     metadata = {"name": sample.name, "label": sample.label, "fingerprint": fingerprint}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.partial")  # same name again: a kill leaves no litter
@@ -293,14 +262,13 @@ def save_prepared(sample: Sample, path: Path, fingerprint: str = "") -> None:
 def _prepare_scan(job: tuple[str, ScanFiles, Path, PreprocessConfig, str]) -> str | None:
     """Read, preprocess and write one scan; return what is wrong with it."""
     dataset, files, path, config, fingerprint = job
+    where = ""
     try:
         scan = reader(dataset).read_scan(files)
-    except ScanError as error:
-        return str(error)
-    try:
+        where = f"{files.xyz}: "  # what preprocessing says does not name the file
         save_prepared(preprocess(scan, config), path, fingerprint)
     except ScanError as error:
-        return f"{files.xyz}: {error}"
+        return f"{where}{error}"
     return None
 
 
@@ -316,9 +284,8 @@ def prepare(
 ) -> None:
     """Write ``<out>/<category>/<split>/<label>/NNN.safetensors`` for every scan of a data set.
 
-    A file that is there and was made from the same source files with the same settings is
-    left alone, so a killed call goes on where it was; files of other settings are made anew,
-    and files whose scan is gone are removed. The root is only read.
+    A file that was made from the same source files with the same settings is left alone, so a
+    killed call goes on where it was; others are made anew, and those whose scan is gone removed.
 
     Raises:
         ScanError: after every other scan has been written, with one line for each bad file.
@@ -327,7 +294,7 @@ def prepare(
     if config.background == "auto":
         config = config.replace(background=DATASETS[dataset].background)
     jobs, problems = [], []
-    for category, split in ((category, split) for category in categories for split in splits):
+    for category, split in itertools.product(categories, splits):
         try:
             scans, incomplete = find_split(dataset, root, category, split)
         except ScanError as error:
@@ -336,9 +303,8 @@ def prepare(
         problems += incomplete
         folder = Path(out) / category / split
         paths = [folder / files.label / f"{files.index}.safetensors" for files in scans]
-        if paths:
-            for path in set(folder.glob("*/*.safetensors")) - set(paths):
-                path.unlink()
+        for stale in set(folder.glob("*/*.safetensors")) - set(paths) if paths else ():
+            stale.unlink()
         for files, path in zip(scans, paths, strict=True):
             fingerprint = _fingerprint(files.paths, config)
             if not _is_prepared(path, fingerprint):
@@ -351,31 +317,18 @@ def prepare(
 
 
 def load_prepared(path: Path) -> Sample:
-    """Return a scan that `prepare` wrote: what `preprocess` returned, bit for bit.
-
-    Raises:
-        ScanError: naming the file, where it is missing, truncated or something else.
-    """
+    """Return a scan that `prepare` wrote; a ScanError where the file is missing or damaged."""
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = json.loads(file.metadata()["scan"])
-            tensors = {key: file.get_tensor(key) for key in _TENSORS}
+            rgb, xyz, foreground, mask = (file.get_tensor(key) for key in _TENSORS)
             name, label = metadata["name"], metadata["label"]
     except Exception as error:  # safetensors, OS and key errors alike
-        raise ScanError(
-            f"{path}: not a whole prepared scan ({error!r});"
-            f" expected safetensors with {', '.join(_TENSORS)}; delete it and prepare again"
-        ) from error
-    height, width = tensors["foreground"].shape
-    for key, dtype in _TENSORS.items():
-        shape = (height, width, 3) if key in ("rgb", "xyz") else (height, width)
-        if tensors[key].shape != shape or tensors[key].dtype != dtype:
-            raise ScanError(
-                f"{path}: {key} is {tensors[key].dtype} {tensors[key].shape};"
-                f" expected {np.dtype(dtype)} {shape}"
-            )
-    xyz = np.where(tensors["foreground"][..., None], tensors["xyz"], np.float32(0))
-    return Sample(tensors["rgb"], xyz, tensors["mask"], label, name, raw_xyz=tensors["xyz"])
+        found = f"not a whole prepared scan ({error!r})"
+        wanted = f"safetensors with {', '.join(_TENSORS)}; delete it and prepare again"
+        raise ScanError(f"{path}: {found}; expected {wanted}") from error
+    alone = np.where(foreground[..., None], xyz, np.float32(0))
+    return Sample(rgb, alone, mask, label, name, raw_xyz=xyz)
 
 
 def list_prepared(out: Path, category: str, split: str) -> list[Path]:
@@ -384,6 +337,4 @@ def list_prepared(out: Path, category: str, split: str) -> list[Path]:
     paths = list(folder.glob("*/*.safetensors"))
     if not paths:
         raise ScanError(f"{folder}: no prepared scan found; expected some, written by prepare()")
-    return sorted(
-        paths, key=lambda p: (p.parent.name != "good", p.parent.name, len(p.stem), p.stem)
-    )
+    return sorted(paths, key=lambda path: order(path.parent.name, path.stem))

@@ -1,9 +1,8 @@
 """The embedded data set: five kinds of parts, rendered with defects, seen by a 3-D sensor.
 
-Rays of a pinhole camera are cast into a mesh (Open3D's `RaycastingScene`, on Embree);
-shading, defects and sensor are our own. `generate` writes the scans in the layout and
-units of MVTec 3D-AD, so that one reader and one preprocessing serve both. A scan depends
-on nothing but its seed sequence, which is made of its place in the data set.
+Rays of a pinhole camera are cast into a mesh (Open3D); shading, defects and sensor are our own.
+`generate` writes the layout and units of MVTec 3D-AD, so that one reader and one preprocessing
+serve both. A scan depends on nothing but its seed, which is made of its place in the data set.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +21,11 @@ from PIL import Image
 from scipy import ndimage
 from tqdm.auto import tqdm
 
-from g2sf_lib import config as library
 from g2sf_lib.config import DataConfig
 from g2sf_lib.datasets import SPLITS, Sample, ScanError, in_processes
-from g2sf_lib.datasets.defects import CATEGORY_SCALE, DEFECTS, RANGES, Defect, draw_defect
+from g2sf_lib.datasets.defects import CATEGORIES, DEFECTS, RANGES, Defect, draw_defect
 from g2sf_lib.datasets.parts import MAKERS, Part, grid_normals, grid_triangles, smoothstep
 
-CATEGORIES = library.CATEGORIES["procedural"]
 MASK_DISTANCE_M = 0.00025  # a surface that moved by more is anomalous
 MASK_ALBEDO = 0.03  # so is a reflectance that changed by more in any channel
 MIN_MASK_AREA_MM2 = 5.0  # a defect that shows less is drawn again elsewhere
@@ -45,25 +43,15 @@ LABELS = ("good", *DEFECTS)
 
 @dataclass(frozen=True)
 class Rendering:
-    """What the camera would see without noise; (H, W) arrays.
+    """What the camera would see without noise; arrays are (H, W), or (H, W, 3) where it says so."""
 
-    Attributes:
-        depth: distance along the optical axis, metres.
-        xyz: (H, W, 3) points in the camera's frame, metres: x right, y down, z forward.
-        rgb: (H, W, 3) linear light, 1 is white.
-        albedo: (H, W, 3) reflectance.
-        facing: cosine between the ray and the surface normal.
-        is_part: False on the floor.
-        mask: where a defect changed surface or albedo beyond the thresholds.
-    """
-
-    depth: np.ndarray
-    xyz: np.ndarray
-    rgb: np.ndarray
-    albedo: np.ndarray
-    facing: np.ndarray
-    is_part: np.ndarray
-    mask: np.ndarray
+    depth: np.ndarray  # distance along the optical axis, metres
+    xyz: np.ndarray  # (H, W, 3) in the camera's frame, metres: x right, y down, z forward
+    rgb: np.ndarray  # (H, W, 3) linear light, 1 is white
+    albedo: np.ndarray  # (H, W, 3) reflectance
+    facing: np.ndarray  # cosine between the ray and the surface normal
+    is_part: np.ndarray  # False on the floor
+    mask: np.ndarray  # where a defect changed surface or albedo beyond the thresholds
 
 
 @dataclass(frozen=True)
@@ -89,23 +77,18 @@ def _child(seed: int | np.random.SeedSequence, index: int) -> np.random.Generato
     return np.random.default_rng(np.random.SeedSequence(seed.entropy, spawn_key=key))
 
 
-def _directions(size: int) -> np.ndarray:
-    """Return (size * size, 3) ray directions in the camera's frame, with z = 1."""
-    step = FIELD_OF_VIEW_M / CAMERA_HEIGHT_M / size
-    across = (np.arange(size, dtype=np.float32) - (size - 1) / 2) * step
-    x, y = np.meshgrid(across, across)
-    return np.stack([x, y, np.ones_like(x)], -1).reshape(-1, 3).astype(np.float32)
-
-
-def _camera(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return rotation (3, 3) camera to world, and position (3,), of a nearly upright view."""
+def _camera(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return position (3,) of a nearly upright view, (n, 3) rays in its frame (z = 1), in world."""
     rx, ry = rng.normal(0, np.radians(0.4), 2)
     about_x = np.array([[1, 0, 0], [0, np.cos(rx), -np.sin(rx)], [0, np.sin(rx), np.cos(rx)]])
     about_y = np.array([[np.cos(ry), 0, np.sin(ry)], [0, 1, 0], [-np.sin(ry), 0, np.cos(ry)]])
     turn = about_x @ about_y @ np.diag([1.0, -1.0, -1.0])
     # Moved so that the optical axis still meets the floor at the origin.
     position = CAMERA_HEIGHT_M * turn[:, 2] / turn[2, 2]
-    return turn.astype(np.float32), position.astype(np.float32)
+    across = np.arange(size, dtype=np.float32) - (size - 1) / 2
+    x, y = np.meshgrid(*[across * (FIELD_OF_VIEW_M / CAMERA_HEIGHT_M / size)] * 2)
+    rays = np.stack([x, y, np.ones_like(x)], -1).reshape(-1, 3).astype(np.float32)
+    return position.astype(np.float32), rays, rays @ turn.astype(np.float32).T
 
 
 def _facing(rays: np.ndarray, normal: np.ndarray) -> np.ndarray:
@@ -115,25 +98,19 @@ def _facing(rays: np.ndarray, normal: np.ndarray) -> np.ndarray:
 
 def _cast(part: Part, defect: Defect | None, position: np.ndarray, rays: np.ndarray) -> _Hits:
     """Return where rays from `position` along (n, 3) `rays` (world) meet part or floor."""
-    # Imported here because Open3D takes seconds, and most users of this module only read names.
-    import open3d as o3d
+    import open3d as o3d  # slow to import, and most users of this module only read names
 
-    normals = grid_normals(part.points)
-    if defect is None:
-        window = np.zeros(part.points.shape[:3], np.float32)
-        points = part.points
-    else:
-        window = defect.window(part.points, normals).astype(np.float32)
-        moved = defect.displacement(part.points, window)[..., None] * defect.frame[2]
-        points = (part.points + moved).astype(np.float32)
-        if defect.depth:
-            normals = grid_normals(points)
+    points, normals = part.points, grid_normals(part.points)
+    window = np.zeros(points.shape[:3], np.float32)
+    if defect is not None:
+        window = defect.window(points, normals).astype(np.float32)
+        moved = defect.displacement(points, window)[..., None] * defect.frame[2]
+        points = (points + moved).astype(np.float32)
+        normals = grid_normals(points) if defect.depth else normals
     triangles = grid_triangles(points.shape[:3])
     scene = o3d.t.geometry.RaycastingScene(nthreads=1)
-    scene.add_triangles(
-        o3d.core.Tensor.from_numpy(np.ascontiguousarray(points.reshape(-1, 3))),
-        o3d.core.Tensor.from_numpy(triangles),
-    )
+    corners = np.ascontiguousarray(points.reshape(-1, 3))
+    scene.add_triangles(*map(o3d.core.Tensor.from_numpy, (corners, triangles)))
     packed = np.concatenate([np.broadcast_to(position, rays.shape), rays], 1)
     answer = scene.cast_rays(o3d.core.Tensor.from_numpy(packed), nthreads=1)
     depth = answer["t_hit"].numpy()
@@ -147,19 +124,11 @@ def _cast(part: Part, defect: Defect | None, position: np.ndarray, rays: np.ndar
     attributes = np.concatenate([part.points, normals, part.surface, window[..., None]], -1)
     attributes = attributes.reshape(-1, 9).astype(np.float32)
     here = np.einsum("nk,nkd->nd", weight, attributes[corner])
+    rest, turned, surface, window = here[:, :3], here[:, 3:6], here[:, 6:8], here[:, 8]
     normal = np.tile(np.array([0, 0, 1], np.float32), (len(rays), 1))
-    normal[is_part] = here[:, 3:6] / np.linalg.norm(here[:, 3:6], axis=1, keepdims=True)
-    return _Hits(
-        depth=depth,
-        point=position + depth[:, None] * rays,
-        normal=normal,
-        is_part=is_part,
-        rest=here[:, :3],
-        surface=here[:, 6:8],
-        sheet=corner[:, 0] // np.prod(points.shape[1:3]),
-        window=here[:, 8],
-        scene=scene,
-    )
+    normal[is_part] = turned / np.linalg.norm(turned, axis=1, keepdims=True)
+    point, sheet = position + depth[:, None] * rays, corner[:, 0] // np.prod(points.shape[1:3])
+    return _Hits(depth, point, normal, is_part, rest, surface, sheet, window, scene)
 
 
 def _light(
@@ -177,8 +146,7 @@ def _light(
     exposure = np.exp(rng.normal(0, 0.06)) * np.exp(rng.normal(0, 0.02, 3))
     # A lamp is not a point: jittered shadow rays, then a small blur, give a soft edge.
     to_lamp = key + rng.normal(0, 0.02, rays.shape)
-    start = hits.point + 0.0003 * hits.normal
-    packed = np.concatenate([start, to_lamp], 1).astype(np.float32)
+    packed = np.concatenate([hits.point + 0.0003 * hits.normal, to_lamp], 1).astype(np.float32)
     blocked = hits.scene.test_occlusions(o3d.core.Tensor.from_numpy(packed), nthreads=1).numpy()
     size = round(len(rays) ** 0.5)
     lit = 1 - ndimage.gaussian_filter(blocked.reshape(size, size).astype(np.float32), 1.3).ravel()
@@ -197,45 +165,40 @@ def _light(
     return colour * exposure
 
 
-def _need_category(category: str) -> None:
-    if category not in CATEGORIES:
-        raise ValueError(f"category is {category!r}; expected one of {', '.join(CATEGORIES)}")
+def _need(what: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{what} is {value!r}; expected one of {', '.join(known)}")
 
 
 def render_truth(
-    category: str,
-    seed: int | np.random.SeedSequence,
-    size: int = 256,
-    defect: str | None = None,
+    category: str, seed: int | np.random.SeedSequence, size: int = 256, defect: str | None = None
 ) -> Rendering:
     """Return what an ideal sensor would see: no noise, nothing missing.
 
     The part, its pose and the light depend on the seed alone: the same seed with another
     `defect` shows the same part, sound (None) or damaged (one of `DEFECTS`).
     """
-    _need_category(category)
-    if defect is not None and defect not in DEFECTS:
-        raise ValueError(f"defect is {defect!r}; expected one of {', '.join(DEFECTS)} or None")
+    _need("category", category, CATEGORIES)
+    _need("defect", defect or DEFECTS[0], DEFECTS)
     part = MAKERS[category](_child(seed, 0))
     scene_rng = _child(seed, 1)
     free = category == "cookie"
     angle = scene_rng.uniform(-np.pi, np.pi) if free else scene_rng.uniform(-1, 1) * np.radians(10)
     part = part.placed(angle, scene_rng.uniform(-0.002, 0.002, 2))
-    turn, position = _camera(scene_rng)
-    directions = _directions(size)
-    rays = directions @ turn.T
+    position, directions, rays = _camera(scene_rng, size)
 
-    hits = _cast(part, None, position, rays)
+    def image(flat: np.ndarray) -> np.ndarray:
+        return flat.reshape(size, size, *flat.shape[1:])
+
+    sound = hits = _cast(part, None, position, rays)
     floor = np.array([0.17, 0.18, 0.19], np.float32) * np.exp(scene_rng.normal(0, 0.05))
     albedo = np.tile(floor, (len(rays), 1))
     mask = np.zeros(len(rays), bool)
-    if defect is None:
-        albedo[hits.is_part] = part.albedo(hits.surface, hits.sheet)
-    else:
-        rng, sound, pixel_m = _child(seed, 2), hits, FIELD_OF_VIEW_M / size
-        flat = {"point": hits.point, "normal": hits.normal, "is_part": hits.is_part}
-        flat["facing"] = _facing(rays, hits.normal)
-        surface = {key: one.reshape(size, size, *one.shape[1:]) for key, one in flat.items()}
+    painted = part.albedo(sound.surface, sound.sheet)
+    if defect is not None:
+        rng, pixel_m = _child(seed, 2), FIELD_OF_VIEW_M / size
+        surface = {key: image(getattr(sound, key)) for key in ("point", "normal", "is_part")}
+        surface["facing"] = image(_facing(rays, sound.normal))
         for _ in range(20):
             change = draw_defect(rng, category, defect, surface, pixel_m)
             hits = _cast(part, change, position, rays)
@@ -247,33 +210,21 @@ def render_truth(
                 break
         else:
             raise ScanError(f"no visible {defect} in 20 draws on {category}, seed {seed}")
-        albedo[hits.is_part] = painted
+    albedo[hits.is_part] = painted
     light = _light(scene_rng, hits, rays, albedo, part.gloss)
-    image = (size, size)
-    return Rendering(
-        depth=hits.depth.reshape(image),
-        xyz=(hits.depth[:, None] * directions).reshape(*image, 3),
-        rgb=light.reshape(*image, 3).astype(np.float32),
-        albedo=albedo.reshape(*image, 3).astype(np.float32),
-        facing=_facing(rays, hits.normal).reshape(image),
-        is_part=hits.is_part.reshape(image),
-        mask=mask.reshape(image),
-    )
+    flat = (hits.depth, hits.depth[:, None] * directions, light.astype(np.float32),
+            albedo.astype(np.float32), _facing(rays, hits.normal), hits.is_part, mask)  # fmt: skip
+    return Rendering(*map(image, flat))
 
 
 def _changed(defect: Defect, sound: _Hits, damaged: _Hits) -> np.ndarray:
-    """Return (n,) bool: rays that meet a surface which moved by more than the threshold.
+    """Return (n,) bool: rays that meet a surface which moved, and so did its depth.
 
-    Both the surface and its depth must have moved: at the outline depth jumps by
-    centimetres where a surface moves by micrometres.
+    At the outline depth alone jumps by centimetres where a surface moves by micrometres.
     """
     moved = np.zeros(len(sound.depth), np.float32)
-    for hits in (sound, damaged):
-        window = (
-            damaged.window
-            if hits is damaged
-            else defect.window(sound.rest, sound.normal[sound.is_part])
-        )
+    before = defect.window(sound.rest, sound.normal[sound.is_part])
+    for hits, window in ((sound, before), (damaged, damaged.window)):
         here = np.abs(defect.displacement(hits.rest, window))
         moved[hits.is_part] = np.maximum(moved[hits.is_part], here)
     return (moved > MASK_DISTANCE_M) & (np.abs(sound.depth - damaged.depth) > MASK_DISTANCE_M)
@@ -289,17 +240,16 @@ def _to_srgb(linear: np.ndarray) -> np.ndarray:
 def sense(truth: Rendering, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return what a real sensor makes of a scene.
 
-    Depth gets white and smooth noise; points are missing where the surface is steep
-    (surely below a cosine of 0.12, never above 0.4), in small blobs and singly; the image
-    is blurred by the lens and gets read and shot noise.
+    Depth gets white and smooth noise; points are missing, (0, 0, 0), where the surface is steep
+    (surely below a cosine of 0.12, never above 0.4), in small blobs and singly; the image is
+    blurred by the lens and gets read and shot noise.
 
     Returns:
-        (H, W, 3) uint8 colours, and (H, W, 3) float32 points, (0, 0, 0) where missing.
+        (H, W, 3) uint8 colours, and (H, W, 3) float32 points.
     """
     shape, pixel_m = truth.depth.shape, FIELD_OF_VIEW_M / truth.depth.shape[0]
-    smooth = ndimage.gaussian_filter(
-        rng.standard_normal(shape, dtype=np.float32), SMOOTH_LENGTH_M / pixel_m, mode="wrap"
-    )
+    smooth = rng.standard_normal(shape, dtype=np.float32)
+    smooth = ndimage.gaussian_filter(smooth, SMOOTH_LENGTH_M / pixel_m, mode="wrap")
     noise = WHITE_NOISE_M * rng.standard_normal(shape, dtype=np.float32)
     noise += SMOOTH_NOISE_M * smooth / smooth.std()
     blobs = ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), 1.2)
@@ -326,32 +276,24 @@ def render_scan(
     Without `sensor` there is no noise, no lens blur and no missing point.
     """
     truth = render_truth(category, seed, size, defect)
-    if sensor:
-        rgb, xyz = sense(truth, _child(seed, 3))
-    else:
-        rgb, xyz = _to_srgb(truth.rgb), truth.xyz
+    rgb, xyz = sense(truth, _child(seed, 3)) if sensor else (_to_srgb(truth.rgb), truth.xyz)
     label = defect or "good"
-    return Sample(rgb=rgb, xyz=xyz, mask=truth.mask, label=label, name=f"{category}/{label}")
+    return Sample(rgb, xyz, truth.mask, label, f"{category}/{label}")
 
 
 def scan_seed(
     seed_set: str, category: str, split: str, label: str, index: int
 ) -> np.random.SeedSequence:
     """Return the seed of one scan: its place in the data set, and nothing else."""
-    known = (SEED_SETS, CATEGORIES, SPLITS, LABELS)
-    words = (seed_set, category, split, label)
-    place = [names.index(word) for names, word in zip(known, words, strict=True)]
-    return np.random.SeedSequence((*place, index))
+    place = (SEED_SETS.index(seed_set), CATEGORIES.index(category), SPLITS.index(split))
+    return np.random.SeedSequence((*place, LABELS.index(label), index))
 
 
 def scan_list(config: DataConfig, category: str) -> list[tuple[str, str, str, int]]:
     """Return (category, split, label, index) of every scan of a category."""
     each, more = divmod(config.num_defective, len(DEFECTS))
-    counts = {
-        ("train", "good"): config.num_train,
-        ("validation", "good"): config.num_validation,
-        ("test", "good"): config.num_good,
-    }
+    sound = zip(SPLITS, (config.num_train, config.num_validation, config.num_good), strict=True)
+    counts = {(split, "good"): count for split, count in sound}
     counts |= {("test", name): each + (i < more) for i, name in enumerate(DEFECTS)}
     return [(category, *place, i) for place, count in counts.items() for i in range(count)]
 
@@ -359,14 +301,13 @@ def scan_list(config: DataConfig, category: str) -> list[tuple[str, str, str, in
 def _paths(root: Path, scan: tuple[str, str, str, int]) -> dict[str, Path]:
     """Return the files of a scan, the one that is written last at the end."""
     category, split, label, index = scan
+    ends = {"rgb": "png", "gt": "png", "xyz": "tiff"}
+    kinds = ends if split == "test" else ("rgb", "xyz")
     folder = root / category / split / label
-    paths = {"rgb": folder / "rgb" / f"{index:03d}.png"}
-    if split == "test":
-        paths["gt"] = folder / "gt" / f"{index:03d}.png"
-    return paths | {"xyz": folder / "xyz" / f"{index:03d}.tiff"}
+    return {kind: folder / kind / f"{index:03d}.{ends[kind]}" for kind in kinds}
 
 
-def _write(path: Path, save: Callable[[Path], None]) -> None:
+def _write(path: Path, save: Callable[[Path], object]) -> None:
     """Call `save` on a temporary name beside `path`, then rename: all of a file, or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -376,40 +317,34 @@ def _write(path: Path, save: Callable[[Path], None]) -> None:
 
 def _write_scan(job: tuple[Path, DataConfig, tuple[str, str, str, int]]) -> None:
     """Render one scan and write its files."""
-    root, config, scan = job
-    label = scan[2]
-    seed = scan_seed(config.seed_set, *scan)
-    sample = render_scan(scan[0], seed, config.scan_size, None if label == "good" else label)
-    image = {"rgb": sample.rgb, "gt": 255 * sample.mask.astype(np.uint8)}
+    root, config, (category, split, label, index) = job
+    seed = scan_seed(config.seed_set, category, split, label, index)
+    sample = render_scan(category, seed, config.scan_size, None if label == "good" else label)
     # Byte planes of floats (predictor 3) compress to two thirds of plain zlib.
     packed = {"compression": "zlib", "predictor": 3, "compressionargs": {"level": 6}}
-    for kind, path in _paths(root, scan).items():
-        if kind == "xyz":
-            _write(path, lambda p: tifffile.imwrite(p, sample.xyz, photometric="rgb", **packed))
-        else:
-            _write(path, lambda p, k=kind: Image.fromarray(image[k]).save(p, format="PNG"))
+    save = {
+        "rgb": partial(Image.fromarray(sample.rgb).save, format="PNG"),
+        "gt": partial(Image.fromarray(255 * sample.mask.astype(np.uint8)).save, format="PNG"),
+        "xyz": partial(tifffile.imwrite, data=sample.xyz, photometric="rgb", **packed),
+    }
+    for kind, path in _paths(root, job[2]).items():
+        _write(path, save[kind])
 
 
 def _check_manifest(root: Path, config: DataConfig) -> None:
     """Write what the folder is made with, or refuse one that is made with something else."""
-    tables = json.dumps([RANGES, CATEGORY_SCALE], sort_keys=True).encode()
-    wanted = {
-        "data": config.model_dump(),
-        "renderer": RENDERER_VERSION,
-        "defects": hashlib.sha256(tables).hexdigest()[:12],
-    }
+    tables = json.dumps(RANGES, sort_keys=True).encode()
+    wanted = {"data": config.model_dump(), "renderer": RENDERER_VERSION}
+    wanted["defects"] = hashlib.sha256(tables).hexdigest()[:12]
     text = json.dumps(wanted, indent=2, sort_keys=True) + "\n"
     path = root / "manifest.json"
-    if path.exists():
-        if (found := path.read_text()) != text:
-            told, expected = (" ".join(one.split()) for one in (found, text))
-            raise ScanError(
-                f"{path} says {told}; expected {expected}: delete the folder or choose another"
-            )
-        return
-    if root.exists() and any(root.iterdir()):
-        raise ScanError(f"{root} is not empty and has no manifest.json; expected a new folder")
-    _write(path, lambda p: p.write_text(text))
+    if not path.exists():
+        if root.exists() and any(root.iterdir()):
+            raise ScanError(f"{root} is not empty and has no manifest.json; expected a new folder")
+        _write(path, lambda p: p.write_text(text))
+    elif (found := path.read_text()) != text:
+        told, needed = (" ".join(one.split()) for one in (found, text))
+        raise ScanError(f"{path} says {told}; expected {needed}: delete it or choose another")
 
 
 def generate(
@@ -421,22 +356,18 @@ def generate(
 ) -> None:
     """Write the scans of some categories below `root`, in the layout of MVTec 3D-AD.
 
-    Scans that are there are left as they are, so an interrupted call is simply repeated.
-    Only test scans have a ground truth; it is all zero for good ones.
-
-    Raises:
-        ValueError: for a category that does not exist.
-        ScanError: for a folder that was made with other settings.
+    Scans that are there are left as they are, so an interrupted call is simply repeated. Only test
+    scans have a ground truth. A folder that was made with other settings is a ScanError.
     """
     root = Path(root)
     for category in categories:
-        _need_category(category)
+        _need("category", category, CATEGORIES)
     _check_manifest(root, config)
     for stale in root.rglob(".*.part"):  # left by a killed run
         stale.unlink(missing_ok=True)
     scans = [scan for category in categories for scan in scan_list(config, category)]
     missing = [s for s in scans if not all(p.exists() for p in _paths(root, s).values())]
     made = in_processes(_write_scan, [(root, config, scan) for scan in missing], workers)
-    num = len(scans)
-    for _ in tqdm(made, "scans", num, initial=num - len(missing), disable=not progress):
+    done = len(scans) - len(missing)
+    for _ in tqdm(made, "scans", len(scans), initial=done, disable=not progress):
         pass

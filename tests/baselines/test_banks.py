@@ -72,7 +72,7 @@ def test_side_by_side_reads_what_is_asked_for():
 
 def test_the_concatenated_bank_is_one_coreset_of_both():
     feat = random_features(50, dims=(3, 5))
-    bank = fit_concat_bank(feat, BankConfig(bank_fraction=0.2))
+    bank = fit_concat_bank(feat, BankConfig(bank_fraction=0.2), False, None)
     assert bank.prototypes.shape == (10, 8)
     assert torch.equal(bank.prototypes, SideBySide(feat)[:][bank.rows])
 
@@ -103,17 +103,6 @@ def test_reweighted_stays_finite_where_exponentials_do_not(scale):
     assert reweighted(0.1 * scale, torch.tensor([0.9 * scale]), 1, far, 2) == pytest.approx(
         0.1 * scale, rel=1e-3
     )
-
-
-def test_a_lone_prototype_weighs_more_than_one_among_many():
-    """The same distance to the nearest prototype; of one, the neighbours are far away."""
-    among = torch.cat([torch.zeros(1, 2), 0.1 * random_features(8, dims=(2, 2))["pcd"]])
-    lone = torch.tensor([[50.0, 0.0]])
-    bank = MemoryBank(torch.cat([among, lone]), torch.arange(10))
-    s = 2.0
-    crowd = reweighted(s, torch.tensor([0.0, s]), 0, bank, 5)
-    alone = reweighted(s, torch.tensor([50.0, s]), 9, bank, 5)
-    assert 0 < crowd < 0.9 * s < alone <= s
 
 
 def test_reweighted_never_exceeds_the_distance():

@@ -2,21 +2,27 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
 from g2sf_lib.baselines import cfm as module
-from g2sf_lib.baselines.cfm import Crossmodal, train_cfm
-from g2sf_lib.config import CFMConfig
+from g2sf_lib.baselines.cfm import CFM, Crossmodal
+from g2sf_lib.config import make_config
 from g2sf_lib.memory import Rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 DIMS = {"pcd": 9, "rgb": 14}
-SETTINGS = CFMConfig(cfm_epochs=20, cfm_batch_size=64, cfm_learning_rate=3e-3)
-CPU = torch.device("cpu")
+
+
+def train(feat, epochs=2, seed=0, folder=None):
+    """The networks, trained on standardised features of normal cells."""
+    settings = {"cfm_epochs": epochs, "cfm_batch_size": 64, "cfm_learning_rate": 3e-3}
+    cfm = CFM(make_config("smoke", device="cpu", seed=seed, **settings))
+    return cfm.fit(SimpleNamespace(standard=feat), folder).network
 
 
 def world(num, seed):
@@ -33,7 +39,7 @@ def world(num, seed):
 
 @pytest.fixture(scope="module")
 def trained():
-    return train_cfm(world(1500, 0), SETTINGS, 0, CPU)
+    return train(world(1500, 0), epochs=20)
 
 
 def auroc(trained, normal, odd):
@@ -74,37 +80,6 @@ def test_errors_and_score_by_hand():
     assert torch.allclose(cfm.errors(feat), expected, atol=1e-6)
 
 
-def test_networks_have_the_published_widths():
-    cfm = Crossmodal({"pcd": 11, "rgb": 21})
-    shapes = [tuple(layer.weight.shape) for layer in cfm.to_rgb if hasattr(layer, "weight")]
-    assert shapes == [(16, 11), (16, 16), (21, 16)]
-
-
-def test_the_loss_falls_from_that_of_strangers():
-    feat = world(600, 0)
-    losses = {}
-
-    def keep(*args, **more):
-        losses["all"] = original(*args, **more)
-        return losses["all"]
-
-    original = module.train_epochs
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "train_epochs", keep)
-        train_cfm(feat, SETTINGS, 0, CPU)
-    assert losses["all"][0] > 1  # two directions, each about a right angle
-    assert losses["all"][-1] < 0.3 * losses["all"][0]
-
-
-def test_the_scale_of_a_feature_does_not_matter(trained):
-    """Only directions are compared: the truth may be of any length where nothing reads it."""
-    feat = world(50, 1)
-    longer = {"pcd": feat["pcd"], "rgb": 10 * feat["rgb"]}
-    assert torch.allclose(
-        trained.errors(longer)[:, 1], trained.errors(feat)[:, 1], atol=1e-6
-    )  # predicted from the points, which are the same
-
-
 def test_cells_scored_in_blocks_are_those_of_each(trained, monkeypatch):
     feat = world(50, 4)
     whole = trained.errors(feat)
@@ -115,52 +90,26 @@ def test_cells_scored_in_blocks_are_those_of_each(trained, monkeypatch):
 
 def test_rows_train_and_score_as_tensors_do(bytes_of):
     feat = {mod: value.half() for mod, value in world(300, 0).items()}
-    settings = SETTINGS.replace(cfm_epochs=3)
     rows = {mod: Rows([value[:100], value[100:]]) for mod, value in feat.items()}
-    whole = train_cfm(feat, settings, 0, CPU)
-    by_rows = train_cfm(rows, settings, 0, CPU)
+    whole, by_rows = train(feat), train(rows)
     assert bytes_of(by_rows.state_dict()) == bytes_of(whole.state_dict())
     assert torch.equal(by_rows.errors(rows), whole.errors(feat))
 
 
-def test_only_batches_of_cells_are_ever_read(monkeypatch):
-    rows = {mod: Rows([value]) for mod, value in world(1000, 0).items()}
-    sizes = []
-    read = Rows.__getitem__
-
-    def watched(self, which):
-        found = read(self, which)
-        sizes.append(len(found))
-        return found
-
-    monkeypatch.setattr(Rows, "__getitem__", watched)
-    train_cfm(rows, SETTINGS.replace(cfm_epochs=2), 0, CPU)
-    assert max(sizes) <= 112 and sum(sizes) == 2 * 2 * 1000
-
-
 def test_same_seed_same_bytes_other_seed_other_bytes(bytes_of):
-    feat, settings = world(200, 0), SETTINGS.replace(cfm_epochs=2)
     torch.manual_seed(1)
-    first = train_cfm(feat, settings, 0, CPU).state_dict()
+    first = bytes_of(train(world(200, 0)).state_dict())
     torch.manual_seed(2)
-    assert bytes_of(train_cfm(feat, settings, 0, CPU).state_dict()) == bytes_of(first)
-    assert bytes_of(train_cfm(feat, settings, 1, CPU).state_dict()) != bytes_of(first)
+    assert bytes_of(train(world(200, 0)).state_dict()) == first
+    assert bytes_of(train(world(200, 0), seed=1).state_dict()) != first
 
 
 def test_an_interrupted_training_ends_with_the_same_bytes(tmp_path, kill_after, bytes_of):
-    feat, settings = world(200, 0), SETTINGS.replace(cfm_epochs=5)
-    path = tmp_path / "cfm.safetensors"
+    feat = world(200, 0)
     with kill_after(2):
-        train_cfm(feat, settings, 0, CPU, path)
-    again = train_cfm(feat, settings, 0, CPU, path)
-    assert bytes_of(again.state_dict()) == bytes_of(train_cfm(feat, settings, 0, CPU).state_dict())
-
-
-def test_features_that_are_not_finite_stop_the_training():
-    feat = world(100, 0)
-    feat["rgb"][7, 3] = torch.nan
-    with pytest.raises(FloatingPointError, match="CFM: .*lower its learning rate"):
-        train_cfm(feat, SETTINGS.replace(cfm_epochs=1), 0, CPU)
+        train(feat, 5, folder=tmp_path)
+    again = train(feat, 5, folder=tmp_path)
+    assert bytes_of(again.state_dict()) == bytes_of(train(feat, 5).state_dict())
 
 
 @pytest.mark.gpu

@@ -2,15 +2,14 @@ import subprocess
 import sys
 
 import numpy as np
-import pandas as pd
 import pytest
 import tifffile
 from halcon import write_points
 from PIL import Image
 
 from g2sf_lib.config import CATEGORIES
-from g2sf_lib.datasets import DATASETS, SPLITS, reader
-from g2sf_lib.datasets.check import Report, check, main
+from g2sf_lib.datasets import SPLITS, reader
+from g2sf_lib.datasets.check import check, main
 
 CATEGORY = {"mvtec3d": "bagel", "eyecandies": "CandyCane", "folder": "my part"}
 
@@ -316,51 +315,7 @@ def test_a_root_without_categories_is_a_problem(tmp_path):
     assert line.startswith(f"{tmp_path}: no category found; expected <category>/train")
 
 
-def test_a_category_that_is_not_there_is_a_problem(tmp_path, mvtec_tree):
-    mvtec_tree(tmp_path, side=(20, 30))
-    report = check("mvtec3d", tmp_path, ["bagel", "bagel", "foam", "gasket"])
-    assert report.counts["category"].tolist() == ["bagel"] * 3
-    assert report.problems == [
-        f"{tmp_path / name}: no category of that name; found bagel" for name in ("foam", "gasket")
-    ]
-
-
 # ---------------------------------------------------------------- counts
-
-
-def counts(names, num, published):
-    rows = [(name, split, num, 0, num, 0, published) for name in names for split in SPLITS]
-    columns = ["category", "split", "good", "defective", "all", "problems", "published"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-@pytest.mark.parametrize("dataset", ["mvtec3d", "eyecandies"])
-def test_counts_are_set_beside_the_published_ones(dataset):
-    whole = counts(CATEGORIES[dataset], 0, 0)
-    published = [num for three in DATASETS[dataset].published.values() for num in three]
-    whole["good"] = whole["all"] = whole["published"] = published
-    report = Report(dataset, whole, [], [])
-    assert report.notes() == []
-    lines = [line.split() for line in report.table().splitlines()]
-    assert lines[0][0] == "category" and len(lines) == 1 + 30 + 3
-    # facts.md, section 1: what all categories sum up to
-    sums = {"mvtec3d": [2656, 294, 1197], "eyecandies": [10000, 1000, 500]}[dataset]
-    assert [line[-1] for line in lines[-3:]] == [str(num) for num in sums]
-    part = whole[:27].copy()
-    part.loc[26, "all"] = 16
-    notes = Report(dataset, part, [], ["notes"]).notes()
-    name, num = CATEGORIES[dataset][8], published[26]
-    assert notes == [
-        f"{name}/test: 16 scans; published {num}",
-        "not read, beside the categories: notes",
-        f"not looked at: {CATEGORIES[dataset][9]}",
-    ]
-
-
-def test_folder_has_no_published_counts():
-    report = Report("folder", counts(("a", "b"), 3, "-"), [], [])
-    assert report.notes() == []
-    assert report.table().splitlines()[-1].split() == ["all", "2", "test", "6", "0", "6", "0", "-"]
 
 
 # ---------------------------------------------------------------- command line
@@ -380,15 +335,6 @@ def test_command_reads_by_all_cores_and_succeeds(tmp_path, make_tree):
     assert "note: CandyCane/test: 3 scans; published 50" in lines
     assert lines[-1] == "no problem found"
     assert "6/6" in done.stderr and "Traceback" not in done.stderr
-
-
-def test_command_takes_some_categories(tmp_path, mvtec_tree, capsys):
-    root = mvtec_tree(tmp_path, ("bagel", "foam", "rope"), side=(20, 30))
-    cut(root / "foam/train/good/xyz/002.tiff")
-    place = ["--dataset", "mvtec3d", "--data-root", str(root), "--workers", "1"]
-    assert main([*place, "--category", "rope", "--category", "bagel"]) == 0
-    assert "foam " not in capsys.readouterr().out
-    assert main([*place, "--category", "foam"]) == 1
 
 
 @pytest.mark.parametrize(

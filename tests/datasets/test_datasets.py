@@ -8,7 +8,7 @@ from g2sf_lib.datasets import DATASETS, ScanError, category_names, in_processes,
 
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_every_data_set_has_a_reader(dataset):
-    for name in ("find_scans", "list_scans", "read_scan"):
+    for name in ("find_scans", "read_scan"):
         assert callable(getattr(reader(dataset), name))
     category = CATEGORIES.get(dataset, ("any",))[0]
     assert make_config(dataset=dataset, data_root="x", category=category).dataset == dataset

@@ -43,18 +43,12 @@ def scan_rgb():
 def pointmae_checkpoint():
     """Writes a file laid out like the official one, from a network's own weights."""
 
-    def write(path, net, *, drop=(), add=None):
+    def write(path, net, *, drop=(), add=()):
         state = {f"module.MAE_encoder.{key}": value for key, value in net.state_dict().items()}
-        decoder = (
-            "mask_token",
-            "decoder_pos_embed.0.weight",
-            "MAE_decoder.blocks.0.attn.qkv.weight",
-            "increase_dim.0.bias",
-        )
-        state |= {f"module.{key}": torch.ones(3) for key in decoder}
-        for key in drop:
-            del state[key]
-        torch.save({"base_model": state | (add or {}), "epoch": 300}, path)
+        decoder = ("mask_token", "decoder_pos_embed.0.weight", "MAE_decoder.blocks.0.attn.qkv.bias")
+        state |= {f"module.{key}": torch.ones(1) for key in (*decoder, *add)}
+        kept = {key: value for key, value in state.items() if key not in drop}
+        torch.save({"base_model": kept, "epoch": 300}, path)
         return path
 
     return write

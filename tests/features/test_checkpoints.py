@@ -1,18 +1,15 @@
 """Weight files as people have them are read by both loaders, or refused in one clear line."""
 
 import os
-import pickle
 import re
 import zipfile
 from argparse import Namespace
-from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
 
 from g2sf_lib.config import make_config
 from g2sf_lib.features import pointmae
@@ -46,11 +43,11 @@ def read_points(path):
     return net.state_dict()
 
 
-def read_colour(path, name=VIT):
+def read_colour(path):
+    size = timm.get_pretrained_cfg(VIT).input_size[-1]
     config = make_config().features
-    size = timm.get_pretrained_cfg(name).input_size[-1]
     return load_model(
-        replace(config, rgb_model=name, rgb_weights=str(path), rgb_size=size)
+        config.replace(rgb_model=VIT, rgb_weights=str(path), rgb_size=size)
     ).state_dict()
 
 
@@ -60,9 +57,9 @@ def make_points():
     return state, {"base_model": prefixed("module.MAE_encoder.", state), **BESIDE}
 
 
-def make_colour(name=VIT):
+def make_colour():
     torch.manual_seed(1)
-    state = timm.create_model(name, pretrained=False).state_dict()
+    state = timm.create_model(VIT, pretrained=False).state_dict()
     return state, {"state_dict": prefixed("module.", state), **BESIDE}
 
 
@@ -86,8 +83,6 @@ both = pytest.mark.parametrize(
     [(make_points, read_points), (make_colour, read_colour)],
     ids=["points", "colour"],
 )
-
-# --- what is read ---
 
 
 @both
@@ -114,7 +109,6 @@ DINO = {
         "dino_loss": {"center": torch.zeros(1, 8)},
         **BESIDE,
     },
-    "teacher": lambda right, wrong: {"teacher": prefixed("module.backbone.", right)},
     "student alone": lambda right, wrong: {
         "student": prefixed("module.backbone.", right) | projection("module.")
     },
@@ -123,7 +117,6 @@ DINO = {
     "nested": lambda right, wrong: {
         "model": {"student": wrong, "teacher": prefixed("backbone.", right)}
     },
-    "bare, wrapped": lambda right, wrong: prefixed("module.backbone.", right),
     "bare": lambda right, wrong: right,
 }
 
@@ -136,20 +129,6 @@ def test_every_layout_of_dino_gives_its_teacher(tmp_path, layout):
     assert_same(read_colour(tmp_path / "dino.pth"), right)
 
 
-def test_a_training_file_fits_timms_dino_which_has_no_classifier(tmp_path):
-    name = "vit_small_patch16_224.dino"
-    right, _ = make_colour(name)
-    assert not any(key.startswith("head.") for key in right)
-    torch.save(DINO["training"](right, {}), tmp_path / "checkpoint.pth")
-    assert_same(read_colour(tmp_path / "checkpoint.pth", name), right)
-
-
-def test_wrapped_names_in_safetensors(tmp_path):
-    right, _ = make_colour()
-    save_file(prefixed("backbone.", right) | projection(""), tmp_path / "dino.safetensors")
-    assert_same(read_colour(tmp_path / "dino.safetensors"), right)
-
-
 @both
 def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, make, read):
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -158,9 +137,6 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, make, read):
     assert_same(read("~/mine.pth"), state)
     with pytest.raises(WeightsError, match="~nobody-of-this-name/mine.pth"):
         read("~nobody-of-this-name/mine.pth")
-
-
-# --- what is refused ---
 
 
 class Calls:
@@ -201,10 +177,8 @@ DAMAGED = {
     "another zip": write_zip,
     "half a zip": halved(),
     "half a stream": halved(_use_new_zipfile_serialization=False),
-    "a plain pickle": written(pickle.dumps({"base_model": [1.5, "two"]}, protocol=5)),
     "a pickle of torch, protocol 4": saved({"norm.bias": torch.ones(1)}, pickle_protocol=4),
     "a list": lambda path: torch.save([1, 2], path),
-    "a number": lambda path: torch.save(3, path),
     "numbers, no tensors": saved({"norm.bias": np.float64(1), 3: 4}),
     "a table that is none": saved("norm.bias"),
 }
@@ -221,7 +195,7 @@ def assert_refused(read, path):
     with pytest.raises(WeightsError) as caught:
         read(path)
     text, cause = str(caught.value), caught.value.__cause__
-    assert str(path) in text and "\n" not in text
+    assert path.name in text and "\n" not in text
     # Neither the line nor what a notebook prints above it has torch's advice.
     assert "weights_only" not in f"{text} {cause}" and "safe_globals" not in f"{text} {cause}"
     assert caught.value.__suppress_context__ or caught.value.__context__ is None

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -15,7 +13,7 @@ def test_a_plane_has_one_bin_in_each_histogram():
     # Between parallel normals on a plane all three angles are 0: the middle one of 11 bins.
     row, column = np.mgrid[:64, :64]
     plane = np.stack([(column - 30) * 1e-3, (row - 34) * 1e-3, np.full((64, 64), 0.5)], axis=-1)
-    config = replace(CONFIG, fpfh_grid=64, grid_size=8)
+    config = CONFIG.replace(fpfh_grid=64, grid_size=8)
     feat, foreground = fpfh_patches(plane.astype(np.float32), config)
     expected = torch.zeros(33)
     expected[[5, 16, 27]] = 1
@@ -23,32 +21,10 @@ def test_a_plane_has_one_bin_in_each_histogram():
     torch.testing.assert_close(feat, expected.expand(64, 33))
 
 
-def test_shapes_range_and_zero_background(scan_xyz):
-    xyz = scan_xyz()
-    feat, foreground = fpfh_patches(xyz, CONFIG)
-    assert feat.shape == (784, 33) and feat.dtype == torch.float32
-    assert foreground.shape == (784,) and foreground.dtype == torch.bool
-    assert 0 <= feat.min() and feat.max() <= 1
-    assert not feat[~foreground].any()
-    # A root histogram has norm 1, and a mean of unit vectors at most that.
-    norms = feat[foreground].unflatten(1, (3, 11)).norm(dim=2)
-    assert norms.max() <= 1 + 1e-6 and norms.min() > 0.5
-
-
-def test_foreground_is_where_a_cell_holds_a_point(scan_xyz):
-    xyz = scan_xyz(size=112)  # a cell of the 28 x 28 grid is exactly 4 x 4 px
-    config = replace(CONFIG, fpfh_grid=56)
-    _, foreground = fpfh_patches(xyz, config)
-    for cell in range(784):
-        row, column = divmod(cell, 28)
-        block = xyz[4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
-        assert foreground[cell] == bool((block != 0).any()), cell
-
-
 def test_a_cell_is_the_mean_over_its_points(scan_xyz):
     xyz = scan_xyz(size=64)
-    fine, has_point = fpfh_patches(xyz, replace(CONFIG, fpfh_grid=32, grid_size=32))
-    coarse, foreground = fpfh_patches(xyz, replace(CONFIG, fpfh_grid=32, grid_size=8))
+    fine, has_point = fpfh_patches(xyz, CONFIG.replace(fpfh_grid=32, grid_size=32))
+    coarse, foreground = fpfh_patches(xyz, CONFIG.replace(fpfh_grid=32, grid_size=8))
     fine, has_point = fine.reshape(32, 32, 33), has_point.reshape(32, 32)
     for cell in range(64):
         row, column = (4 * part for part in divmod(cell, 8))
@@ -57,19 +33,6 @@ def test_a_cell_is_the_mean_over_its_points(scan_xyz):
         if inside.any():
             expected = fine[row : row + 4, column : column + 4][inside].mean(0)
             torch.testing.assert_close(coarse[cell], expected)
-
-
-@pytest.mark.parametrize("cell", [(7, 16), (17, 21)])
-def test_a_bump_changes_the_cell_where_it_is(scan_xyz, cell):
-    centre = [(part + 0.5) * 256 / 28 - 0.5 for part in cell]
-    plain, foreground = fpfh_patches(scan_xyz(), CONFIG)
-    bumpy, _ = fpfh_patches(scan_xyz(bump=(*centre, 0.0015, 4)), CONFIG)
-    change = (bumpy - plain).norm(dim=1).reshape(28, 28)
-    assert divmod(int(change.argmax()), 28) == cell
-    row, column = cell
-    mirrored = [(row, 27 - column), (27 - row, column), (column, row), (27 - column, 27 - row)]
-    assert foreground.reshape(28, 28)[column, row]  # else the next line would say nothing
-    assert all(change[other] < 0.02 * change[cell] for other in mirrored)
 
 
 def test_turning_the_scene_about_the_camera_changes_nothing(scan_xyz):
@@ -86,41 +49,20 @@ def test_turning_the_scene_about_the_camera_changes_nothing(scan_xyz):
 def test_the_order_of_duplicates_and_their_number_do_not_matter(scan_xyz):
     xyz = scan_xyz(size=64)
     fourfold = xyz.repeat(2, axis=0).repeat(2, axis=1)
-    once, _ = fpfh_patches(xyz, replace(CONFIG, fpfh_grid=64, grid_size=16))
-    four, _ = fpfh_patches(fourfold, replace(CONFIG, fpfh_grid=128, grid_size=16))
+    once, _ = fpfh_patches(xyz, CONFIG.replace(fpfh_grid=64, grid_size=16))
+    four, _ = fpfh_patches(fourfold, CONFIG.replace(fpfh_grid=128, grid_size=16))
     assert torch.isfinite(four).all()
     torch.testing.assert_close(four, once)
 
 
-def test_a_lonely_point_is_background(scan_xyz):
-    xyz = scan_xyz()
-    assert not xyz[4, 4].any()
-    xyz[4, 4] = (0.3, 0.3, 0.2)  # far from every other point
-    feat, foreground = fpfh_patches(xyz, CONFIG)
-    assert not foreground[0] and torch.isfinite(feat).all()
-
-
-def test_a_scan_need_not_be_square(scan_xyz):
-    xyz = np.concatenate([scan_xyz(size=128), np.zeros((64, 128, 3), np.float32)])
-    _, foreground = fpfh_patches(xyz, replace(CONFIG, fpfh_grid=64, grid_size=24))
-    _, square = fpfh_patches(xyz[:128], replace(CONFIG, fpfh_grid=64, grid_size=24))
-    rows = foreground.reshape(24, 24).any(1)
-    assert rows[:16].any() and not rows[16:].any()
-    assert torch.equal(foreground.reshape(24, 24).any(0), square.reshape(24, 24).any(0))
-
-
-@pytest.mark.parametrize("num", [0, 1, 39])
-def test_too_few_points_are_refused_by_name(num):
+@pytest.mark.parametrize("num", [0, 39])
+def test_too_few_or_broken_points_are_refused_by_name(scan_xyz, num):
     xyz = np.zeros((128, 128, 3), np.float32)
     xyz[64, :num] = np.arange(1, num + 1)[:, None] * 1e-4 + 0.4
     with pytest.raises(ScanError, match=rf"test/cut/007: {num} points .* at least .* = 40"):
         fpfh_patches(xyz, CONFIG, name="test/cut/007")
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_point_that_is_not_finite_is_refused_by_name(scan_xyz, bad):
     xyz = scan_xyz()
-    xyz[128, 128, 1] = bad
+    xyz[128, 128, 1] = (np.nan, np.inf)[num > 0]
     with pytest.raises(ScanError, match="train/good/000: points with NaN or infinite"):
         fpfh_patches(xyz, CONFIG, name="train/good/000")
 
@@ -128,7 +70,9 @@ def test_a_point_that_is_not_finite_is_refused_by_name(scan_xyz, bad):
 def test_wanted_cells_get_what_they_get_among_all(scan_xyz):
     """Bit for bit but for the order of sums: what is left out is too far to be seen."""
     xyz = scan_xyz()
+    xyz[4, 4] = (0.3, 0.3, 0.2)  # far from every other point, so background
     whole, foreground = fpfh_patches(xyz, CONFIG)
+    assert not foreground[0] and not whole[~foreground].any() and whole.max() <= 1
     inside = torch.nonzero(foreground)[:, 0]
     wanted = torch.zeros(784, dtype=torch.bool)
     wanted[inside[[3, 40, 41, -5]]] = True
