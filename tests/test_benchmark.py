@@ -32,7 +32,7 @@ from g2sf_lib.benchmark import (
 from g2sf_lib.cells import counted_cells
 from g2sf_lib.config import ConfigError, make_config, with_settings
 from g2sf_lib.detector import G2SF
-from g2sf_lib.experiments import load_features, patch_file, run_bank, run_lspn, untrained
+from g2sf_lib.experiments import load_banks, load_features, patch_file, run_bank, run_lspn
 from g2sf_lib.features import save_patches
 from g2sf_lib.stages import SCORES, done_file, scans_dir, stage_dir
 from g2sf_lib.store import StoredFileError
@@ -289,7 +289,9 @@ def test_the_variant_is_g2sf_trained_on_the_other_pastes_with_the_same_banks(sco
     config, scores, _ = scored
     other = with_other_pastes(config.replace(seed=1))
     assert other.synthesis.paste_in == "both" and config.synthesis.paste_in == "either"
-    detector = untrained(other)
+    detector, banks = G2SF(other), load_banks(config)
+    detector.standardiser = banks.standardiser
+    detector.banks = {mod: banks.banks[mod] for mod in ("pcd", "rgb")}
     detector.fit_metric(load_features(other, "train")[0], *load_features(other, "synthetic"))
     for number, patches in enumerate(load_features(config, "test")[0]):
         expected = detector.predict_patches(patches)
