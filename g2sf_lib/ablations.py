@@ -164,15 +164,9 @@ def run_variants(
     Variants share all that their settings leave alone: features, banks, neighbours and synthetic
     anomalies, and the run's own trainings where a variant changes nothing of them.
 
-    Args:
-        config: of the run; its category and seed are not read.
-        variants: rows.
-        categories: those that take part; None: all that are there. A text that holds a list will
-            do, here and for the seeds.
-        seeds: training seeds.
-        quantities: what is measured of each, as in `quantities.checked_quantity`; None: the fused
-            score after each kept epoch of the training.
-        progress: whether a progress bar is shown.
+    Categories are by default all that are there; a text that holds a list will do, as for seeds.
+    What is measured of each are `quantities` (see `quantities.checked_quantity`), or, for None, the
+    fused score after each kept epoch of the training.
 
     Returns:
         A row a variant, category, seed and quantity or epoch: ``variant``, and the columns of
@@ -217,12 +211,8 @@ def summary(
 ) -> dict[str, Any]:
     """Return what is kept of an ablation, as plain values, and where they come from.
 
-    Args:
-        config: of the run.
-        rows: of `run_variants`; the column `key` says what differs.
-        reference: the row that ``effects`` are differences from.
-        key: a column.
-        metrics: None: all metrics of scores, of which `METRIC_NAMES` are compared.
+    ``effects`` are differences from the row `reference`; the column `key` says what differs. By
+    default all metrics of scores are kept, and `METRIC_NAMES` compared.
     """
     compared = list(metrics or METRIC_NAMES)
     metrics = list(metrics or metric_columns(rows))

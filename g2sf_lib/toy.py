@@ -1,8 +1,7 @@
 """Chapter 12: a toy with two numbers a modality, in which the learned metric can be drawn.
 
-Everything that the book trains on features of hundreds of numbers is here trained on points of a
-plane, one plane a modality, by the same code: banks, cells, LSPN, losses, aggregation. A normal
-cell has a place on a curve, the same in both planes; an anomaly stands off the curve.
+Points of a plane, one plane a modality, are trained on by the code of every chapter. A normal cell
+has a place on a curve, the same in both planes; an anomaly stands off the curve.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -65,14 +64,8 @@ class ToySettings(BaseModel, frozen=True, extra="forbid", strict=True):
         return self
 
 
-# ---------------------------------------------------------------- the planes
-
-
 def curve(mod: str, t: Any) -> np.ndarray:
-    """Return where (N, 2) normal cells of the places `t` (N,) in [0, 1] lie.
-
-    It is half a circle for points, and a wave for RGB.
-    """
+    """Return where (N, 2) normal cells of places `t` (N,) in [0, 1] lie: a half circle, a wave."""
     t = np.asarray(t, dtype=float)
     if mod == "pcd":
         angle = np.pi * (1 - t)
@@ -88,8 +81,7 @@ def along(mod: str, t: Any) -> np.ndarray:
 
 def across(mod: str, t: Any) -> np.ndarray:
     """Return the unit direction (N, 2) off the curve, `along` turned by a right angle."""
-    forward = along(mod, t)
-    return np.stack([-forward[..., 1], forward[..., 0]], axis=-1)
+    return along(mod, t)[..., ::-1] * [-1, 1]
 
 
 def other(mod: str) -> str:
@@ -99,23 +91,14 @@ def other(mod: str) -> str:
 
 @dataclass(frozen=True)
 class Toy:
-    """Points of both planes, the banks, and the cells that are trained and judged on.
-
-    Attributes:
-        settings: that it was made with.
-        bank: mod -> `MemoryBank` of `num_prototypes` normal points.
-        place: mod -> (B,) place on the curve of each prototype.
-        partner: mod -> (B,) prototype of the other modality that belongs to each.
-        cells: labelled training cells with 2k + 1 neighbourhoods, in made-up images.
-        tests: kind of anomaly -> cells with k + 1 neighbourhoods that no training sees.
-    """
+    """Points of both planes, the banks, and the cells that are trained and judged on."""
 
     settings: ToySettings
-    bank: dict[str, MemoryBank]
-    place: dict[str, np.ndarray]
-    partner: dict[str, Tensor]
-    cells: Cells
-    tests: dict[str, Cells]
+    bank: dict[str, MemoryBank]  # of normal points
+    place: dict[str, np.ndarray]  # mod -> (B,) place on the curve of each prototype
+    partner: dict[str, Tensor]  # mod -> (B,) prototype of the other modality that belongs to each
+    cells: Cells  # for training, with 2k + 1 neighbourhoods, in made-up images
+    tests: dict[str, Cells]  # kind of anomaly -> unseen cells with k + 1 neighbourhoods
 
     @property
     def points(self) -> dict[str, np.ndarray]:
@@ -138,12 +121,11 @@ def _points(rng: np.random.Generator, images: int, anomalies_in: str, anomalous:
     num = images * _CELLS
     place = rng.uniform(0, 1, num)
     is_anomalous = np.arange(num) % _CELLS < anomalous
-    kind = rng.integers(3, size=num)
-    if anomalies_in != "either":
-        kind = np.full(num, KINDS.index(anomalies_in))
+    kind = np.array(KINDS)[rng.integers(3, size=num)]
+    kind = kind if anomalies_in == "either" else np.full(num, anomalies_in)
     feat = {}
     for mod in MODALITIES:
-        is_off = is_anomalous & ((kind == 0) | (kind == KINDS.index(mod)))
+        is_off = is_anomalous & np.isin(kind, ["both", mod])
         off = rng.choice([-1.0, 1.0], num) * rng.uniform(*_OFF, num)
         reach = rng.normal(0, _NOISE, num) + np.where(is_off, off, 0.0)
         where = curve(mod, place) + reach[:, None] * across(mod, place)
@@ -158,58 +140,44 @@ def make_toy(settings: ToySettings) -> Toy:
     rows = {mod: greedy_coreset(normal[mod], settings.num_prototypes) for mod in MODALITIES}
     bank = {mod: MemoryBank(normal[mod][rows[mod]], rows[mod]) for mod in MODALITIES}
     # A prototype is a normal point, and that point has a feature in the other plane too.
-    partner = {
-        mod: bank[other(mod)].query(normal[other(mod)][rows[mod]], 1)[0][:, 0] for mod in MODALITIES
-    }
+    mates = {mod: (bank[other(mod)], normal[other(mod)][rows[mod]]) for mod in MODALITIES}
+    partner = {mod: mate.query(points, 1)[0][:, 0] for mod, (mate, points) in mates.items()}
 
     def cells(images: int, kind: str, num: int) -> Cells:
         _, feat, is_anomalous, image = _points(rng, images, kind)
         return Cells(feat, *query_banks(bank, feat, num), is_anomalous, image)
 
-    return Toy(
-        settings,
-        bank,
-        {mod: place[rows[mod].numpy()] for mod in MODALITIES},
-        partner,
-        cells(_IMAGES, settings.anomalies_in, 2 * settings.k + 1),
-        {kind: cells(_TEST_IMAGES, kind, settings.k + 1) for kind in KINDS},
-    )
-
-
-# ---------------------------------------------------------------- the metric, drawn and judged
+    places = {mod: place[rows[mod].numpy()] for mod in MODALITIES}
+    training = cells(_IMAGES, settings.anomalies_in, 2 * settings.k + 1)
+    tests = {kind: cells(_TEST_IMAGES, kind, settings.k + 1) for kind in KINDS}
+    return Toy(settings, bank, places, partner, training, tests)
 
 
 def pair_scale_factors(
-    metric: Metric, toy: Toy, mod: str, direction: np.ndarray, partner: Tensor | None = None
+    metric: Metric, toy: Toy, mod: str, direction: np.ndarray, partner: Tensor
 ) -> np.ndarray:
-    """Return w (B, A) in the plane of one modality, with the other one on its prototype.
+    """Return w (B, A) of unit directions (B, A, 2) from each prototype in one plane.
 
-    Args:
-        metric: trained or not.
-        toy: with the prototypes.
-        mod: whose plane.
-        direction: (B, A, 2) unit directions from each prototype.
-        partner: (B,) prototypes of the other modality; None: those that belong together.
+    The other modality lies on its prototype `partner` (B,).
     """
     num, angles = direction.shape[:2]
-    row = torch.arange(num).repeat_interleave(angles)
-    pair = (toy.partner[mod] if partner is None else partner)[row]
-    step = torch.tensor(direction, dtype=torch.float32).reshape(-1, 2)
-    feat = {mod: toy.bank[mod].prototypes[row] + step}
-    feat[other(mod)] = toy.bank[other(mod)].prototypes[pair]
-    index = {mod: row[:, None], other(mod): pair[:, None]}
-    s = torch.zeros(len(row), 1, len(MODALITIES))
-    s[..., MODALITIES.index(mod)] = 1.0  # and 0 in the other modality: no direction there
+    index = {mod: torch.arange(num).repeat_interleave(angles)}
+    index[other(mod)] = partner[index[mod]]
+    feat = {name: toy.bank[name].prototypes[rows] for name, rows in index.items()}
+    feat[mod] = feat[mod] + torch.tensor(direction, dtype=torch.float32).reshape(-1, 2)
+    m = MODALITIES.index(mod)
+    s = torch.zeros(num * angles, 1, len(MODALITIES))
+    s[..., m] = 1.0  # and 0 in the other modality: no direction there
+    index = {name: rows[:, None] for name, rows in index.items()}
     w = metric.scale_factors(feat, toy.bank, index, s)
-    return w[:, 0, MODALITIES.index(mod)].reshape(num, angles).numpy()
+    return w[:, 0, m].reshape(num, angles).numpy()
 
 
 def unit_balls(metric: Metric, toy: Toy) -> dict[str, np.ndarray]:
     """Return mod -> (B, 49, 2), closed lines: the ball of the metric around every prototype.
 
-    It is where l = level while the other modality lies on its prototype (s = 0 there). In the
-    direction d its radius is level s_mean / (sigma w(d)), by Eq. 2 and 3: w does not depend on the
-    distance. A circle for w = 1.
+    It is where l = level while the other modality lies on its prototype (s = 0 there): its radius
+    is level s_mean / (sigma w(d)), by Eq. 2 and 3. A circle for w = 1.
     """
     angle = np.linspace(0, 2 * np.pi, _ANGLES + 1)
     circle = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
@@ -217,18 +185,17 @@ def unit_balls(metric: Metric, toy: Toy) -> dict[str, np.ndarray]:
     for m, mod in enumerate(MODALITIES):
         centre = toy.prototypes[mod][:, None]
         direction = np.repeat(circle[None], len(centre), axis=0)
-        w = pair_scale_factors(metric, toy, mod, direction)
+        w = pair_scale_factors(metric, toy, mod, direction, toy.partner[mod])
         scale = toy.settings.level * float(metric.s_mean[m] / metric.sigma()[m].detach())
         balls[mod] = centre + (scale / w)[..., None] * direction
     return balls
 
 
 def shape_of_balls(metric: Metric, toy: Toy) -> dict[str, float]:
-    """Return mean w of both planes in three cases, which say what the balls look like.
+    """Return mean w of prototypes not at an end, ``along`` the curve, ``across``, ``mismatched``.
 
-    These are ``w along`` the curve and ``w across`` it, over prototypes that are not the ends of
-    the curve, and ``w mismatched`` in all four directions where the prototype of the other modality
-    is the farthest on the curve instead of the one that belongs to it.
+    The last one is in all four directions, with the prototype of the other modality that is the
+    farthest on the curve instead of the one that belongs to it.
     """
     found = []
     for mod in MODALITIES:
@@ -239,7 +206,7 @@ def shape_of_balls(metric: Metric, toy: Toy) -> dict[str, float]:
         inner = np.argsort(place)[1:-1]
         w, mismatched = (
             pair_scale_factors(metric, toy, mod, direction, partner)[inner]
-            for partner in (None, wrong)
+            for partner in (toy.partner[mod], wrong)
         )
         found.append((w[:, [0, 2]].mean(), w[:, [1, 3]].mean(), mismatched.mean()))
     names = ("w along", "w across", "w mismatched")
@@ -247,10 +214,7 @@ def shape_of_balls(metric: Metric, toy: Toy) -> dict[str, float]:
 
 
 def toy_aurocs(metric: Metric, toy: Toy, is_plain: bool = False) -> dict[str, float]:
-    """Return kind of anomaly -> AUROC over test cells that no training sees.
-
-    With `is_plain` w = 1 and sigma = 1/2 are put in the place of what was learned.
-    """
+    """Return kind of anomaly -> AUROC over test cells; `is_plain`: of w = 1 and sigma = 1/2."""
     areas = {}
     for kind, cells in toy.tests.items():
         ell = (cells.s / metric.s_mean).sum(-1) / 2 if is_plain else ell_of(metric, toy, cells)
@@ -274,44 +238,32 @@ def scores_at(metric: Metric, toy: Toy, where: dict[str, np.ndarray]):
     return {how: aggregate(ell, how).numpy() for how in AGGREGATIONS}, neighbours
 
 
-# ---------------------------------------------------------------- training
-
-
 @dataclass(frozen=True)
 class ToyState:
-    """The metric at the end of an epoch (0: untrained), its balls, and what they come to.
-
-    ``numbers`` are `sigma pcd`, `sigma rgb`, those of `shape_of_balls`, and `AUROC` of test
-    anomalies of the kind that is trained on.
-    """
+    """The metric at the end of an epoch (0: untrained), its balls, and what they come to."""
 
     epoch: int
     metric: Metric
     balls: dict[str, np.ndarray]
-    numbers: dict[str, float]
+    numbers: dict[str, float]  # sigma, `shape_of_balls`, AUROC of the anomalies trained on
 
 
 @dataclass(frozen=True)
 class ToyTraining:
-    """One training: its losses, the metric and number of the epoch that was kept, all states."""
+    """One training: the metric and number of the epoch that was kept, and all states."""
 
-    losses: tuple[str, ...]
     metric: Metric
     kept: int
     has_collapsed: bool  # whether w became a constant, so that direction does not matter
-    states: list[ToyState] = field(default_factory=list)
+    states: list[ToyState]
 
 
 def train_toy(
     toy: Toy, losses: tuple[str, ...], weights: LossConfig, keep_states: bool = False
 ) -> ToyTraining:
-    """Train the metric of a toy by `train_metric`, the loop of every chapter.
+    """Train the metric of a toy by `train_metric`, with L_sep and the terms `losses` of Eq. 10.
 
-    Args:
-        toy: its cells, and by its settings the seed and the number of epochs.
-        losses: terms beside L_sep that are on.
-        weights: of Eq. 10; those of terms that are off do not count.
-        keep_states: whether the state after every epoch is drawn and judged.
+    Weights of terms that are off do not count; `keep_states` draws and judges it every epoch.
     """
     states: list[ToyState] = []
 
@@ -322,27 +274,19 @@ def train_toy(
         numbers["AUROC"] = toy_aurocs(metric, toy)[toy.settings.anomalies_in]
         states.append(ToyState(epoch, copy.deepcopy(metric), unit_balls(metric, toy), numbers))
 
-    off = {weight: 0.0 for term, weight in SWITCHES.items() if term not in losses}
+    # Four inputs a branch need few units; less dropout than for hundreds of inputs.
+    model = ModelConfig(hidden=32, embed=16, dropout=0.1, k=toy.settings.k)
+    how = {"epochs": toy.settings.epochs, "batch_size": 240}
+    how |= {"learning_rate": 1e-2, "sigma_learning_rate": 5e-3}
+    # As Section 3 has it: the levers of chapter 13 are about scans, which a toy has not.
+    training = TrainingConfig(**how, criterion="losses", normaliser="mean")
+    weights = weights.replace(**{w: 0.0 for term, w in SWITCHES.items() if term not in losses})
+    seen = watch if keep_states else None
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", CollapseWarning)
         metric, history = train_metric(
-            toy.cells,
-            toy.bank,
-            # Four inputs a branch need few units; less dropout than for hundreds of inputs.
-            ModelConfig(hidden=32, embed=16, dropout=0.1, k=toy.settings.k),
-            weights.replace(**off),
-            # As Section 3 has it: the levers of chapter 13 are about scans, which a toy has not.
-            TrainingConfig(
-                epochs=toy.settings.epochs,
-                batch_size=240,
-                learning_rate=1e-2,
-                sigma_learning_rate=5e-3,
-                criterion="losses",
-                normaliser="mean",
-            ),
-            toy.settings.seed,
-            progress=False,
-            after_epoch=watch if keep_states else None,
-        )
+            toy.cells, toy.bank, model, weights, training, toy.settings.seed,
+            progress=False, after_epoch=seen,
+        )  # fmt: skip
     has_collapsed = any(issubclass(one.category, CollapseWarning) for one in told)
-    return ToyTraining(losses, metric, int(best_row(history)["epoch"]), has_collapsed, states)
+    return ToyTraining(metric, int(best_row(history)["epoch"]), has_collapsed, states)

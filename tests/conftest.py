@@ -205,12 +205,6 @@ def _texture(rng, inside, mask, tint):
     return rgb.clip(1, 255).astype(np.uint8)
 
 
-def _blob(rng, u, v, radius=0.07):
-    """Return a disc off the middle of the object; u and v are 0 there."""
-    turn, off = rng.uniform(0, 2 * np.pi), rng.uniform(0.05, 0.15)
-    return np.hypot(u - off * np.cos(turn), v - off * np.sin(turn)) < radius
-
-
 def _save_png(path, array):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(path, compress_level=1)
@@ -228,7 +222,8 @@ def _write_mvtec_scan(folder, index, side, rng, kind=None, gt=True):
     v = (rows - height / 2 + rng.uniform(-3, 3)) / height
     radius = np.hypot(u, v) / 0.33
     inside = radius < 1
-    mask = _blob(rng, u, v) & (kind is not None)
+    turn, off = rng.uniform(0, 2 * np.pi), rng.uniform(0.05, 0.15)  # where the defect is
+    mask = (np.hypot(u - off * np.cos(turn), v - off * np.sin(turn)) < 0.07) & (kind is not None)
     rise = 0.010 + 0.010 * (1 - radius**2) + 0.002 * _smooth_noise(rng, height, width)
     rise += mask * {None: 0, "contamination": 0.003, "cut": -0.002, "hole": -0.004}[kind]
     z = 0.5 + 0.02 * u - 0.03 * v - np.where(inside, rise, 0) + rng.normal(0, 1e-4, side)
@@ -238,8 +233,8 @@ def _write_mvtec_scan(folder, index, side, rng, kind=None, gt=True):
     _save_png(folder / "rgb" / f"{index:03d}.png", _texture(rng, inside, mask, (170, 130, 80)))
     write_points(folder / "xyz" / f"{index:03d}.tiff", xyz)
     if gt:
-        value = MVTEC_KINDS.get(kind, 0)
-        _save_png(folder / "gt" / f"{index:03d}.png", np.uint8(value) * mask.astype(np.uint8))
+        value = np.where(mask, MVTEC_KINDS.get(kind, 0), 0)
+        _save_png(folder / "gt" / f"{index:03d}.png", value.astype(np.uint8))
 
 
 @pytest.fixture
@@ -262,9 +257,11 @@ def mvtec_tree():
                 kind = tuple(MVTEC_KINDS)[index % 3]
                 _write_mvtec_scan(home / "test" / kind, index // 3, side, rng, kind)
             pixel = 0.01 * 0.15 / max(side) / 0.5  # on the sensor, at a focal length of 10 mm
-            camera = {"camera_type": "area_scan_division", "focus": 0.01, "kappa": 0.0}
-            camera |= {"sx": pixel, "sy": pixel, "cx": side[1] / 2, "cy": side[0] / 2}
-            camera |= {"image_width": side[1], "image_height": side[0]}
+            camera = {
+                "camera_type": "area_scan_division", "focus": 0.01, "kappa": 0.0,
+                "sx": pixel, "sy": pixel, "cx": side[1] / 2, "cy": side[0] / 2,
+                "image_width": side[1], "image_height": side[0],
+            }  # fmt: skip
             (home / "calibration").mkdir(parents=True)
             (home / "calibration/camera_parameters.json").write_text(json.dumps(camera))
         return Path(root)
@@ -293,18 +290,17 @@ def _render_candy(seed, side=160, kinds=()):
     away = np.array([0, -np.sin(slope), np.cos(slope)])
     up = np.array([0, -np.cos(slope), -np.sin(slope)])
     middle = np.array([0.1, 0.4, 3.0])
-    eye = middle + span * 711.11 / side * (np.cos(view) * up - np.sin(view) * away)
-    forward = (middle - eye) / np.linalg.norm(middle - eye)
-    roll = rng.uniform(-0.05, 0.05)
-    right = np.array([np.cos(roll), *(-np.sin(roll) * np.cross(forward, (1, 0, 0))[1:])])
+    forward = np.sin(view) * away - np.cos(view) * up
+    eye = middle - span * 711.11 / side * forward
+    x, roll = np.array([1.0, 0, 0]), rng.uniform(-0.05, 0.05)
+    right = np.cos(roll) * x - np.sin(roll) * np.cross(forward, x)
     pose = np.eye(4)
     pose[:3, :3] = np.stack([right, np.cross(forward, right), forward])
     pose[:3, 3] = -pose[:3, :3] @ eye
 
     v, u = np.mgrid[:side, :side] - side / 2
     ray = np.stack([u / 711.11, v / 711.11, np.ones((side, side))], -1) @ pose[:3, :3]
-    phase = rng.uniform(0, 6, 2)
-    turn = rng.uniform(0, 2 * np.pi)
+    phase, turn = rng.uniform(0, 6, 2), rng.uniform(0, 2 * np.pi)
     sign = ("bumps" in kinds) - ("dents" in kinds) * 1.0
 
     def field(a, b):

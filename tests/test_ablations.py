@@ -50,10 +50,8 @@ ALL = tuple(LOSSES)
 
 def test_the_steps_of_table_4_and_those_with_one_loss_left_out():
     names = [variant.name for variant in loss_variants(None, make_config())]
-    assert names == [
-        "sep", "sep+cns", "sep+cns+mar", "sep+cns+mar+sc", "sep+cns+mar+sc+cma",
-        "sep+mar+sc+cma", "sep+cns+sc+cma", "sep+cns+mar+cma",
-    ]  # fmt: skip
+    assert names[:5] == ["sep", "sep+cns", "sep+cns+mar", "sep+cns+mar+sc", "sep+cns+mar+sc+cma"]
+    assert names[5:] == ["sep+mar+sc+cma", "sep+cns+sc+cma", "sep+cns+mar+cma"]
     assert len(STEPS) == 5
 
 

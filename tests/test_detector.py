@@ -237,43 +237,36 @@ def test_what_the_network_sees_survives_saving(
     assert is_fixed == (settings.get("sigma_rule") == "fixed")
 
 
-def truncated(tensors, described):
-    tensors.write_bytes(tensors.read_bytes()[:-100])
-
-
-def flipped(tensors, described):
-    data = bytearray(tensors.read_bytes())
-    data[-3] ^= 4
-    tensors.write_bytes(data)
-
-
-def edited(tensors, described):
-    content = json.loads(described.read_text())
-    content["standardiser"]["mean"]["rgb"] += 0.5
-    write_json(described, content)
-
-
-def versioned(tensors, described):
-    write_json(described, json.loads(described.read_text()) | {"format_version": 99})
+def changed(path, **values):
+    content = json.loads(path.read_text())
+    write_json(path, content | {name: value(content[name]) for name, value in values.items()})
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("name", "damage", "message"),
     [
-        (truncated, r"detector\.safetensors: truncated or changed"),
-        (flipped, r"detector\.safetensors: truncated or changed"),
-        (edited, r"detector\.json: changed"),
-        (versioned, r"detector\.json: format version 99; expected 1"),
-        (lambda tensors, described: tensors.unlink(), r"detector\.safetensors: not there"),
-        (lambda tensors, described: described.unlink(), r"detector\.json: not there"),
-        (lambda tensors, described: described.write_text("{"), r"detector\.json: truncated"),
+        ("safetensors", lambda p: p.write_bytes(p.read_bytes()[:-100]), "truncated or changed"),
+        (
+            "safetensors",
+            lambda p: p.write_bytes(p.read_bytes()[:-1] + b"x"),
+            "truncated or changed",
+        ),
+        ("safetensors", lambda p: p.unlink(), "not there"),
+        ("json", lambda p: changed(p, history=lambda rows: rows[:-1]), "changed"),
+        (
+            "json",
+            lambda p: changed(p, format_version=lambda _: 99),
+            "format version 99; expected 1",
+        ),
+        ("json", lambda p: p.unlink(), "not there"),
+        ("json", lambda p: p.write_text("{"), "truncated"),
     ],
-    ids=["truncated", "one bit", "edited", "version", "no tensors", "no json", "half json"],
+    ids=["truncated", "a byte", "no tensors", "edited", "version", "no json", "half json"],
 )
-def test_damaged_files_are_refused_by_name(fitted, tmp_path, damage, message):
+def test_damaged_files_are_refused_by_name(fitted, tmp_path, name, damage, message):
     fitted.save(tmp_path)
-    damage(tmp_path / "detector.safetensors", tmp_path / "detector.json")
-    with pytest.raises(StoredFileError, match=message):
+    damage(tmp_path / f"detector.{name}")
+    with pytest.raises(StoredFileError, match=rf"detector\.{name}: {message}"):
         G2SF.load(tmp_path, device="cpu")
 
 
@@ -286,26 +279,22 @@ def test_an_unfitted_detector_says_so(small_config, make_patches, tmp_path):
         detector.predict_patches(make_patches(0)[0])
 
 
-def test_fit_refuses_too_few_scans_and_defective_ones(small_config, make_sample):
+def test_fit_and_predict_refuse_scans_that_do_not_fit(small_config, make_sample):
     good, defective = make_sample(0), make_sample(1, "dent")
-    with pytest.raises(ScanError, match="1 good and 0 defective train scans; expected at least 2"):
-        G2SF(small_config).fit([good])
-    with pytest.raises(ScanError, match="train/dent/001 is 'dent'; expected 'good'"):
-        G2SF(small_config).fit([good, good, defective])
     unlabelled = dataclasses.replace(good, mask=defective.mask)
-    with pytest.raises(ScanError, match="144 anomalous pixels; expected none"):
-        G2SF(small_config).fit([good, unlabelled])
-
-
-def test_fit_and_predict_refuse_what_no_reader_returns(small_config, make_sample):
-    good = make_sample(0)
     double = dataclasses.replace(good, xyz=good.xyz.astype(np.float64))
-    with pytest.raises(ScanError, match="xyz is float64 .*expected float32"):
-        G2SF(small_config).fit([good, double])
     millimetres = dataclasses.replace(good, xyz=good.xyz * 1000)
-    for call in (lambda s: G2SF(small_config).fit([good, s]), G2SF(small_config).predict):
-        with pytest.raises(ScanError, match=f"{good.name}: .*expected .*metres"):
-            call(millimetres)
+    for scans, message in (
+        ([good], "1 good and 0 defective train scans; expected at least 2"),
+        ([good, good, defective], "train/dent/001 is 'dent'; expected 'good'"),
+        ([good, unlabelled], "144 anomalous pixels; expected none"),
+        ([good, double], "xyz is float64 .*expected float32"),
+        ([good, millimetres], f"{good.name}: .*expected .*metres"),
+    ):
+        with pytest.raises(ScanError, match=message):
+            G2SF(small_config).fit(scans)
+    with pytest.raises(ScanError, match=f"{good.name}: .*expected .*metres"):
+        G2SF(small_config).predict(millimetres)
 
 
 def test_a_bank_too_small_is_told_in_settings_before_it_is_built(small_config, normal):

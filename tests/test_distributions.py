@@ -111,14 +111,17 @@ def test_what_no_axis_changes(drawn):
 
 
 def test_measures_by_hand():
+    expected = {
+        "iqr_highest": 2 / 10,
+        "iqr_range": 2 / 9,
+        "iqr_anomalous": 2 / 6,
+        "std_anomalous": math.sqrt(2) / 6,
+        "reach": 4.96 / 6,
+        "fpr": 2 / 5,  # 4 and 5 reach 4, which all anomalous ones do
+        "p_auroc": (3.5 + 5 + 5) / 15,
+    }
     found = measures(*rising([1, 2, 3, 4, 5], [4, 6, 10]))
-    assert found["iqr_highest"] == pytest.approx(2 / 10)
-    assert found["iqr_range"] == pytest.approx(2 / 9)
-    assert found["iqr_anomalous"] == pytest.approx(2 / 6)
-    assert found["std_anomalous"] == pytest.approx(math.sqrt(2) / 6)
-    assert found["reach"] == pytest.approx(4.96 / 6)
-    assert found["fpr"] == pytest.approx(2 / 5)  # 4 and 5 reach 4, which all anomalous ones do
-    assert found["p_auroc"] == pytest.approx((3.5 + 5 + 5) / 15)
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 
 def test_one_pixel_sets_the_axis_of_the_figure_and_no_other(drawn):
@@ -152,9 +155,8 @@ def test_a_share_that_is_none_is_refused(recall):
 
 
 def test_rates_and_areas_are_those_of_scikit_learn(drawn):
-    normal, anomalous = drawn
-    truth = np.repeat([0, 1], [len(normal), len(anomalous)])
-    assert area(*drawn) == pytest.approx(roc_auc_score(truth, np.concatenate(drawn)))
-    fpr, tpr, _ = roc_curve(truth, np.concatenate(drawn), drop_intermediate=False)
+    truth, scores = np.repeat([0, 1], [len(x) for x in drawn]), np.concatenate(drawn)
+    assert area(*drawn) == pytest.approx(roc_auc_score(truth, scores))
+    fpr, tpr, _ = roc_curve(truth, scores, drop_intermediate=False)
     for recall in (0.5, 0.9, 1.0):
         assert false_positive_rate(*drawn, recall) == pytest.approx(fpr[tpr >= recall].min())

@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,11 +57,8 @@ def run(small_config, made_run):
 
 def contents(folder):
     """Return name -> bytes of everything below a folder."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def features_of(config):
@@ -261,15 +259,15 @@ def test_pastes_of_a_variant_are_made_when_they_are_wanted(scans):
     assert set(cells.image.tolist()) <= {0, 1, 2, 3}  # scans with pastes, and no others
 
 
-@pytest.mark.parametrize(("dataset", "num"), [("eyecandies", 24), ("mvtec3d", 8)])
-def test_the_published_number_of_point_sources_is_the_default(tmp_path, monkeypatch, dataset, num):
-    config = make_config("paper", dataset=dataset, data_root=str(tmp_path),
-                         category="Lollipop" if dataset == "eyecandies" else "foam")  # fmt: skip
-    paths = [tmp_path / f"{n}.safetensors" for n in range(60)]
+@pytest.mark.parametrize(
+    ("dataset", "category", "num"), [("eyecandies", "Lollipop", 24), ("mvtec3d", "foam", 8)]
+)
+def test_the_published_number_of_point_sources_is_the_default(monkeypatch, dataset, category, num):
+    config = make_config("paper", dataset=dataset, data_root="/data", category=category)
+    paths = [Path(f"{n}.safetensors") for n in range(60)]
     monkeypatch.setattr(experiments, "list_prepared", lambda *place: paths)
     assert len(point_sources(config, ["a", "b"])) == 2 * num
-    fewer = config.replace(synthesis=config.synthesis.replace(sources_per_category=3))
-    assert len(point_sources(fewer, ["a"])) == 3
+    assert len(point_sources(changed(config, sources_per_category=3), ["a"])) == 3
 
 
 def test_an_interrupted_training_goes_on_to_the_same_detector(run, monkeypatch):
@@ -315,26 +313,23 @@ def test_banks_hold_what_the_paper_says(run):
     assert banks.calibration.mean[1].item() == pytest.approx(nearest.mean().item(), rel=1e-4)
 
 
-def test_a_damaged_bank_is_refused_by_name(run):
-    run_bank(run)
-    path = stage_dir(run, "bank") / "banks.safetensors"
-    path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(StoredFileError, match=r"banks\.safetensors: truncated or changed"):
-        load_banks(run)
-
-
-@pytest.mark.parametrize("split", ["train", "synthetic"])
-def test_missing_features_are_told_with_the_stage_that_makes_them(run, split):
-    files = sorted(patch_file(run, split, "any").parent.glob("*.safetensors"))
-    files[-1].unlink()  # one is enough: half a set is not a set
-    with pytest.raises(FileNotFoundError, match=rf"{split}: features are missing") as caught:
-        load_features(run, split)
-    assert "01_feature_extraction" in str(caught.value) and "category foam" in str(caught.value)
-
-
-def test_a_bank_that_was_not_built_is_named(run):
+def test_what_is_missing_or_damaged_is_named(run):
     with pytest.raises(FileNotFoundError, match="banks.json: not there.*02_memory_bank"):
         run_lspn(run)
+    detector, banks = fitted(run), stage_dir(run, "bank") / "banks.safetensors"
+    with pytest.raises(StoredFileError, match=r"epoch-0099\.safetensors"):
+        at_epoch(run, detector, 99)
+    epoch_file(run, 2).write_bytes(epoch_file(run, 2).read_bytes()[:30])
+    with pytest.raises(StoredFileError, match=r"epoch-0002\.safetensors"):
+        at_epoch(run, detector, 2)
+    banks.write_bytes(banks.read_bytes()[:-4])
+    with pytest.raises(StoredFileError, match=r"banks\.safetensors: truncated or changed"):
+        load_banks(run)
+    for split, name in (("train", "good/005"), ("synthetic", "0005")):
+        patch_file(run, split, name).unlink()  # one is enough: half a set is not a set
+        with pytest.raises(FileNotFoundError, match=f"{split}: features are missing") as caught:
+            load_features(run, split)
+        assert "01_feature_extraction" in str(caught.value) and "category foam" in str(caught.value)
 
 
 def test_a_record_says_how_a_result_came_about(small_config):
@@ -356,10 +351,8 @@ def test_a_record_says_how_a_result_came_about(small_config):
 def test_done_files_lie_where_the_workflow_waits(small_config):
     root = dataset_dir(small_config)
     assert done_file(small_config, "data") == root / "scans" / "data.json"
-    for stage in ("loss_weights", "peer_settings"):
-        assert done_file(small_config, stage) == root / f"{stage}.json"
-    for stage in ("features", "bank", "scores", "benchmark"):
-        assert done_file(small_config, stage) == root / "foam" / f"{stage}.json"
+    assert done_file(small_config, "loss_weights") == root / "loss_weights.json"
+    assert done_file(small_config, "bank") == root / "foam" / "bank.json"
     third = small_config.replace(seed=3)
     assert done_file(third, "lspn") == root / "foam" / "seed3" / "lspn.json"
 
@@ -387,12 +380,7 @@ def test_data_are_rendered_and_prepared(small_config, tmp_path, monkeypatch):
 def trained(monkeypatch):
     """A list of configs that grows by every training."""
     configs, real = [], experiments._train
-
-    def train(config, *rest):
-        configs.append(config)
-        return real(config, *rest)
-
-    monkeypatch.setattr(experiments, "_train", train)
+    monkeypatch.setattr(experiments, "_train", lambda c, *a: configs.append(c) or real(c, *a))
     return configs
 
 
@@ -458,15 +446,6 @@ def test_epochs_are_kept_as_they_were(run):
     # The detector itself is left alone, and banks are shared.
     assert torch.equal(detector.score_cells(feat).cell_score, score)
     assert first.metric is not detector.metric and first.banks is detector.banks
-
-
-def test_an_epoch_that_is_not_there_is_named(run):
-    detector = fitted(run)
-    with pytest.raises(StoredFileError, match=r"epoch-0099\.safetensors"):
-        at_epoch(run, detector, 99)
-    epoch_file(run, 2).write_bytes(epoch_file(run, 2).read_bytes()[:30])
-    with pytest.raises(StoredFileError, match=r"epoch-0002\.safetensors"):
-        at_epoch(run, detector, 2)
 
 
 def test_the_concatenated_bank_is_built_for_who_wants_it(run, monkeypatch):

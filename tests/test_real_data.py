@@ -22,14 +22,12 @@ from safetensors.torch import save_file
 from g2sf_lib.benchmark import METHODS, SIMPLE, run_benchmark, run_scores
 from g2sf_lib.config import flat_settings, make_config
 from g2sf_lib.experiments import (
-    load_banks,
     load_features,
     run_bank,
     run_data,
     run_features,
     run_lspn,
 )
-from g2sf_lib.features.checkpoints import WeightsError
 from g2sf_lib.features.pointmae import PointMAE
 from g2sf_lib.stages import done_file, stage_dir
 
@@ -201,17 +199,3 @@ def test_a_killed_run_goes_on_to_the_same_bytes(configure, tmp_path):
     assert stages(config, killed).wait(timeout=600) == 0
     assert results(killed) == expected
     assert made and all(path.stat().st_mtime_ns == at for path, at in made.items())
-
-
-def test_missing_weights_and_stages_are_named(configure, tmp_path, monkeypatch):
-    config = configure("mvtec3d")
-    run_data(config, [config.category])
-    monkeypatch.chdir(tmp_path)  # where no weights are
-    without = config.replace(features=config.features.replace(pcd_weights=None))
-    expected = r"data.weights.pointmae_pretrain\.pth.*make weights.*pcd_weights"
-    with pytest.raises(WeightsError, match=expected):
-        run_features(without, [config.category])
-    with pytest.raises(FileNotFoundError, match="expected them from 01_feature_extraction"):
-        run_bank(config)
-    with pytest.raises(FileNotFoundError, match=r"banks\.json: not there.*02_memory_bank"):
-        load_banks(config)

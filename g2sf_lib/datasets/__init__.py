@@ -255,11 +255,11 @@ def category_names(dataset: str, root: Path | str) -> tuple[str, ...]:
     def letters(name: str) -> str:
         return "".join(filter(str.isalnum, name)).lower()
 
-    held = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
     there = tuple(name for name in CATEGORIES[dataset] if (root / name).is_dir())
     meant = {letters(name): name for name in CATEGORIES[dataset] if name not in there}
-    for path in held:
-        if path.name not in there and (name := meant.get(letters(path.name))):
+    for path in sorted(root.iterdir()) if root.is_dir() else ():
+        name = meant.get(letters(path.name))
+        if name and path.is_dir() and path.name not in there:
             raise ScanError(f"{path}: no category of {dataset}; expected it to be called {name}")
     return there or CATEGORIES[dataset]
 

@@ -8,12 +8,13 @@ not looked for here: it takes many times as long, and `prepare` names it.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -32,39 +33,14 @@ from g2sf_lib.datasets import (
 )
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """What `check` found."""
 
-    dataset: str
     # A row for each category and split: good and defective scans that are complete, readable or
     # not, all of them, messages, and what is published.
     counts: pd.DataFrame
     problems: list[str]  # each names the file, what was found, and what was expected
-    unread: list[str]  # names of what lies beside the categories that were looked at
-
-    def notes(self) -> list[str]:
-        """Return one line for every count that is not the published one, and for what is absent."""
-        rows = [row for row in self.counts.itertuples() if row.published not in ("-", row.all)]
-        lines = [f"{r.category}/{r.split}: {r.all} scans; published {r.published}" for r in rows]
-        if self.unread:
-            lines.append(f"not read, beside the categories: {', '.join(self.unread)}")
-        seen = set(self.counts["category"])
-        absent = [name for name in CATEGORIES.get(self.dataset, ()) if name not in seen]
-        if absent and seen:
-            lines.append(f"not looked at: {', '.join(absent)}")
-        return lines
-
-    def table(self) -> str:
-        """Return the counts as text; where there are several categories, with their sums."""
-        num = self.counts["category"].nunique()
-        if num < 2:
-            return self.counts.to_string(index=False)
-        sums = self.counts.groupby("split", sort=False).sum().reset_index()
-        sums["category"] = f"all {num}"
-        if num != len(DATASETS[self.dataset].published):
-            sums["published"] = "-"
-        return pd.concat([self.counts, sums]).to_string(index=False)
+    notes: list[str]  # counts that are not the published ones, and what was not looked at
 
 
 def check(
@@ -79,30 +55,34 @@ def check(
     Every scan is read whole; a bad one does not stop it. Without `categories` all that are there.
     """
     names, problems = _categories(dataset, Path(root), categories)
-    found, messages = {}, {}  # a bad camera is a problem of every scan: told once
-    for place in [(category, split) for category in names for split in SPLITS]:
+    found, messages = {}, {}
+    for place in itertools.product(names, SPLITS):
         try:
             found[place], messages[place] = find_split(dataset, root, *place)
         except (ScanError, OSError) as error:
             found[place], messages[place] = [], [str(error)]
-    places = [place for place, scans in found.items() for _ in scans]
-    jobs = [files for scans in found.values() for files in scans]
-    read = in_processes(partial(_problem_of, dataset), jobs, workers)
+    jobs = [(place, files) for place, scans in found.items() for files in scans]
+    read = in_processes(partial(_problem_of, dataset), [files for _, files in jobs], workers)
     bar = tqdm(read, "check", len(jobs), unit="scan", disable=not progress)
-    for place, message in zip(places, bar, strict=True):
+    for (place, _), message in zip(jobs, bar, strict=True):
         messages[place] += [message] if message else []
-    rows, published = [], DATASETS[dataset].published
+    rows, notes, published = [], [], DATASETS[dataset].published
     for (category, split), scans in found.items():
         lines = sorted({" ".join(message.split()) for message in messages[category, split]})
         problems += lines
-        good = sum(files.label == "good" for files in scans)
+        good, num = sum(files.label == "good" for files in scans), len(scans)
         known = published.get(category, "---")[SPLITS.index(split)]
-        rows.append((category, split, good, len(scans) - good, len(scans), len(lines), known))
+        rows.append((category, split, good, num - good, num, len(lines), known))
+        if known not in ("-", num):
+            notes.append(f"{category}/{split}: {num} scans; published {known}")
+    if rows:
+        if unread := [path.name for path in entries(Path(root)) if path.name not in names]:
+            notes.append(f"not read, beside the categories: {', '.join(unread)}")
+        if absent := [name for name in published if name not in names]:
+            notes.append(f"not looked at: {', '.join(absent)}")
     columns = ["category", "split", "good", "defective", "all", "problems", "published"]
-    unread = [p.name for p in entries(Path(root)) if p.name not in names] if rows else []
-    return Report(
-        dataset, pd.DataFrame(rows, columns=columns), list(dict.fromkeys(problems)), unread
-    )
+    # A bad camera is a problem of every scan: told once.
+    return Report(pd.DataFrame(rows, columns=columns), list(dict.fromkeys(problems)), notes)
 
 
 def _categories(
@@ -143,8 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", required=True, choices=real)
     parser.add_argument("--data-root", required=True, help="the folder that holds the categories")
     parser.add_argument("--category", action="append", help="only this one; may be repeated")
-    cores = os.cpu_count() or 1
-    parser.add_argument("--workers", type=int, default=cores, help="processes (all cores)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     options = parser.parse_args(arguments)
     if not options.data_root:
         parser.error("--data-root is empty; expected the folder that holds the categories")
@@ -157,8 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         parser.exit(1, f"{error}\n")
     num = len(report.problems)
-    lines = [report.table()] if len(report.counts) else []
-    lines += [f"note: {line}" for line in report.notes()] + report.problems
+    lines = [report.counts.to_string(index=False)] if len(report.counts) else []
+    lines += [f"note: {line}" for line in report.notes] + report.problems
     lines.append(
         f"{num} problem{'s' * (num != 1)}: a run would fail" if num else "no problem found"
     )

@@ -22,7 +22,7 @@ from g2sf_lib.datasets import (
     order,
     read_yaml,
 )
-from g2sf_lib.datasets.mvtec3d import assemble, read_depth, read_mask
+from g2sf_lib.datasets.mvtec3d import assemble, missing, read_depth, read_mask
 
 FOCAL_LENGTH_PX = 711.11  # of every image
 SCALE = np.array([0.1, -0.1, 0.1])  # published: sizes come near the metres of MVTec 3D-AD
@@ -83,15 +83,14 @@ def find_scans(root: Path, category: str, split: str) -> tuple[list[ScanFiles], 
     found, problems = _files_by_index(folder)
     needed = ["rgb", "depth", "info", "pose"]
     if not any(kind in files for files in found.values() for kind in needed):
-        told = f"{folder}: no scan found; expected NNN{_ENDINGS['rgb']} and others"
-        raise ScanError("\n".join([told, *problems]))
+        expected = f"NNN{_ENDINGS['rgb']} and others"
+        raise ScanError("\n".join([f"{folder}: no scan found; expected {expected}", *problems]))
     needed += ["mask"] * (split == "test")
     scans = []
     for index, files in found.items():
-        lost = [str(folder / f"{index}{_ENDINGS[kind]}") for kind in needed if kind not in files]
-        if lost:
-            present = " and ".join(map(str, files.values()))
-            problems.append(f"{' and '.join(lost)}: missing, but {present} found; expected both")
+        place = {kind: folder / f"{index}{_ENDINGS[kind]}" for kind in needed}
+        if lost := missing(files, place):
+            problems.append(f"{lost} both")
             continue
         mask = files.get("mask")
         try:

@@ -46,20 +46,16 @@ def find_scans(root: Path, category: str, split: str) -> tuple[list[ScanFiles], 
     """Return what `mvtec3d.find_scans` does; a ScanError also where depth images lack a camera."""
     folder = Path(root) / category / split
     if split == "validation" and folder.parent.is_dir() and not folder.is_dir():
-        raise ScanError(
-            f"{folder}: no such folder; expected good/ with normal scans that are not trained on:"
-            " they calibrate the scores"
-        )
+        expected = "good/ with normal scans that are not trained on: they calibrate the scores"
+        raise ScanError(f"{folder}: no such folder; expected {expected}")
     if any(folder.glob("*/xyz")) or not any(folder.glob("*/depth")):
         return mvtec3d.find_scans(root, category, split)
     scans, problems = mvtec3d.find_scans(root, category, split, "depth")
     places = [Path(root) / category / CAMERA_FILE, Path(root) / CAMERA_FILE]
     camera = next((place for place in places if place.is_file()), None)
     if camera is None:
-        raise ScanError(
-            f"{places[0]}: not there, nor {places[1]}; expected the camera of the depth images:"
-            f" {', '.join(CAMERA_KEYS)}"
-        )
+        expected = f"the camera of the depth images: {', '.join(CAMERA_KEYS)}"
+        raise ScanError(f"{places[0]}: not there, nor {places[1]}; expected {expected}")
     return [dataclasses.replace(files, beside=(camera,)) for files in scans], problems
 
 
@@ -77,31 +73,23 @@ def read_camera(path: Path) -> dict[str, float]:
     return values
 
 
-def unproject(
-    depth: np.ndarray, *, fx: float, fy: float, cx: float, cy: float, depth_scale: float
-) -> np.ndarray:
-    """Return (H, W, 3) float32 points, metres, x right, y down, z along the view.
-
-    Pixel centres have whole numbers; (0, 0, 0) where the depth, in units of the image, is 0.
-    """
-    v, u = np.indices(depth.shape)
-    z = depth * depth_scale
-    return np.stack([(u - cx) / fx * z, (v - cy) / fy * z, z], axis=-1).astype(np.float32)
-
-
 def read_scan(files: ScanFiles) -> Sample:
-    """Return the scan as it was recorded; a ScanError as `mvtec3d.read_scan`, and for a camera."""
+    """Return the scan as it was recorded; a ScanError as `mvtec3d.read_scan`, and for a camera.
+
+    Points have x right, y down, z along the view; pixel centres have whole numbers.
+    """
     if not files.beside:
         return mvtec3d.read_scan(files)
     depth = mvtec3d.read_depth(files.xyz)
     if not depth.any():
         raise ScanError(f"{files.xyz}: empty cloud, every depth is 0; expected at least one point")
     if num := np.count_nonzero(depth == 65535):  # a code for "too far" or "not seen"
-        raise ScanError(
-            f"{files.xyz}: {num} depths are 65535, which no sensor measures;"
-            " expected 0 where there is no point"
-        )
-    (camera,) = files.beside
-    xyz = unproject(depth, **read_camera(camera))
-    check_points(xyz, f"{files.xyz} with {camera}")
+        expected = "0 where there is no point"
+        raise ScanError(f"{files.xyz}: {num} depths are 65535, not measured; expected {expected}")
+    camera = read_camera(files.beside[0])
+    v, u = np.indices(depth.shape)
+    z = depth * camera["depth_scale"]
+    x, y = (u - camera["cx"]) / camera["fx"] * z, (v - camera["cy"]) / camera["fy"] * z
+    xyz = np.stack([x, y, z], axis=-1).astype(np.float32)
+    check_points(xyz, f"{files.xyz} with {files.beside[0]}")
     return mvtec3d.assemble(files, xyz)

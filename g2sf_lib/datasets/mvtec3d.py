@@ -43,17 +43,20 @@ def find_scans(
         needed = ("rgb", points) if label == "good" else ("rgb", points, "gt")
         for index in sorted(set().union(*found.values()), key=lambda text: (len(text), text)):
             files = {kind: found[kind][index] for kind in found if index in found[kind]}
-            missing = [kind for kind in needed if kind not in files]
-            lost = [str(folder / label / kind / (index + _SUFFIXES[kind][0])) for kind in missing]
-            if lost:
-                problems.append(
-                    f"{' and '.join(lost)}: missing, but {' and '.join(map(str, files.values()))}"
-                    f" found; expected a file of that number in each of {', '.join(needed)}"
-                )
-                continue
-            place = files["rgb"], files[points], files.get("gt")
-            scans.append(ScanFiles(*place, split, label, index))
+            place = {k: folder / label / k / (index + _SUFFIXES[k][0]) for k in needed}
+            if lost := missing(files, place):
+                problems.append(f"{lost} a file of that number in each of {', '.join(needed)}")
+            else:
+                xyz, gt = files[points], files.get("gt")
+                scans.append(ScanFiles(files["rgb"], xyz, gt, split, label, index))
     return scans, problems
+
+
+def missing(files: dict[str, Path], place: dict[str, Path]) -> str:
+    """Return which of the places have no file while others have; nothing where all are there."""
+    lost = [str(path) for kind, path in place.items() if kind not in files]
+    found = " and ".join(map(str, files.values()))
+    return f"{' and '.join(lost)}: missing, but {found} found; expected" if lost else ""
 
 
 def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], list[str]]:

@@ -70,8 +70,10 @@ def dbscan(points: np.ndarray, eps: float, min_points: int) -> np.ndarray:
     if len(core) == 0:
         return labels
     core_cells, cell_of_core = np.unique(cell_of[core], return_inverse=True)
-    order, ends = np.argsort(cell_of_core, kind="stable"), np.cumsum(np.bincount(cell_of_core))
-    cluster_of_cell = _join_cells(points, cells[core_cells], np.split(core[order], ends[:-1]), eps)
+    by_cell, ends = np.argsort(cell_of_core, kind="stable"), np.cumsum(np.bincount(cell_of_core))
+    cluster_of_cell = _join_cells(
+        points, cells[core_cells], np.split(core[by_cell], ends[:-1]), eps
+    )
     labels[core] = pd.factorize(cluster_of_cell[cell_of_core])[0]
     if len(border):
         distance, nearest = cKDTree(points[core]).query(points[border])
@@ -140,19 +142,6 @@ def _above_floor(sample: Sample, config: PreprocessConfig) -> np.ndarray:
     return keep
 
 
-def _largest_cluster(sample: Sample, keep: np.ndarray, config: PreprocessConfig) -> np.ndarray:
-    """Return (H, W) bool: those of the pixels to keep that lie in the largest cluster."""
-    labels = dbscan(sample.xyz[keep], config.cluster_eps_m, config.cluster_points)
-    if not np.any(labels >= 0):
-        raise ScanError(
-            f"{sample.name}: {keep.sum()} of {sample.foreground.sum()} points lie off the"
-            f" background and none has {config.cluster_points} neighbours; expected an object"
-        )
-    largest = keep.copy()
-    largest[keep] = labels == np.bincount(labels[labels >= 0]).argmax()
-    return largest
-
-
 def _off_the_conveyor(sample: Sample, config: PreprocessConfig) -> np.ndarray:
     """Return (H, W) bool: pixels above the conveyor of Eyecandies, and near its middle.
 
@@ -204,7 +193,14 @@ def preprocess(sample: Sample, config: PreprocessConfig) -> Sample:
     else:
         if config.background != "none":
             keep = _above_floor(sample, config)
-        keep = _largest_cluster(sample, keep, config)
+        labels = dbscan(sample.xyz[keep], config.cluster_eps_m, config.cluster_points)
+        if not np.any(labels >= 0):
+            raise ScanError(
+                f"{sample.name}: {keep.sum()} of {has_point.sum()} points lie off the background"
+                f" and none has {config.cluster_points} neighbours; expected an object"
+            )
+        keep, off = np.zeros_like(has_point), keep
+        keep[off] = labels == np.bincount(labels[labels >= 0]).argmax()
     if config.background != "none" and keep.sum() < config.min_object_share * has_point.sum():
         raise ScanError(
             f"{sample.name}: {keep.sum()} of {has_point.sum()} points are left as the object;"
@@ -236,15 +232,6 @@ def _fingerprint(paths: Sequence[Path], config: PreprocessConfig) -> str:
     stats = {str(path.resolve()): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
     text = json.dumps([_FORMAT_VERSION, config.model_dump(), stats], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _is_prepared(path: Path, fingerprint: str) -> bool:
-    """Say whether a whole file with this fingerprint is there."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return json.loads(file.metadata()["scan"])["fingerprint"] == fingerprint
-    except Exception:  # missing or damaged: written anew
-        return False
 
 
 def save_prepared(sample: Sample, path: Path, fingerprint: str = "") -> None:
@@ -279,7 +266,6 @@ def prepare(
     config: PreprocessConfig,
     splits: Sequence[str] = SPLITS,
     workers: int = 1,
-    progress: bool = True,
     dataset: str = "mvtec3d",
 ) -> None:
     """Write ``<out>/<category>/<split>/<label>/NNN.safetensors`` for every scan of a data set.
@@ -307,10 +293,15 @@ def prepare(
             stale.unlink()
         for files, path in zip(scans, paths, strict=True):
             fingerprint = _fingerprint(files.paths, config)
-            if not _is_prepared(path, fingerprint):
+            try:
+                with safe_open(path, framework="numpy") as file:
+                    made_from = json.loads(file.metadata()["scan"])["fingerprint"]
+            except Exception:  # missing or damaged: written anew
+                made_from = None
+            if made_from != fingerprint:
                 jobs.append((dataset, files, path, config, fingerprint))
     done = in_processes(_prepare_scan, jobs, workers)
-    bar = tqdm(done, "preprocess", len(jobs), unit="scan", disable=not progress)
+    bar = tqdm(done, "preprocess", len(jobs), unit="scan", disable=not jobs)
     problems += [message for message in bar if message]
     if problems:
         raise ScanError(f"{len(problems)} bad scan(s):\n" + "\n".join(sorted(problems)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -348,11 +348,7 @@ def _check_manifest(root: Path, config: DataConfig) -> None:
 
 
 def generate(
-    root: Path,
-    config: DataConfig,
-    categories: tuple[str, ...] = CATEGORIES,
-    workers: int = 2,
-    progress: bool = True,
+    root: Path, config: DataConfig, categories: Sequence[str] = CATEGORIES, workers: int = 2
 ) -> None:
     """Write the scans of some categories below `root`, in the layout of MVTec 3D-AD.
 
@@ -369,5 +365,5 @@ def generate(
     missing = [s for s in scans if not all(p.exists() for p in _paths(root, s).values())]
     made = in_processes(_write_scan, [(root, config, scan) for scan in missing], workers)
     done = len(scans) - len(missing)
-    for _ in tqdm(made, "scans", len(scans), initial=done, disable=not progress):
+    for _ in tqdm(made, "scans", len(scans), initial=done):
         pass

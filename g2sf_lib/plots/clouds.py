@@ -27,19 +27,15 @@ def cloud(
     """Return a point cloud that can be turned, seen from the sensor's side, in mm.
 
     Args:
-        xyz: (..., 3) metres in the sensor's frame (x right, y down, z away); rows of zeros
-            are no points.
+        xyz: (..., 3) metres in the sensor's frame (x right, y down, z away); zeros: no point.
         title: above the cloud.
         colour: (..., 3) uint8, the colour of each point; or
         values: (...) a quantity that becomes a colour, with a colour bar.
-        label: what `values` are, with their unit; a long one is better broken by "<br>".
-        top: where the colours end, having begun at zero, so that several clouds share a scale;
-            None: they run from the lowest to the highest value of this cloud.
+        label: what `values` are, with their unit.
+        top: where the colours end, having begun at zero; None: lowest to highest value.
     """
     points = np.asarray(xyz).reshape(-1, 3)
     there = np.isfinite(points).all(axis=1) & (points != 0).any(axis=1)
-    if not there.any():
-        raise ValueError("xyz holds no point; expected at least one row that is not zero")
     points = (points[there] * MM).astype(np.float32)
     paint = None if values is None else np.asarray(values, np.float32).reshape(-1)[there]
     kept = _thinned(points, paint)
@@ -82,7 +78,6 @@ def _thinned(points: np.ndarray, values: np.ndarray | None) -> np.ndarray:
     kept = [*points.argmin(axis=0), *points.argmax(axis=0)]
     if values is not None:
         kept += [int(values.argmin()), int(values.argmax())]
-    drawn = np.random.default_rng(0).choice(
-        len(points), MAX_CLOUD_POINTS - len(kept), replace=False
-    )
+    num = MAX_CLOUD_POINTS - len(kept)
+    drawn = np.random.default_rng(0).choice(len(points), num, replace=False)
     return np.unique([*drawn, *kept])

@@ -10,33 +10,24 @@ from typing import Any
 
 import plotly.graph_objects as go
 from IPython.display import display
-from ipywidgets import Widget
 from matplotlib.figure import Figure
 
 # Without the logo that links to its maker, and the button that uploads the data.
-_PLOTLY_CONFIG = {
-    "responsive": True,
-    "displaylogo": False,
-    "showSendToCloud": False,
-    "plotlyServerURL": "",
-}
+_PLOTLY_CONFIG = {"responsive": True, "displaylogo": False}
+_PLOTLY_CONFIG |= {"showSendToCloud": False, "plotlyServerURL": ""}
 
 
-def show(fig: Figure | go.Figure | Widget, alt: str) -> None:
-    """Put a figure on the page, in JupyterLab and in the built book alike.
+def show(fig: Figure | go.Figure, alt: str) -> None:
+    """Put a figure on the page, with `alt` for a reader who cannot see it.
 
     A matplotlib figure becomes an image. A plotly figure becomes its JSON, which JupyterLab
     draws, and for the book a div with the few lines that draw into it by the `Plotly` that the
-    page has loaded once, from its own files. Controls need the kernel: the book is built without.
-
-    Args:
-        fig: what is shown.
-        alt: what a reader who cannot see the figure should know.
+    page has loaded once, from its own files.
     """
     display(bundle(fig, alt), raw=True)
 
 
-def bundle(fig: Figure | go.Figure | Widget, alt: str) -> dict[str, Any]:
+def bundle(fig: Figure | go.Figure, alt: str) -> dict[str, Any]:
     """Return the MIME bundle that `show` displays: media type -> content."""
     if not alt.strip():
         raise ValueError("alt is empty; expected a sentence for readers who cannot see the figure")
@@ -50,8 +41,6 @@ def bundle(fig: Figure | go.Figure | Widget, alt: str) -> dict[str, Any]:
             'style="max-width:100%;height:auto;background:white">'
         )
         return {"text/html": image, "text/plain": alt}
-    if isinstance(fig, Widget):
-        return fig._repr_mimebundle_() | {"text/plain": alt}
     plain = json.loads(fig.to_json()) | {"config": _PLOTLY_CONFIG}
     # All in one object, for only so are the frames of a slider handed over. "</" would end the
     # script element early.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,83 +9,61 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from g2sf_lib.plots.style import (
-    BLUE,
-    METRIC_NAMES,
-    VERMILLION,
-    WIDTH_INCHES,
-    line_styles,
-    styled,
-)
+from g2sf_lib.plots import style
 
 
-@styled
+@style.styled
 def method_dots(
     results: pd.DataFrame, value: str = "i_auroc", error: str = "se", panel: str = "category"
 ) -> Figure:
-    """Return a metric of every method, a panel a category; a diamond marks the highest.
+    """Return the metric `value` of every method, a panel a category; a diamond marks the highest.
 
-    Args:
-        results: columns ``method``, `panel`, `value` and, where it is known, `error`; one row a
-            pair. Methods are drawn in the order they come in.
-        value: the column with the metric.
-        error: the column with its standard error.
-        panel: the column that says which panel a row belongs to.
+    `results` has a row a method and `panel`: columns ``method``, `panel`, `value` and, where it is
+    known, `error`, the standard error. Methods are drawn in the order they come in.
     """
     methods, panels = list(results["method"].unique()), results.groupby(panel, sort=False)
-    num_columns = min(len(panels), 3)
-    num_rows = math.ceil(len(panels) / num_columns)
-    height = num_rows * (0.75 + 0.2 * len(methods))
-    fig = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
-    axes = fig.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False)
-    for ax, (name, rows) in zip(axes.flat, panels, strict=False):
+    names, height = [str(name) for name, _ in panels], 0.75 + 0.2 * len(methods)
+    fig, axes = style.titled_panels(names, min(len(names), 3), height, sharex=True, sharey=True)
+    for ax, (_, rows) in zip(axes, panels, strict=True):
         rows = rows.set_index("method").reindex(methods).reset_index()
         is_best = rows[value] == rows[value].max()
-        for chosen, marker, colour in ((~is_best, "o", BLUE), (is_best, "D", VERMILLION)):
+        for chosen, marker, colour in (
+            (~is_best, "o", style.BLUE),
+            (is_best, "D", style.VERMILLION),
+        ):
             part = rows[chosen]
             width = part[error].fillna(0) if error in rows else None
             look = {"fmt": marker, "color": colour, "markersize": 5, "elinewidth": 1, "capsize": 2}
             ax.errorbar(part[value], part.index, xerr=width, **look)
-        ax.set_title(str(name))
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    for ax in axes.flat[len(panels) :]:
-        ax.set_visible(False)
-    axes[0, 0].set_yticks(range(len(methods)), methods)
-    axes[0, 0].set_ylim(len(methods) - 0.5, -0.5)
+    axes[0].set_yticks(range(len(methods)), methods)
+    axes[0].set_ylim(len(methods) - 0.5, -0.5)
     bars = ", bars: one standard error" if error in results else ""
-    fig.supxlabel(f"{METRIC_NAMES.get(value, value)} (diamond: highest{bars})", fontsize=9)
+    fig.supxlabel(f"{style.METRIC_NAMES.get(value, value)} (diamond: highest{bars})", fontsize=9)
     return fig
 
 
-def defect_dots(results: pd.DataFrame, value: str = "i_auroc", error: str = "se") -> Figure:
-    """Return `method_dots` with a panel a ``defect``."""
-    return method_dots(results, value, error, "defect")
-
-
-@styled
+@style.styled
 def pro_curves(
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]], limits: Sequence[float] = (0.3, 0.01)
 ) -> Figure:
     """Return per-region overlap over false positive rate, a panel a limit of AUPRO.
 
-    AUPRO is the area below the curve left of the dotted line, divided by the limit. Curves
-    of few points show their points.
-
-    Args:
-        curves: method or protocol -> (fpr, pro) of `g2sf_lib.evaluation.pro_curve`.
-        limits: false positive rates where the areas end.
+    AUPRO is the area below the curve left of the dotted line, divided by the limit. `curves` are
+    name -> (fpr, pro) of `g2sf_lib.evaluation.pro_curve`; those of few points show their points.
     """
-    fig = Figure(figsize=(WIDTH_INCHES, 2.9), layout="constrained")
-    axes = np.atleast_1d(fig.subplots(1, len(limits)))
+    titles = [f"AUPRO at {limit:.0%}" for limit in limits]
+    fig, axes = style.titled_panels(titles, len(limits), 2.9)
     for ax, limit in zip(axes, limits, strict=True):
-        for (name, (fpr, pro)), look in zip(curves.items(), line_styles(len(curves)), strict=True):
+        for (name, (fpr, pro)), look in zip(
+            curves.items(), style.line_styles(len(curves)), strict=True
+        ):
             last = min(int(np.searchsorted(fpr, 1.25 * limit, side="right")) + 1, len(fpr))
             shown = np.unique(np.linspace(0, last - 1, min(last, 1000)).astype(int))
             marker = "o" if len(fpr) <= 200 else None
             ax.plot(fpr[shown], pro[shown], look[1], color=look[0], marker=marker, ms=3, label=name)
         ax.axvline(limit, color="0.3", linestyle=":")
         ax.set(xlim=(0, 1.2 * limit), ylim=(0, 1.02), xlabel="false positive rate")
-        ax.set_title(f"AUPRO at {limit:.0%}")
     axes[0].set_ylabel("per-region overlap")
     axes[0].legend(loc="lower right")
     return fig

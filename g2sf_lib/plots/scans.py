@@ -14,51 +14,36 @@ import numpy as np
 from matplotlib.colors import LightSource, Normalize
 from matplotlib.figure import Figure
 
-from g2sf_lib.plots.style import (
-    COLOUR_MAP,
-    MM,
-    colour_bar,
-    image_panels,
-    label_rows,
-    outline,
-    styled,
-)
+from g2sf_lib.plots import style
 
 
-@styled
-def defect_gallery(samples: Sequence[Any], titles: Sequence[str], margin: int = 24) -> Figure:
+@style.styled
+def defect_gallery(samples: Sequence[Any], titles: Sequence[str]) -> Figure:
     """Return a column a defective scan: whole, near its defect, and the surface there.
 
     The third row is the height less the plane that fits the window best, so that a dent of
     a millimetre is not lost in the shape of a part of thirty.
-
-    Args:
-        samples: N scans with a mask that is not empty.
-        titles: N titles.
-        margin: px of surroundings that the window shows on each side of the defect.
     """
-    fig, axes = image_panels(3, len(samples))
-    windows = [square_around(sample.mask, margin) for sample in samples]
+    fig, axes = style.image_panels(3, len(samples))
+    windows = [square_around(sample.mask) for sample in samples]
     reliefs = [_relief_mm(one.xyz[window]) for one, window in zip(samples, windows, strict=True)]
     reach = max(float(np.nanpercentile(np.abs(relief), 98)) for relief in reliefs)
     norm = Normalize(-reach, reach)
-    for column, (sample, window) in enumerate(zip(samples, windows, strict=True)):
-        axes[0, column].imshow(sample.rgb)
-        axes[0, column].set_title(titles[column])
-        axes[1, column].imshow(sample.rgb[window])
-        axes[2, column].imshow(reliefs[column], norm=norm)
-        outline(axes[0, column], sample.mask)
-        for ax in axes[1:, column]:
-            outline(ax, sample.mask[window])
-    label_rows(axes, ["image", "near the defect", "relief there"])
-    colour_bar(fig, axes[2], norm, "height over\nlocal plane (mm)")
+    for column, sample, window, relief in zip(axes.T, samples, windows, reliefs, strict=True):
+        column[0].imshow(sample.rgb)
+        column[1].imshow(sample.rgb[window])
+        column[2].imshow(relief, norm=norm)
+        for ax, mask in zip(column, [sample.mask, *[sample.mask[window]] * 2], strict=True):
+            style.outline(ax, mask)
+    for ax, title in zip(axes[0], titles, strict=True):
+        ax.set_title(title)
+    style.label_rows(axes, ["image", "near the defect", "relief there"])
+    style.colour_bar(fig, axes[2], norm, "height over\nlocal plane (mm)")
     return fig
 
 
 def square_around(mask: np.ndarray, margin: int = 24) -> tuple[slice, slice]:
     """Return the square around a mask, with a margin in px, inside the image."""
-    if not mask.any():
-        raise ValueError("mask is empty; expected a defect")
     places = np.argwhere(mask)
     low, high = places.min(axis=0), places.max(axis=0)
     sides = np.minimum(2 * ((high - low).max() // 2 + margin), mask.shape)
@@ -69,9 +54,7 @@ def square_around(mask: np.ndarray, margin: int = 24) -> tuple[slice, slice]:
 
 def height_mm(xyz: np.ndarray) -> np.ndarray:
     """Return (H, W) height above the farthest point in mm, NaN where there is no point."""
-    depth = np.where((xyz != 0).any(axis=-1), xyz[..., 2], np.nan) * MM
-    if np.isnan(depth).all():
-        raise ValueError("xyz holds no point; expected at least one pixel that is not zero")
+    depth = np.where((xyz != 0).any(axis=-1), xyz[..., 2], np.nan) * style.MM
     # A percentile, since one stray point would squeeze all others into one colour.
     return np.clip(np.nanpercentile(depth, 99.8) - depth, 0, None)
 
@@ -80,7 +63,7 @@ def shaded(height: np.ndarray, norm: Normalize) -> np.ndarray:
     """Return (H, W, 4): height as colour, lit from the upper left; white where unknown."""
     known = np.isfinite(height)
     filled = np.where(known, height, 0.0)
-    colours = matplotlib.colormaps[COLOUR_MAP](norm(filled))[..., :3]
+    colours = matplotlib.colormaps[style.COLOUR_MAP](norm(filled))[..., :3]
     light = LightSource(azdeg=315, altdeg=50)
     lit = light.shade_rgb(colours, filled, vert_exag=1.0, dx=0.5, dy=0.5, blend_mode="soft")
     return np.dstack([np.where(known[..., None], lit, 1.0), np.ones(height.shape)])
@@ -92,4 +75,4 @@ def _relief_mm(xyz: np.ndarray) -> np.ndarray:
     known = (xyz != 0).any(axis=-1)
     terms = np.stack([rows, columns, np.ones_like(rows)], axis=-1).astype(float)
     plane, *_ = np.linalg.lstsq(terms[known], -xyz[known][:, 2].astype(float), rcond=None)
-    return np.where(known, -xyz[..., 2] - terms @ plane, np.nan) * MM
+    return np.where(known, -xyz[..., 2] - terms @ plane, np.nan) * style.MM

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
-import pandas as pd
 import seaborn as sns
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -14,13 +13,6 @@ from scipy import ndimage
 
 COLOUR_MAP = "cividis"
 MODALITY_NAMES = {"pcd": "points", "rgb": "RGB"}
-LOSS_NAMES = {
-    "sep": "separation $L_{sep}$",
-    "mar": "margin $L_{mar}$",
-    "cns": "consistency $L_{cns}$",
-    "sc": "scaling $L_{sc}$",
-    "cma": "alignment $L_{cma}$",
-}
 METRIC_NAMES = {
     "i_auroc": "image AUROC",
     "p_auroc": "pixel AUROC",
@@ -32,7 +24,6 @@ METRIC_NAMES = {
 MM = 1000.0  # metres to millimetres
 WIDTH_INCHES = 7.5  # the text column of the book, at 96 px an inch
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE = sns.color_palette("colorblind").as_hex()[:5]
-OF_MODALITY = {"pcd": (GREEN, "-", "o"), "rgb": (PURPLE, "--", "s")}
 OF_CLASS = {"normal": (BLUE, "-"), "anomalous": (VERMILLION, "--")}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", ">", "h")
 _STYLE = {
@@ -48,10 +39,20 @@ styled = matplotlib.rc_context(_STYLE)  # a decorator: the style holds inside, a
 def one_panel(xlabel: str, ylabel: str, size: tuple[float, float] = (4.8, 2.8)):
     """Return a figure and its only axes."""
     fig = Figure(figsize=size, layout="constrained")
-    ax = fig.subplots()
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel(ylabel)
-    return fig, ax
+    return fig, fig.add_subplot(xlabel=xlabel, ylabel=ylabel)
+
+
+def titled_panels(titles: Sequence[str], num_columns: int, height: float, more=0.0, **shared):
+    """Return a figure with rows of panels `height` inches high, and a list of axes, one a title."""
+    num_rows = -(-len(titles) // num_columns)
+    size = (WIDTH_INCHES, num_rows * height + more)
+    fig = Figure(figsize=size, layout="constrained")
+    axes = list(fig.subplots(num_rows, num_columns, squeeze=False, **shared).flat)
+    for ax in axes[len(titles) :]:
+        ax.set_visible(False)
+    for ax, title in zip(axes, titles, strict=False):
+        ax.set_title(title)
+    return fig, axes[: len(titles)]
 
 
 def image_panels(num_rows: int, num_columns: int):
@@ -67,8 +68,7 @@ def image_panels(num_rows: int, num_columns: int):
 
 def no_ticks(ax) -> None:
     """Leave nothing of the axes but what is drawn in them."""
-    ax.set_xticks([])
-    ax.set_yticks([])
+    ax.set(xticks=[], yticks=[])
     ax.grid(False)
     ax.spines[:].set_visible(False)
 
@@ -99,19 +99,3 @@ def line_styles(num: int) -> list[tuple[str, str]]:
     """Return a colour and a line style each; the first 20 differ."""
     colours, lines = sns.color_palette("colorblind").as_hex(), ["-", "--", "-.", ":"]
     return [(colours[i % len(colours)], lines[i % len(lines)]) for i in range(num)]
-
-
-def rgba(colour: str) -> np.ndarray:
-    """Return a colour as (4,) numbers in [0, 1]."""
-    return np.array(matplotlib.colors.to_rgba(colour))
-
-
-def require_columns(figure: str, table: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Refuse a table without a row, or without a column that the named figure needs."""
-    missing = sorted(set(columns) - set(table.columns))
-    if missing:
-        raise ValueError(
-            f"{figure}: the table lacks the columns {missing}; it has {sorted(table.columns)}"
-        )
-    if table.empty:
-        raise ValueError(f"{figure}: the table has no row")

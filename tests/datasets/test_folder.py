@@ -60,15 +60,6 @@ def test_depth_and_points_of_one_tree_are_the_same_scan(tmp_path, make_tree):
             assert made.label == plain.label
 
 
-def test_the_camera_of_the_category_comes_before_that_of_the_root(one):
-    write_scan(one, category="other")
-    nearer = CAMERA | {"depth_scale": 0.0005}
-    (one / "gasket/camera.yaml").write_text(yaml.safe_dump(nearer))
-    (near,), _ = find_scans(one, "gasket", "train")
-    (far,), _ = find_scans(one, "other", "train")
-    np.testing.assert_allclose(2 * read_scan(near).xyz, read_scan(far).xyz, rtol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -107,6 +107,7 @@ def test_dbscan_by_hand():
 @pytest.mark.parametrize("tilt", [(0.0, 0.0), (0.2, -0.1)])
 def test_the_object_is_what_is_left(tilt):
     scan, is_bump = make_scan(tilt=tilt)
+    scan.xyz[36, 44] = scan.xyz[36:38, 8:10] = 0  # such a pixel keeps its colour, in the object
     sample = preprocess(scan, CONFIG)
     top, left = (96 - 72) // 2, (96 - 88) // 2
     window = np.s_[top : top + 72, left : left + 88]
@@ -119,14 +120,9 @@ def test_the_object_is_what_is_left(tilt):
     assert np.count_nonzero(sample.raw_xyz) == np.count_nonzero(scan.xyz)
     assert not sample.rgb[window][scan.foreground & ~is_bump].any()
     assert np.array_equal(sample.rgb[window][expected], scan.rgb[expected])
-
-
-def test_a_pixel_without_a_point_keeps_its_colour_inside_the_object_only():
-    scan, is_bump = make_scan()
-    scan.xyz[36, 44] = scan.xyz[36:38, 8:10] = 0
-    sample = preprocess(scan, CONFIG)
-    assert not sample.foreground[48, 48] and np.array_equal(sample.rgb[48, 48], scan.rgb[36, 44])
-    assert not sample.rgb[48:50, 12:14].any()
+    assert (
+        np.array_equal(sample.rgb[48, 48], scan.rgb[36, 44]) and not sample.rgb[48:50, 12:14].any()
+    )
 
 
 def test_equal_input_gives_equal_output_and_the_scan_stays_as_it_is():
@@ -200,7 +196,7 @@ def test_prepared_scans_are_the_preprocessed_ones(tmp_path):
     write_data_set(root, 2, split="test")
     write_data_set(root, 1, split="test", label="dent")
     bytes_before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
-    prepare(root, out, ["part"], CONFIG, splits=["test"], progress=False)
+    prepare(root, out, ["part"], CONFIG, splits=["test"])
     assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == bytes_before
     paths = list_prepared(out, "part", "test")
     assert [str(p.relative_to(out / "part/test")) for p in paths] == [
@@ -220,25 +216,25 @@ def test_what_is_there_is_not_made_again(tmp_path):
     def times():
         return [p.stat().st_mtime_ns for p in list_prepared(out, "part", "train")]
 
-    prepare(root, out, ["part"], CONFIG, ["train"], progress=False)
+    prepare(root, out, ["part"], CONFIG, ["train"])
     first, paths = times(), list_prepared(out, "part", "train")
     whole = paths[2].read_bytes()
     paths[1].unlink()  # as after a kill: one not begun, one half written, one damaged
     paths[2].with_name(".002.partial").write_bytes(whole[:100])
     paths[2].write_bytes(whole[:-1])
-    prepare(root, out, ["part"], CONFIG, ["train"], progress=False)
+    prepare(root, out, ["part"], CONFIG, ["train"])
     second = times()
     assert [a == b for a, b in zip(first, second, strict=True)] == [True, False, False, True]
     assert paths[2].read_bytes() == whole and not list(out.rglob("*.partial"))
     other = CONFIG.replace(pad_multiple_px=32)
-    prepare(root, out, ["part"], other, ["train"], progress=False)
+    prepare(root, out, ["part"], other, ["train"])
     assert all(a != b for a, b in zip(second, times(), strict=True))
     assert load_prepared(paths[0]).mask.shape == (96, 96)
     third = times()
     os.utime(source / "rgb/003.png")  # a source that changed
     (source / "rgb/000.png").unlink()
     (source / "xyz/000.tiff").unlink()
-    prepare(root, out, ["part"], other, ["train"], progress=False)
+    prepare(root, out, ["part"], other, ["train"])
     assert list_prepared(out, "part", "train") == paths[1:]  # its scan is gone
     assert [a == b for a, b in zip(third[1:], times(), strict=True)] == [True, True, False]
 
@@ -252,7 +248,7 @@ def test_bad_scans_are_named_together_and_the_rest_is_made_by_a_pool(tmp_path):
     write_points(flat, make_scan(bumps=())[0].xyz)
     lost.unlink()
     with pytest.raises(ScanError) as caught:
-        prepare(root, out, ["part", "other", "none"], CONFIG, ["train"], 2, progress=False)
+        prepare(root, out, ["part", "other", "none"], CONFIG, ["train"], 2)
     lines = str(caught.value).splitlines()
     assert lines[0] == "4 bad scan(s):" and len(lines) == 5
     for path in (truncated, flat, lost, root / "none/train"):
@@ -262,17 +258,6 @@ def test_bad_scans_are_named_together_and_the_rest_is_made_by_a_pool(tmp_path):
     first = load_prepared(list_prepared(out, "part", "train")[0])
     expected = read_scan(find_scans(root, "part", "train")[0][0])
     assert_same(first, preprocess(expected, CONFIG))  # a pool worker computes the same bytes
-
-
-@pytest.mark.parametrize("kept", [0.0, 0.5, 0.999])
-def test_truncated_prepared_scan_is_named(tmp_path, kept):
-    write_data_set(tmp_path / "raw", 2)
-    prepare(tmp_path / "raw", tmp_path / "out", ["part"], CONFIG, ["train"], progress=False)
-    path = list_prepared(tmp_path / "out", "part", "train")[0]
-    data = path.read_bytes()
-    path.write_bytes(data[: int(kept * len(data))])
-    with pytest.raises(ScanError, match=f"{path}: not a whole prepared scan.*expected"):
-        load_prepared(path)
 
 
 # ---------------------------------------------------------------- no plane: conveyor, nothing
@@ -338,7 +323,6 @@ def test_a_rendered_sweet_is_what_is_left(tmp_path, render_candy, write_candy):
     assert 0.25 < sample.foreground.mean() < 0.4
     assert not sample.rgb[~sample.foreground].any()
     assert np.array_equal(sample.rgb[sample.foreground], scan.rgb[sample.foreground])
-    assert_same(sample, preprocess(scan, CONVEYOR))
 
 
 def test_without_a_background_the_largest_cluster_stays():
@@ -372,7 +356,7 @@ def test_every_data_set_is_prepared_and_left_alone(tmp_path, make_tree, dataset)
     root = make_tree(dataset, tmp_path / "raw", (72, 88), (3, 1, 1, 1))
     before = contents(root)
     out = tmp_path / "out"
-    prepare(root, out, [category], CONFIG, progress=False, dataset=dataset)
+    prepare(root, out, [category], CONFIG, dataset=dataset)
     assert contents(root) == before
     config = CONFIG.replace(background=background)
     for split, num in NUM.items():
@@ -400,7 +384,7 @@ def test_what_a_scan_depends_on_is_watched(tmp_path, make_tree, dataset, source)
 
     def made_anew():
         times = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.safetensors")}
-        prepare(root, tmp_path / "out", [category], CONFIG, ["train"], 1, False, dataset)
+        prepare(root, tmp_path / "out", [category], CONFIG, ["train"], 1, dataset)
         paths = list_prepared(tmp_path / "out", category, "train")
         return [p.stem for p in paths if times.get(p) != p.stat().st_mtime_ns]
 
@@ -408,3 +392,14 @@ def test_what_a_scan_depends_on_is_watched(tmp_path, make_tree, dataset, source)
     assert made_anew() == []
     os.utime(root / source, ns=(1, 1))
     assert made_anew() == (["000", "001", "002"] if dataset == "folder" else ["001"])
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.999])
+def test_truncated_prepared_scan_is_named(tmp_path, kept):
+    write_data_set(tmp_path / "raw", 2)
+    prepare(tmp_path / "raw", tmp_path / "out", ["part"], CONFIG, ["train"])
+    path = list_prepared(tmp_path / "out", "part", "train")[0]
+    data = path.read_bytes()
+    path.write_bytes(data[: int(kept * len(data))])
+    with pytest.raises(ScanError, match=f"{path}: not a whole prepared scan.*expected"):
+        load_prepared(path)
