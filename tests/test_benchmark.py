@@ -289,8 +289,9 @@ def test_the_variant_is_g2sf_trained_on_the_other_pastes_with_the_same_banks(sco
     config, scores, _ = scored
     other = with_other_pastes(config.replace(seed=1))
     assert other.synthesis.paste_in == "both" and config.synthesis.paste_in == "either"
-    detector, stored = G2SF(other), load_banks(other)
-    detector.standardiser, detector.banks = stored.standardiser, stored.banks
+    detector, banks = G2SF(other), load_banks(config)
+    detector.standardiser = banks.standardiser
+    detector.banks = {mod: banks.banks[mod] for mod in ("pcd", "rgb")}
     detector.fit_metric(load_features(other, "train")[0], *load_features(other, "synthetic"))
     for number, patches in enumerate(load_features(config, "test")[0]):
         expected = detector.predict_patches(patches)
