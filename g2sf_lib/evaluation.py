@@ -24,9 +24,9 @@ def resize_mask(
 ) -> np.ndarray:
     """Return a (H, W) mask at the size (size, size) of the score maps, by nearest neighbour.
 
-    A thin scratch of a large scan can lose every pixel, and then counts against whoever finds it.
-    So with rule "regions" a region (8-connected) of which nothing is left keeps the one pixel in
-    which most of it lies; "nearest", the published protocol, lets it go.
+    A thin scratch of a large scan can lose every pixel. With rule "regions" a region (8-connected)
+    of which nothing is left keeps the one pixel in which most of it lies; "nearest", the published
+    protocol, lets it go.
     """
     small, lost = _sampled(mask, size)
     for rows, columns in lost if rule == "regions" else ():
@@ -91,10 +91,7 @@ def pixel_auroc(score_maps: Any, masks: Any) -> float:
 
 
 def aupro(
-    score_maps: Any,
-    masks: Any,
-    limits: Sequence[float] = LIMITS,
-    num_thresholds: int | None = None,
+    score_maps: Any, masks: Any, limits: Sequence[float] = LIMITS, num_thresholds: int | None = None
 ) -> dict[float, float]:
     """Return limit -> area under `pro_curve` from a false positive rate of 0 to the limit, over it.
 

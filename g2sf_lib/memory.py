@@ -302,10 +302,7 @@ class MemoryBank:
     def query_without(
         self, feat: Tensor | Rows, k: int, own: Tensor, device: torch.device | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return what `query` does, where the prototypes of numbers `own` are not in the bank.
-
-        Only where the others are fewer than k do they come after all others.
-        """
+        """Return what `query` does, where prototypes of numbers `own` come after all others."""
         num, size = k, len(self.prototypes)
         while True:  # most cells have few of their own scan's prototypes near
             index, distance = self.query(feat, max(min(num, size), k), device)

@@ -241,10 +241,7 @@ _CHANGES += (_autocontrast, _elastic, _invert, _cartoon)
 
 
 def corrupt_rgb(rgb: np.ndarray, generator: Generator) -> np.ndarray:
-    """Return (H, W, 3) uint8 colours after three different ones of eight photometric changes.
-
-    Blur, gamma, brightness, hue and saturation, autocontrast, elastic distortion, inversion,
-    cartoon (few tones, dark edges). Black background takes no part and stays black.
+    """Return (H, W, 3) uint8 colours after three of eight photometric changes; black stays black.
 
     Source: facts.md, section 4; the strengths are ours.
     """

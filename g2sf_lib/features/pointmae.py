@@ -133,8 +133,8 @@ class PointMAE(nn.Module):
 def interpolate(points: Tensor, centres: Tensor, feat: Tensor) -> Tensor:
     """Return (N, C), every point's feature: the mean over its 3 nearest centres, near ones more.
 
-    Weights of points (N, 3) to centres (G, 3), in metres, with features (G, C) are
-    1 / (squared distance + 1e-8), divided by their sum: no feature leaves the range of its three.
+    Weights of points (N, 3) to centres (G, 3), metres, are 1 / (squared distance + 1e-8) over
+    their sum.
     """
     near = range(1, min(3, len(centres)) + 1)
     distance, index = cKDTree(centres.cpu().numpy()).query(points.cpu().numpy(), k=near)
