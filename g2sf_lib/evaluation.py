@@ -2,8 +2,7 @@
 
 A larger score means more anomalous; in the truth anything but zero is anomalous. Maps and masks
 are arrays, tensors, stacks (N, H, W) or lists of (H, W); sizes may differ from image to image.
-All functions raise a ValueError for shapes that do not fit, scores that are not finite, and truth
-of one class only.
+A ValueError says where shapes do not fit, scores are not finite, or truth is of one class only.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from sklearn.metrics import roc_auc_score
 
 LIMITS = (0.3, 0.1, 0.05, 0.01)
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
-_LOWEST_RATE = 1e-4  # below it the thresholds of `bootstrap_aupro` are those of anomalous scores
 
 
 def resize_mask(
@@ -26,9 +24,9 @@ def resize_mask(
 ) -> np.ndarray:
     """Return a (H, W) mask at the size (size, size) of the score maps, by nearest neighbour.
 
-    A thin scratch of a large scan can lose every pixel, and then counts against whoever finds it.
-    So with rule "regions" a region (8-connected) of which nothing is left keeps the one pixel in
-    which most of it lies; "nearest", the published protocol, lets it go.
+    A thin scratch of a large scan can lose every pixel. With rule "regions" a region (8-connected)
+    of which nothing is left keeps the one pixel in which most of it lies; "nearest", the published
+    protocol, lets it go.
     """
     small, lost = _sampled(mask, size)
     for rows, columns in lost if rule == "regions" else ():
@@ -57,25 +55,18 @@ def image_auroc(scores: Any, labels: Any) -> float:
 
     Source: Section 4.1, I-AUROC.
     """
-    scores, truth = _scores_and_truth(scores, labels, most_axes=1)
+    scores, truth = _scores_and_truth(scores, labels)
     return float(roc_auc_score(truth, scores))
 
 
-def bootstrap_auroc(
-    scores: Any, labels: Any, num: int = 1000, generator: Generator | None = None
-) -> np.ndarray:
-    """Return the AUROC of `num` resamples of the images, good and anomalous drawn apart.
+def bootstrap_auroc(scores: Any, labels: Any, num: int, generator: Generator) -> np.ndarray:
+    """Return the AUROC of resamples of N images, good and anomalous drawn apart.
 
-    Each resample serves all methods, so that differences of two rows are paired. It only changes
-    how often a pair (good, anomalous) counts: all resamples are two products over a table of pairs.
-
-    Args:
-        scores: (N,) image scores, or (M, N) those of M methods for the same images.
-        labels: (N,).
-        num: how many resamples; the areas are (num,) or (M, num).
-        generator: None draws fresh entropy.
+    Areas are (num,) for scores (N,), or (M, num) for those (M, N) of M methods: each resample
+    serves all methods, so that their differences are paired. A resample only changes how often a
+    pair (good, anomalous) counts: all resamples are two products over a table of pairs.
     """
-    scores, truth = _scores_and_truth(scores, labels, most_axes=2)
+    scores, truth = _scores_and_truth(scores, labels)
     times = _times_drawn(truth, num, generator)
     num_pairs = int(truth.sum()) * int((~truth).sum())
     areas = []
@@ -100,18 +91,14 @@ def pixel_auroc(score_maps: Any, masks: Any) -> float:
 
 
 def aupro(
-    score_maps: Any,
-    masks: Any,
-    limits: Sequence[float] = LIMITS,
-    num_thresholds: int | None = None,
+    score_maps: Any, masks: Any, limits: Sequence[float] = LIMITS, num_thresholds: int | None = None
 ) -> dict[float, float]:
     """Return limit -> area under `pro_curve` from a false positive rate of 0 to the limit, over it.
 
-    The curve is interpolated linearly at the limit; a perfect map scores 1.
+    Limits lie in (0, 1]; the curve is interpolated linearly there; a perfect map scores 1.
 
     Source: Section 4.1, AUPRO@30% and AUPRO@1%.
     """
-    _check_limits(limits)
     fpr, pro = pro_curve(score_maps, masks, num_thresholds)
     return {limit: _area_up_to(fpr, pro, limit) for limit in limits}
 
@@ -119,9 +106,9 @@ def aupro(
 def bootstrap_aupro(
     score_maps: Any,
     masks: Any,
-    limits: Sequence[float] = LIMITS,
-    num: int = 1000,
-    generator: Generator | None = None,
+    limits: Sequence[float],
+    num: int,
+    generator: Generator,
     num_thresholds: int = 500,
 ) -> dict[float, np.ndarray]:
     """Return limit -> (num,) AUPRO of resamples of the images, good and anomalous drawn apart.
@@ -130,12 +117,8 @@ def bootstrap_aupro(
     Each image is counted once, at fixed thresholds: its false positives, and the sum over its
     regions of the share at or above; a resample is a weighted sum of images. Half of the thresholds
     are scores of anomalous pixels, at equal steps of the overlap; half are scores of good pixels,
-    at rates in equal ratios from 1e-4 to 1. An area is within about 1 / num_thresholds of the
-    exact one.
+    at rates in equal ratios from 1e-4 to 1. Areas are within about 1 / num_thresholds.
     """
-    _check_limits(limits)
-    if num_thresholds < 4:
-        raise ValueError(f"num_thresholds is {num_thresholds}; expected at least 4")
     maps, truths = _maps_and_truths(score_maps, masks)
     is_anomalous = np.array([truth.any() for truth in truths])
     _need_both_classes([is_anomalous], "images")
@@ -145,7 +128,7 @@ def bootstrap_aupro(
     num_bins = len(thresholds) + 1
     image = np.repeat(np.arange(len(maps)), [one.size for one in maps])
     bins = image * num_bins + np.searchsorted(thresholds, scores, side="right")
-    times = _times_drawn(is_anomalous, num, generator).astype(np.float64)
+    times = _times_drawn(is_anomalous, num, generator)
     curves = []
     for counted in (weights == 0, weights):
         counts = np.bincount(bins, counted, len(maps) * num_bins).reshape(-1, num_bins)
@@ -158,20 +141,15 @@ def bootstrap_aupro(
 def pro_curve(
     score_maps: Any, masks: Any, num_thresholds: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the false positive rate and the per-region overlap at falling thresholds.
+    """Return the false positive rate and the per-region overlap at falling thresholds, (points,).
 
     The per-region overlap (PRO) of a threshold is the share of a region (8-connected anomalous
-    pixels of one mask) that scores above it, averaged over all regions of all images; the false
-    positive rate is that of good pixels. Both are (points,), the corners of the rising curve.
-
-    With every threshold, PRO is the true positive rate of a ROC curve in which an anomalous
-    pixel weighs 1 / (regions * pixels of its region). Pixels of equal score pass together.
-    The published protocol sorts the T scores of good pixels, takes the thresholds at
-    `num_thresholds` equidistant places of that order, first and last included, counts as
+    pixels of one mask) that scores above it, averaged over all regions of all images: the true
+    positive rate where an anomalous pixel weighs 1 / (regions * pixels of its region). None takes
+    every threshold. The published protocol sorts the T scores of good pixels, takes the thresholds
+    at `num_thresholds` equidistant places of that order, first and last included, counts as
     detected what lies strictly above, and calls 1 - (place + 1) / T the false positive rate.
     """
-    if num_thresholds is not None and num_thresholds < 2:
-        raise ValueError(f"num_thresholds is {num_thresholds}; expected None or at least 2")
     maps, truths = _maps_and_truths(score_maps, masks)
     scores, weights = np.concatenate(maps, axis=None), _region_weights(truths)
     good = np.sort(scores[weights == 0])
@@ -226,15 +204,14 @@ def _spread_thresholds(scores: np.ndarray, weights: np.ndarray, num: int) -> np.
     steps = np.linspace(0, covered[-1], num // 2)
     at_anomalous = np.minimum(np.searchsorted(covered[1:], steps), len(rising) - 1)
     good = np.sort(scores[weights == 0])
-    rates = np.geomspace(_LOWEST_RATE, 1, num - num // 2)
+    rates = np.geomspace(1e-4, 1, num - num // 2)
     at_good = len(good) - np.ceil(rates * len(good)).astype(int)
     return np.unique(np.concatenate([rising[at_anomalous], good[np.maximum(at_good, 0)]]))
 
 
-def _times_drawn(is_anomalous: np.ndarray, num: int, generator: Generator | None) -> np.ndarray:
+def _times_drawn(is_anomalous: np.ndarray, num: int, generator: Generator) -> np.ndarray:
     """Return (num, N), how often each image is in each resample; each class keeps its size."""
-    generator = np.random.default_rng() if generator is None else generator
-    times = np.empty((num, len(is_anomalous)), dtype=np.int64)
+    times = np.empty((num, len(is_anomalous)))
     for of_class in (is_anomalous, ~is_anomalous):
         size = int(of_class.sum())
         times[:, of_class] = generator.multinomial(size, np.full(size, 1 / size), size=num)
@@ -253,13 +230,12 @@ def _region_weights(truths: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(weights, axis=None) / num_all
 
 
-def _scores_and_truth(scores: Any, labels: Any, most_axes: int) -> tuple[np.ndarray, np.ndarray]:
+def _scores_and_truth(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return (..., N) scores and (N,) bool truth, checked."""
     scores, truth = _floating(scores), _array(labels) != 0
-    if truth.ndim != 1 or scores.shape[-1:] != truth.shape or scores.ndim > most_axes:
-        raise ValueError(
-            f"scores have shape {scores.shape} and labels {truth.shape}; expected one label a score"
-        )
+    if truth.ndim != 1 or scores.shape[-1:] != truth.shape:
+        shapes = f"scores have shape {scores.shape} and labels {truth.shape}"
+        raise ValueError(f"{shapes}; expected one label a score")
     if not np.isfinite(scores).all():
         raise ValueError("scores hold NaN or infinity; expected finite numbers")
     _need_both_classes([truth], "images")
@@ -269,26 +245,18 @@ def _scores_and_truth(scores: Any, labels: Any, most_axes: int) -> tuple[np.ndar
 def _maps_and_truths(score_maps: Any, masks: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return lists of (H, W) scores and (H, W) bool truth, checked."""
     if len(score_maps) != len(masks):
-        raise ValueError(
-            f"{len(score_maps)} score maps but {len(masks)} masks; expected one mask a map"
-        )
+        found = f"{len(score_maps)} score maps but {len(masks)} masks"
+        raise ValueError(f"{found}; expected one mask a map")
     maps = [_floating(score_map) for score_map in score_maps]
     truths = [_array(mask) != 0 for mask in masks]
     for index, (score_map, truth) in enumerate(zip(maps, truths, strict=True)):
         if score_map.ndim != 2 or score_map.shape != truth.shape:
-            raise ValueError(
-                f"score map {index} has shape {score_map.shape} and its mask {truth.shape}; "
-                "expected the same (H, W)"
-            )
+            shapes = f"score map {index} has shape {score_map.shape} and its mask {truth.shape}"
+            raise ValueError(f"{shapes}; expected the same (H, W)")
         if not np.isfinite(score_map).all():
             raise ValueError(f"score map {index} holds NaN or infinity; expected finite numbers")
     _need_both_classes(truths, "pixels")
     return maps, truths
-
-
-def _check_limits(limits: Sequence[float]) -> None:
-    if wrong := [limit for limit in limits if not 0 < limit <= 1]:
-        raise ValueError(f"limit is {wrong[0]}; expected a false positive rate in (0, 1]")
 
 
 def _need_both_classes(truths: list[np.ndarray], what: str) -> None:

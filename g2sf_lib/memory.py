@@ -7,7 +7,7 @@ scans), so nothing here asks for more than a block of them at a time.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -28,13 +28,9 @@ _GROUPS = 8  # of the approximate choice
 class Rows:
     """Features of many cells, kept as they are stored and read as float32.
 
-    They may be stored in half precision, in many tensors (those of memory-mapped files stay
-    on disk until they are read), and once for several cells that share a feature.
-
-    Args:
-        parts: (n, D) tensors, one after another.
-        place: (N,), which of the stored rows each cell has; None: cell i has row i.
-        scale: mean and standard deviation by which rows are standardised when they are read.
+    `parts` are (n, D) tensors, one after another, perhaps of half precision or memory-mapped;
+    `place` (N,) says which of their rows each cell has, None: cell i has row i; `scale` are mean
+    and standard deviation by which rows are standardised when they are read.
     """
 
     def __init__(
@@ -63,8 +59,6 @@ class Rows:
 
     def scaled(self, mean: float, std: float) -> Rows:
         """Return (rows - mean) / std, computed when they are read."""
-        if self.scale is not None:
-            raise ValueError("Rows.scaled: these rows are scaled already")
         return Rows(self.parts, self.place, (mean, std))
 
     def to(self, device: torch.device | str) -> Rows:
@@ -83,8 +77,8 @@ class Rows:
             pieces = [p[max(start - before, 0) : max(stop - before, 0)] for p, before in befores]
             found = torch.cat(pieces).float()
         else:
-            which = _numbers(which).to(self.device) if isinstance(which, Tensor) else which
-            found = self._gather((which if self.place is None else self.place[which]).long())
+            which = which.to(self.device) if isinstance(which, Tensor) else which
+            found = self._gather(self.at(which).place.long())
         return found if self.scale is None else found.sub_(self.scale[0]).div_(self.scale[1])
 
     def _gather(self, rows: Tensor) -> Tensor:
@@ -101,10 +95,11 @@ class Rows:
             start, before = stop, before + len(part)
         return found.float()
 
-    def at(self, which: Tensor) -> Rows:
+    def at(self, which: slice | Tensor) -> Rows:
         """Return some of the cells, by number or by mask; nothing is copied."""
-        which = _numbers(which)
-        place = which if self.place is None else self.place[which]
+        if self.place is not None:
+            return Rows(self.parts, self.place[which], self.scale)
+        place = torch.nonzero(which)[:, 0] if which.dtype == torch.bool else which
         return Rows(self.parts, place, self.scale)
 
     def blocks(self, size: int = _BLOCK_ROWS) -> Iterator[Tensor]:
@@ -124,10 +119,6 @@ class Rows:
             places.append(own.long() + before)
             before += len(rows.stored)
         return cls(parts, torch.cat(places))
-
-
-def _numbers(which: Tensor) -> Tensor:
-    return torch.nonzero(which)[:, 0] if which.dtype == torch.bool else which
 
 
 def as_rows(features: Tensor | Rows) -> Rows:
@@ -152,9 +143,9 @@ class Standardiser:
         means, stds = dict.fromkeys(MODALITIES, 0.0), dict.fromkeys(MODALITIES, 1.0)
         for mod in MODALITIES if which == "both" else ("rgb",):
             rows = as_rows(feat[mod])
-            num, blocks = rows.shape[0] * rows.shape[1], rows.blocks
-            means[mod] = mean = sum(float(b.sum(dtype=torch.float64)) for b in blocks()) / num
-            squares = sum(float((b.double() - mean).square().sum()) for b in blocks(4096))
+            num = rows.shape[0] * rows.shape[1]
+            means[mod] = mean = sum(float(b.sum(dtype=torch.float64)) for b in rows.blocks()) / num
+            squares = sum(float((b.double() - mean).square().sum()) for b in rows.blocks(4096))
             stds[mod] = (squares / max(num - 1, 1)) ** 0.5
             if not stds[mod] > 0:
                 raise ValueError(
@@ -177,17 +168,20 @@ def bank_size(num: int, fraction: float) -> int:
     return max(1, round(fraction * num))
 
 
-def _greedy(rows: Rows, num: int, start: int, progress: bool) -> tuple[Tensor, Tensor]:
-    """Return chosen rows (num,) and the coverage radius after each choice (num,).
+def greedy_coreset(
+    features: Tensor | Rows, num: int, start: int = 0, progress: bool = False
+) -> Tensor:
+    """Return rows (num,) of an exact greedy k-centre coreset: each the farthest from those before.
 
-    A plain loop reads all rows once a choice. Here a round takes the pool of rows farthest from
-    those chosen so far, and chooses among them until what is left there is no farther than the rows
-    outside may be; then one product updates all rows' distances to all choices of the round.
-    Distances only fall, so a choice that is farther than any row outside the pool was at the start
-    of the round is the farthest of all.
+    The first n of them, from `start` on, are the coreset of size n; their coverage radius is at
+    most twice the smallest possible. A plain loop reads all rows once a choice. Here a round takes
+    the pool of rows farthest from those chosen so far, and chooses among them until what is left
+    there is no farther than the rows outside may be, for distances only fall; then one product
+    updates all rows' distances to all choices of the round.
+
+    Source: PatchCore's selection, as in Section 3.2.
     """
-    if not 1 <= num <= len(rows):
-        raise ValueError(f"greedy_coreset: num is {num}; expected 1 to {len(rows)}")
+    rows = as_rows(features)
     # Seen from the row in the middle norms are small, so little cancels below; a row rather
     # than the mean itself, because differences of rows on a lattice are exact, ties included.
     mean = sum(block.sum(0, dtype=torch.float64) for block in rows.blocks()).div(len(rows)).float()
@@ -195,7 +189,7 @@ def _greedy(rows: Rows, num: int, start: int, progress: bool) -> tuple[Tensor, T
     middle = rows[far.argmin()[None]]
     norm2 = torch.cat([(block - middle).square().sum(1) for block in rows.blocks()])
     distance2 = torch.full_like(norm2, torch.inf)
-    chosen, radius, done = torch.empty(num, dtype=torch.long), torch.empty(num), 0
+    chosen, done = torch.empty(num, dtype=torch.long), 0
     with tqdm(total=num, desc="coreset", disable=not progress, mininterval=1.0) as bar:
         while done < num:
             first = start if done == 0 else int(distance2.argmax())
@@ -214,15 +208,12 @@ def _greedy(rows: Rows, num: int, start: int, progress: bool) -> tuple[Tensor, T
                 torch.minimum(left2, to_chosen, out=left2)
                 left2[at] = -torch.inf  # never twice, even among duplicates
                 at = int(left2.argmax())
-                farthest = float(left2[at])
-                radius[done] = max(farthest, outside, 0.0) ** 0.5
                 done += 1
-                if done == num or not farthest > outside:
+                if done == num or not left2[at] > outside:
                     break
             _update(distance2, rows, norm2, middle, chosen[began:done].to(norm2.device))
-            radius[done - 1] = distance2.max().clamp_min(0).sqrt()
             bar.update(done - began)
-    return chosen, radius
+    return chosen
 
 
 def _update(distance2: Tensor, rows: Rows, norm2: Tensor, middle: Tensor, chosen: Tensor) -> None:
@@ -237,51 +228,26 @@ def _update(distance2: Tensor, rows: Rows, norm2: Tensor, middle: Tensor, chosen
     distance2[chosen] = -torch.inf
 
 
-def _grouped(rows: Rows, num: int, start: int, progress: bool) -> tuple[Tensor, Tensor]:
-    """Return rows (num,) chosen greedily in random groups, and bounds (num,) of their radius.
-
-    The groups take turns, so that the first rows are a smaller coreset of the same kind. The
-    largest radius of a group bounds the coverage radius of all.
-    """
-    num_groups = min(_GROUPS, num)
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(start))
-    order = torch.cat([order.new_tensor([start]), order[order != start]])
-    picks, radii = [], []
+def _grouped(rows: Rows, num: int, progress: bool) -> Tensor:
+    """Return rows (num,) chosen greedily in random groups, which take turns."""
+    num_groups, picks = min(_GROUPS, num), []
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    order = torch.cat([order.new_tensor([0]), order[order != 0]])
     for group in range(num_groups):
         members = order[group::num_groups].to(rows.device)
         share = -(-(num - group) // num_groups)
-        chosen, radius = _greedy(as_rows(rows[members]), share, 0, progress)
+        chosen = greedy_coreset(rows[members], share, progress=progress)
         picks.append(members.cpu()[chosen])
-        radii.append(radius)
-    turn = torch.cat([torch.arange(len(radius)) for radius in radii])
-    by_turn = turn.argsort(stable=True)
-    # In the last turn, a group that chose one row less has its last radius once more.
-    padded = [torch.cat([radius, radius[-1:]])[: len(radii[0])] for radius in radii]
-    return torch.cat(picks)[by_turn], torch.stack(padded).amax(0)[turn[by_turn]]
-
-
-def greedy_coreset(features: Tensor, num: int, start: int = 0) -> Tensor:
-    """Return rows (num,) of an exact greedy k-centre coreset: each the farthest from those before.
-
-    The first n of them, from `start` on, are the coreset of size n; their coverage radius is at
-    most twice the smallest possible.
-
-    Source: PatchCore's selection, as in Section 3.2.
-    """
-    return _greedy(as_rows(features), num, start, progress=False)[0]
+    turn = torch.cat([torch.arange(len(picked)) for picked in picks])
+    return torch.cat(picks)[turn.argsort(stable=True)]
 
 
 @dataclass(frozen=True)
 class MemoryBank:
-    """Prototypes (B, D) float32 of one modality, and which training rows (B,) they are.
-
-    `radius` (B,) is the distance of the farthest training row after each choice, in the space it
-    was made in; empty where nothing was chosen by distance.
-    """
+    """Prototypes (B, D) float32 of one modality, and which training rows (B,) they are."""
 
     prototypes: Tensor
     rows: Tensor
-    radius: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @classmethod
     def fit(
@@ -294,18 +260,13 @@ class MemoryBank:
         progress: bool = False,
         device: torch.device | None = None,
     ) -> MemoryBank:
-        """Return the bank of a fraction of the rows.
+        """Return the bank of a fraction of the (N, D) rows of normal cells, shared ones once.
 
-        Args:
-            features: (N, D) of normal cells; rows that several cells share are chosen once.
-            fraction: share of cells, in (0, 1], that is the number of prototypes.
-            coreset: "greedy" k-centre; "approximate", greedy in each of eight random groups of
-                the rows, an eighth of the work for a radius about a tenth larger; or "random".
-            projection_eps: distortion of the sparse random projection in which rows are chosen
-                (0.9 as published); None: in the features themselves.
-            seed: of the projection and of random rows.
-            progress: whether a progress bar is shown.
-            device: where rows are chosen; None: where the features are.
+        "approximate" is greedy in each of eight random groups of the rows, an eighth of the work
+        for a radius about a tenth larger. `projection_eps` is the distortion of the sparse random
+        projection in which rows are chosen (0.9 as published), None: in the features themselves;
+        `seed` is that of the projection and of random rows. Rows are chosen on `device`, None:
+        where the features are.
         """
         stored = as_rows(features).stored if len(features.shape) == 2 and len(features) else None
         if stored is None or not all(bool(torch.isfinite(b).all()) for b in stored.blocks()):
@@ -322,9 +283,9 @@ class MemoryBank:
         space, device = stored, device or stored.device
         if projection_eps is not None:
             space = as_rows(_project(stored, projection_eps, seed, device))
-        choose = _grouped if coreset == "approximate" else _greedy
-        rows, radius = choose(space.to(device), num, 0, progress)
-        return cls(stored[rows], rows, radius)
+        choose = _grouped if coreset == "approximate" else greedy_coreset
+        rows = choose(space.to(device), num, progress=progress)
+        return cls(stored[rows], rows)
 
     @cached_property
     def _index(self):
@@ -335,22 +296,13 @@ class MemoryBank:
         return index
 
     @cached_property
-    def _on_gpu(self):
-        """The prototypes on the GPU, and their faiss index there; None where faiss has none."""
-        import faiss
-
-        index = None
-        if hasattr(faiss, "StandardGpuResources"):
-            index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self._index)
-        return self.prototypes.cuda(), index
+    def _on_gpu(self) -> Tensor:
+        return self.prototypes.cuda()
 
     def query_without(
         self, feat: Tensor | Rows, k: int, own: Tensor, device: torch.device | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return what `query` does, where the prototypes of numbers `own` are not in the bank.
-
-        Only where the others are fewer than k do they come after all others.
-        """
+        """Return what `query` does, where prototypes of numbers `own` come after all others."""
         num, size = k, len(self.prototypes)
         while True:  # most cells have few of their own scan's prototypes near
             index, distance = self.query(feat, max(min(num, size), k), device)
@@ -367,13 +319,10 @@ class MemoryBank:
     ) -> tuple[Tensor, Tensor]:
         """Return the k nearest prototypes of (N, D) features, nearest first, exactly.
 
-        faiss finds them by brute force (on a GPU that it was not built for, torch does), on
-        `device` or where the features are; the distances are recomputed from the differences,
-        because both expand the square and give a prototype a distance to itself that is not zero.
-
-        Returns:
-            index: (N, k) rows of `prototypes`, on the device of the features.
-            distance: (N, k) Euclidean, ascending; 0 for a prototype itself.
+        Their rows (N, k) and Euclidean distances (N, k), ascending, are on the device of the
+        features. They are found by brute force, by faiss on a CPU and torch on a GPU, on `device`
+        or where the features are; the distances are recomputed from the differences, because both
+        expand the square and give a prototype a distance to itself that is not zero.
         """
         if k > len(self.prototypes):
             raise ValueError(
@@ -383,19 +332,16 @@ class MemoryBank:
         blocks = rows.stored.blocks() if len(rows) else [rows[:]]
         found = [self._query_block(block, k, device or block.device) for block in blocks]
         index, distance = (torch.cat(parts) for parts in zip(*found, strict=True))
-        if rows.place is None:
-            return index, distance
-        return index[rows.place], distance[rows.place]
+        place = slice(None) if rows.place is None else rows.place
+        return index[place], distance[place]
 
     def _query_block(self, block: Tensor, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
         feat = block.detach().to(device)
-        on_cpu = not feat.is_cuda
-        prototypes, search = (self.prototypes.to(feat), self._index) if on_cpu else self._on_gpu
-        if search is None:
+        prototypes = self._on_gpu if feat.is_cuda else self.prototypes.to(feat)
+        if feat.is_cuda:
             index = nearest(feat, prototypes, k)
         else:
-            index = torch.from_numpy(search.search(feat.cpu().contiguous().numpy(), k)[1])
-            index = index.to(feat.device)
+            index = torch.from_numpy(self._index.search(feat.contiguous().numpy(), k)[1])
         pairs = zip(feat.split(_ROWS_AT_ONCE), index.split(_ROWS_AT_ONCE), strict=True)
         norms = [torch.linalg.vector_norm(f[:, None] - prototypes[i], dim=-1) for f, i in pairs]
         distance, order = torch.cat(norms).sort(dim=1, stable=True)

@@ -43,9 +43,8 @@ def _corner_weights(size: int, num_cells: int) -> tuple[np.ndarray, np.ndarray]:
 def perlin_noise(shape: tuple[int, int], grid: tuple[int, int], generator: Generator) -> np.ndarray:
     """Return (H, W) gradient noise after Perlin, scaled to [-1, 1] and zero on the lattice points.
 
-    noise(y, x) = sqrt(2) * sum over the four lattice points around (y, x) of
-    fade_y * fade_x * <gradient, offset>. Both fades are separable, so the sum over all
-    pixels is a product of two narrow matrices. `grid` is lattice cells along H and W.
+    noise(y, x) = sqrt(2) * sum over the four lattice points around (y, x) of fade_y * fade_x *
+    <gradient, offset>: a product of two narrow matrices. `grid` is lattice cells along H and W.
 
     Source: Perlin (2002), "Improving noise": fade 6 t^5 - 15 t^4 + 10 t^3.
     """
@@ -59,8 +58,8 @@ def perlin_noise(shape: tuple[int, int], grid: tuple[int, int], generator: Gener
 
 def _noise_components(config: SynthesisConfig, generator: Generator) -> list[np.ndarray]:
     """Return the pixels (2, n) of each component of one thresholded noise map, of allowed size."""
-    rows, columns = (2 ** generator.integers(0, 5, size=2)).tolist()
-    noise = perlin_noise((NOISE_SIZE, NOISE_SIZE), (rows, columns), generator)
+    grid = tuple(2 ** generator.integers(0, 5, size=2))
+    noise = perlin_noise((NOISE_SIZE, NOISE_SIZE), grid, generator)
     picture = Image.fromarray(noise.astype(np.float32))
     turned = picture.rotate(generator.uniform(-90, 90), Image.Resampling.BILINEAR)
     labels, _ = ndimage.label(np.asarray(turned) > config.noise_threshold, np.ones((3, 3)))
@@ -98,11 +97,9 @@ def paste_labels(
 ) -> np.ndarray:
     """Return (H, W) int32: 1, 2, ... where a component is to be pasted, 0 elsewhere.
 
-    The noise is drawn at 512 x 512 with 2^0 to 2^4 lattice cells a side, turned within 90 degrees
-    either way and thresholded; components of allowed size are kept. One that has less than two
-    thirds of its pixels on the object is shifted to a random place where it has (and is dropped if
-    none is found soon); none touches another. Drawn again until `min_paste_px` are kept; then
-    resized by nearest neighbour.
+    The noise has 512 x 512 pixels and 2^0 to 2^4 lattice cells a side, and is turned within 90
+    degrees either way. A component with less than two thirds of its pixels on the object is shifted
+    to a random place where it has them, or dropped; none touches another.
 
     Source: Section 3.7 and facts.md, section 4.
     """
@@ -116,15 +113,13 @@ def paste_labels(
         for stays, found in sorted(lying, key=lambda item: not item[0]):
             for _ in range(1 if stays else _MAX_TRIES):
                 pixels = found if stays else _moved_onto(places, found, generator)
-                if pixels.min() < 0 or pixels.max() > last or near[tuple(pixels)].any():
-                    continue
-                if _share_on(large, pixels) < 2 / 3:
+                is_inside = pixels.min() >= 0 and pixels.max() <= last
+                if not is_inside or near[tuple(pixels)].any() or _share_on(large, pixels) < 2 / 3:
                     continue
                 labels[tuple(pixels)] = labels.max() + 1
                 # A rim of two pixels keeps components apart, at half the size too.
-                for shift in np.ndindex(3, 3):
-                    rim = np.clip(pixels + 2 * np.array(shift)[:, None] - 2, 0, last)
-                    near[tuple(rim)] = True
+                shifts = 2 * np.indices((3, 3)).reshape(2, 1, 9) - 2
+                near[tuple(np.clip(pixels[..., None] + shifts, 0, last))] = True
                 break
         if np.count_nonzero(labels) >= config.min_paste_px:
             return _resize_nearest(labels, foreground.shape)
@@ -135,7 +130,7 @@ def paste_labels(
 
 
 def _silhouette(sample: Sample) -> np.ndarray:
-    """Return (H, W) bool: the object, pixels where only the sensor saw no point included."""
+    """Return (H, W) bool: the object, with pixels that have a colour but no point."""
     return sample.foreground | sample.rgb.any(-1)
 
 
@@ -147,10 +142,8 @@ def _with_alpha(rgb: np.ndarray, inside: np.ndarray) -> Image.Image:
 def augment_target(sample: Sample, category: str, generator: Generator) -> Sample:
     """Return the scan turned, scaled, shifted and perhaps mirrored on its pixel grid.
 
-    Points and mask are moved by nearest neighbour, colours bilinearly, weighted so that the black
-    background does not darken the outline; points keep their coordinates. Categories that
-    always lie the same way round (`Dataset.upright`) are turned within 10 degrees, shifted by 5 %
-    and scaled by 0.9 to 1.1; others within 45 degrees, mirrored, 10 %, 0.8 to 1.25.
+    Points, which keep their coordinates, and mask are moved by nearest neighbour, colours
+    bilinearly. Categories that always lie the same way round (`Dataset.upright`) move less.
 
     Source: facts.md, section 4.
     """
@@ -167,8 +160,9 @@ def augment_target(sample: Sample, category: str, generator: Generator) -> Sampl
     middle = np.array([width, height]) / 2
     constant = middle - matrix @ (middle + moved)
     x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-    columns = np.floor(matrix[0, 0] * x + matrix[0, 1] * y + constant[0]).astype(int)
-    rows = np.floor(matrix[1, 0] * x + matrix[1, 1] * y + constant[1]).astype(int)
+    columns, rows = (
+        np.floor(a * x + b * y + c).astype(int) for (a, b), c in zip(matrix, constant, strict=True)
+    )
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     rows, columns = np.where(inside, rows, 0), np.where(inside, columns, 0)
 
@@ -247,10 +241,7 @@ _CHANGES += (_autocontrast, _elastic, _invert, _cartoon)
 
 
 def corrupt_rgb(rgb: np.ndarray, generator: Generator) -> np.ndarray:
-    """Return (H, W, 3) uint8 colours after three different ones of eight photometric changes.
-
-    Blur, gamma, brightness, hue and saturation, autocontrast, elastic distortion, inversion,
-    cartoon (few tones, dark edges). Black background takes no part and stays black.
+    """Return (H, W, 3) uint8 colours after three of eight photometric changes; black stays black.
 
     Source: facts.md, section 4; the strengths are ours.
     """
@@ -261,16 +252,10 @@ def corrupt_rgb(rgb: np.ndarray, generator: Generator) -> np.ndarray:
 
 
 def _cut(source: tuple[np.ndarray, ...], pixels: np.ndarray, generator: Generator) -> np.ndarray:
-    """Return (n, C) values of a source under (2, n) pixels, cut where the source has an object.
-
-    The place of the target is taken if the object covers 95 % of it there; else the best of
-    ten random places on the object. Pixels not covered take the value of the nearest one that
-    is, so a patch has no holes of its own. `source` is values (H, W, C), the region (H, W) of the
-    object, and its places (P, 2).
-    """
+    """Return (n, C) values under pixels (2, n), of a source's values, region and its places."""
     values, region, places = source
     best, most = pixels, _share_on(region, pixels)
-    for _ in range(10):
+    for _ in range(10):  # at other places, where too little of the object lies at this one
         if most >= 0.95:
             break
         moved = _moved_onto(places, pixels, generator)
@@ -282,7 +267,7 @@ def _cut(source: tuple[np.ndarray, ...], pixels: np.ndarray, generator: Generato
     if not known.any():  # a thin ring about the only place: take the place itself
         return np.repeat(values[places[:1, 0], places[:1, 1]], pixels.shape[1], axis=0)
     patch = values[tuple(inside)]
-    if not known.all():
+    if not known.all():  # holes take the nearest value
         patch[~known] = patch[known][cKDTree(best.T[known]).query(best.T[~known])[1]]
     return patch
 
@@ -295,34 +280,20 @@ def synthesise(
     config: SynthesisConfig,
     generator: Generator,
 ) -> Sample:
-    """Return the target with patches of the sources pasted under a Perlin mask.
+    """Return the target with patches of the sources, normal scans, pasted under a Perlin mask.
 
-    Each component is pasted on its own. With u uniform in [`min_blend`, 1] and an offset t of
+    Of each component, with u uniform in [`min_blend`, 1], v in [`min_relief`, 1] and an offset t of
     random sign, its size uniform in [`min_offset_m`, `max_offset_m`]:
 
     - colour: u * changed source + (1 - u) * target; with `colour_from` "both", in half of the
       components the source is the target itself, so that tones change and texture does not;
-    - depth: v * (z_source - mean(z_source) + mean(z_target)) + (1 - v) * z_target + t, v uniform
-      in [`min_relief`, 1], means over the component's pixels on the object, so that the mean
-      displacement there is t; x and y are those of the target before background removal, so a
-      paste may stand outside the object, with v = 1.
+    - depth: v * (z_source - mean(z_source) + mean(z_target)) + (1 - v) * z_target + t, means over
+      the component's pixels on the object, so that the mean displacement there is t; outside the
+      object, where only scans with `raw_xyz` have points to move, v = 1.
 
-    A pixel of the object where the sensor saw no point gets a colour only; a background pixel
-    without a raw point gets nothing. With `paste_in` "either", the sample's pastes change both,
-    colour alone or depth alone, each with equal chance; where they change one they stay on the
-    object. The label says what they change (see `CHANGED`), the mask where: nowhere else does the
-    sample differ from the target, augmented or not.
-
-    Args:
-        target: a preprocessed normal scan; with its `raw_xyz`, or pastes stay on the object.
-        source_rgb: another normal scan; colours come from its object.
-        source_pcd: a normal scan of any category and size; depths come from its object.
-        category: of the target, see `augment_target`, which takes the generator first.
-        config: all settings.
-        generator: of all random choices.
-
-    Raises:
-        ScanError: where target or source has no object, or too small a one.
+    With `paste_in` "either", a sample's pastes change both, colour alone or depth alone, each with
+    equal chance; where they change one they stay on the object. The label says what they change
+    (see `CHANGED`), the mask where. A ScanError where an object is missing or too small.
 
     Source: Section 3.7 and facts.md, section 4.
     """
@@ -363,13 +334,11 @@ def synthesise(
             rgb[here] = np.rint(blend * colour + (1 - blend) * target.rgb[here]).astype(np.uint8)
         if parts == "rgb":
             continue
-        depth = depth.astype(np.float64)
-        before = xyz[here][anchors, 2]
+        depth, before = depth.astype(np.float64), xyz[here][anchors, 2]
         depth += before.mean(dtype=np.float64) - depth[anchors].mean()
         depth[anchors] = before + relief * (depth[anchors] - before)
-        depth += offset
         seen = tuple(pixels[:, has_raw[here]])
-        raw[(*seen, 2)] = depth[has_raw[here]]
+        raw[(*seen, 2)] = (depth + offset)[has_raw[here]]
         xyz[seen] = raw[seen]
     if not mask.any():
         raise ScanError(f"{target.name}: no paste found a place; expected an object with points")
@@ -389,20 +358,18 @@ def synthesise_set(
 ) -> Iterator[Sample]:
     """Yield `num` synthetic anomalies named "synthetic/000", "synthetic/001", ..., one at a time.
 
-    Sample i stands on target i modulo their number and has random numbers of its own, so it
-    is the same however many are asked for, and whichever are left out (`is_wanted`). A scan is not
-    its own source unless it is the only one. All scans are preprocessed and normal, in memory or
-    entries of `list_prepared`; those of `sources_pcd` may be of any category.
+    Sample i stands on target i modulo their number and has random numbers of its own, whichever
+    others are wanted. A scan is not its own source unless it is the only one. All scans are
+    preprocessed and normal; those of `sources_pcd` may be of any category.
     """
     for i in filter(is_wanted, range(num)):
         generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(i,)))
         target = targets[i % len(targets)]
-        scans = [target]
+        scans, by_path = [target], isinstance(target, Path)
         for sources in (sources_rgb, sources_pcd):
             # Scans in memory are compared by identity, entries by their paths.
-            same = [s is target or (isinstance(s, Path) and s == target) for s in sources]
-            others = [s for s, is_same in zip(sources, same, strict=True) if not is_same] or sources
-            scans.append(others[generator.integers(len(others))])
+            others = [s for s in sources if s is not target and not (by_path and s == target)]
+            scans.append((others or sources)[generator.integers(len(others or sources))])
         scans = [load_prepared(scan) if isinstance(scan, Path) else scan for scan in scans]
         sample = synthesise(*scans, category, config, generator)
         yield dataclasses.replace(sample, name=f"synthetic/{i:03d}")

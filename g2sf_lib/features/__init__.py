@@ -6,7 +6,6 @@ patches does not wait for them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,28 +13,26 @@ from typing import Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from scipy import ndimage
 from torch import Tensor
 
 from g2sf_lib.config import MODALITIES, FeatureConfig
 from g2sf_lib.datasets import Sample
 from g2sf_lib.memory import Rows
+from g2sf_lib.store import write_tensors
 
 MIN_COVER = 0.25  # of a cell's pixels
 
 
 @dataclass(frozen=True)
 class Patches:
-    """Features of one scan, one row a cell, cells in row-major order.
+    """Features of one scan: mod -> (cells, D_mod) float32, zero where a cell is background.
 
-    Attributes:
-        feat: mod -> (cells, D_mod) float32; all zero where a cell is background.
-        grid: (rows, columns) of the common grid over image and cloud, top left first.
-        foreground: (cells,) bool; False where the whole point feature is zero.
-        shared: the RGB feature is the same in every square of so many cells on a side (2 where
-            28 x 28 tokens are paired with 56 x 56 point features), but for background.
+    Cells are those of a common `grid` (rows, columns), row-major. The RGB feature is the same in
+    every square of `shared` cells on a side (2 where 28 x 28 tokens are paired with 56 x 56 point
+    features), but for background.
     """
 
     feat: dict[str, Tensor]
@@ -53,11 +50,8 @@ class Patches:
 class PackedPatches:
     """The patches of one scan in half precision, without what is redundant.
 
-    Attributes:
-        cells: mod -> (n, D_mod): the features of the foreground cells, row-major; an RGB
-            feature that several cells share is stored once.
-        grid: (rows, columns) of the common grid.
-        foreground: (rows * columns,) bool, n of them True.
+    `cells` are mod -> (n, D_mod), those of the n foreground cells; an RGB feature that several
+    cells share is stored once.
     """
 
     cells: dict[str, Rows]
@@ -116,32 +110,23 @@ class FeatureExtractor:
         """Return the features of a preprocessed scan, zero where a cell is background.
 
         `wanted` is (cells,) bool, on the CPU: the only cells whose features are needed, the others
-        count as background; None: all. Where the networks allow it, others cost nothing. A
-        ScanError where the scan has too few points for the point features.
+        count as background. A ScanError where the scan has too few points.
         """
-        pcd, foreground = self.points(sample, wanted)
-        feat = {"pcd": pcd, "rgb": self.colour(sample, wanted)}
-        feat = {mod: torch.where(foreground[:, None], feat[mod], 0.0) for mod in MODALITIES}
-        grid = (self.config.grid_size, self.config.grid_size)
-        return Patches(feat, grid, foreground, self._rgb.shared)
-
-    def points(self, sample: Sample, wanted: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return (cells, D_pcd) point features and (cells,) bool, which cells hold the object."""
         if self._net is None:
             from g2sf_lib.features.fpfh import fpfh_patches
 
-            feat, foreground = fpfh_patches(sample.xyz, self.config, sample.name, wanted)
+            pcd, foreground = fpfh_patches(sample.xyz, self.config, sample.name, wanted)
         else:
             from g2sf_lib.features.pointmae import pointmae_patches
 
-            feat, foreground = pointmae_patches(sample.xyz, self.config, self._net, sample.name)
+            pcd, foreground = pointmae_patches(sample.xyz, self.config, self._net, sample.name)
             if wanted is not None:
                 foreground = foreground & wanted.to(foreground.device)
-        return feat.to(self.device), foreground.to(self.device)
-
-    def colour(self, sample: Sample, wanted: Tensor | None = None) -> Tensor:
-        """Return (cells, D_rgb) RGB features, background included."""
-        return self._rgb([sample.rgb], wanted)[0]
+        foreground = foreground.to(self.device)
+        feat = {"pcd": pcd.to(self.device), "rgb": self._rgb([sample.rgb], wanted)[0]}
+        feat = {mod: torch.where(foreground[:, None], feat[mod], 0.0) for mod in MODALITIES}
+        grid = (self.config.grid_size, self.config.grid_size)
+        return Patches(feat, grid, foreground, self._rgb.shared)
 
 
 def half_precision(device: torch.device) -> torch.autocast:
@@ -180,19 +165,13 @@ def save_patches(
     which modalities are. A ValueError where a feature is not finite in float16.
     """
     packed = pack(patches) if isinstance(patches, Patches) else patches
-    tensors = {"foreground": packed.foreground, "cell_mask": cell_mask}
+    grid = torch.tensor(packed.grid)
+    tensors = {"foreground": packed.foreground, "cell_mask": cell_mask, "grid": grid}
     for mod, rows in packed.cells.items():
         tensors |= {mod: torch.cat(rows.parts), f"{mod}_place": rows.place}
         if not torch.isfinite(tensors[mod]).all():
             raise ValueError(f"{path}: {mod} features are not finite, or above 65504, in float16")
-    tensors = {n: value.cpu().contiguous() for n, value in tensors.items() if value is not None}
-    # Written beside the target and renamed, so that a killed run leaves no half file.
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(tensors, draft, metadata={"grid": "{} {}".format(*packed.grid)})
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_tensors(path, {name: value for name, value in tensors.items() if value is not None})
 
 
 def load_patches(path: str | Path) -> tuple[PackedPatches, Tensor | None]:
@@ -201,9 +180,8 @@ def load_patches(path: str | Path) -> tuple[PackedPatches, Tensor | None]:
     A damaged or foreign file raises a ValueError that names it.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-            rows, columns = (int(side) for side in (file.metadata() or {})["grid"].split())
+        tensors = load_file(path)
+        rows, columns = tensors["grid"].tolist()
         cells = {mod: Rows([tensors[mod]], tensors.get(f"{mod}_place")) for mod in MODALITIES}
         foreground = tensors["foreground"]
         if any(len(cells[mod]) != int(foreground.sum()) for mod in MODALITIES):

@@ -54,19 +54,15 @@ def read_checkpoint(path: Path) -> Any:
     except Exception as error:  # a damaged file raises whatever its bytes happen to ask for
         # torch's advice is to switch its protection off, which nobody here can or should do.
         reason = None if "weights_only" in str(error) else error
+        if refused := re.search(r"GLOBAL (\S+)", str(error)):
+            obstacle = f"needs {refused[1]}"
+        elif isinstance(error, OSError) and error.strerror:
+            obstacle = f"cannot be opened ({error.strerror})"
+        else:
+            with path.open("rb") as file:
+                head = file.read(64).lstrip().lower()
+            obstacle = next(what for at, what in _NO_CHECKPOINT.items() if head.startswith(at))
         raise WeightsError(
-            f"{path}: not a readable checkpoint: it {_obstacle(path, error)}; expected tensors and"
-            " plain values only"
+            f"{path}: not a readable checkpoint: it {obstacle}; expected tensors and plain values"
+            " only"
         ) from reason
-
-
-def _obstacle(path: Path, error: Exception) -> str:
-    """Return what keeps a file from being read, as far as its first bytes and the error tell."""
-    if refused := re.search(r"GLOBAL (\S+)", str(error)):
-        return f"needs {refused[1]}"
-    try:
-        with path.open("rb") as file:
-            head = file.read(64).lstrip().lower()
-    except OSError as unreadable:
-        return f"cannot be opened ({unreadable.strerror})"
-    return next(what for start, what in _NO_CHECKPOINT.items() if head.startswith(start))

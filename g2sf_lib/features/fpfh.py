@@ -17,27 +17,14 @@ NUM_HISTOGRAMS, NUM_BINS = 3, 11
 def fpfh_patches(
     xyz: np.ndarray, config: FeatureConfig, name: str = "scan", wanted: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the mean root histogram of every cell, and which cells have one.
+    """Return (cells, 33) mean root histograms, zero on background, and (cells,) which have one.
 
-    Points are averaged over the blocks of a ``fpfh_grid`` x ``fpfh_grid`` grid (this
-    divides the sensor noise by 2 at 2 x 2 px, and the cost by 4), described, and averaged
-    again over the common grid. Of each histogram, scaled to sum 1, the square root is
-    taken: Euclidean distances between roots (Hellinger) are not ruled by the one tall bin
-    that every flat neighbourhood has.
-
-    Args:
-        xyz: (H, W, 3), metres, camera at the origin; (0, 0, 0) where there is no point.
-        config: grid, radii and numbers of neighbours.
-        name: what the scan is called in messages.
-        wanted: (cells,) bool, the cells that are described, as among all; None: all.
-
-    Returns:
-        feat: (cells, 33) float32 in [0, 1], zero on background; each third of a point's feature
-            has unit norm, a mean over points at most that.
-        foreground: (cells,) bool; cells that hold a point with a neighbour within `fpfh_radius_m`.
-
-    Raises:
-        ScanError: a point is not finite, or there are too few after averaging.
+    Points of `xyz` (H, W, 3), metres from the camera, are averaged over the blocks of a
+    ``fpfh_grid`` x ``fpfh_grid`` grid (this divides the sensor noise by 2 at 2 x 2 px, and the cost
+    by 4), described, and averaged again over the common grid. Of each histogram, scaled to sum 1,
+    the square root is taken: Euclidean distances between roots (Hellinger) are not ruled by the
+    one tall bin that every flat neighbourhood has. Only `wanted` (cells,) are described. A
+    ScanError where a point is not finite, or there are too few.
 
     Source: BTF's choice of FPFH for scans (facts.md, section 7); the paper has Point-MAE.
     """

@@ -73,9 +73,7 @@ class PointMAE(nn.Module):
     def load_checkpoint(self, path: str | Path | None) -> None:
         """Read the official pre-training checkpoint, without its decoder; None: `DEFAULT_FILE`.
 
-        Raises:
-            WeightsError: there is no such file, it cannot be read without running code in
-                it, or a tensor is missing, left over or of another shape.
+        A WeightsError where it is missing, cannot be read without running code, or does not fit.
         """
         found = f"{str(path)!r}" if path is not None else f"not set, which means {DEFAULT_FILE}"
         path = DEFAULT_FILE if path is None else Path(os.path.expanduser(path))
@@ -109,28 +107,16 @@ class PointMAE(nn.Module):
 
     @torch.no_grad()
     def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Return one feature for each group of (N, 3) points in metres, and the groups' centres.
+        """Return (G, 1152) features of groups of (N, 3) points in metres, and their centres (G,).
 
-        Returns:
-            feat: (G, 1152) float32: outputs of blocks 4, 8 and 12 after the final norm.
-            centre_index: (G,) int64 into points, farthest points first to last from
-                point 0. The order of the other points does not matter.
-
-        Raises:
-            ScanError: fewer points than a group has, or than there are groups.
+        Features are outputs of blocks 4, 8 and 12 after the final norm; centres are points by
+        number, farthest points from point 0 on.
         """
-        need = max(self.group_size, self.num_groups)
-        if len(points) < need:
-            raise ScanError(
-                f"a cloud of {len(points)} points; Point-MAE with num_groups = {self.num_groups} "
-                f"and group_size = {self.group_size} needs at least {need}"
-            )
         device = self.norm.weight.device
         host = np.ascontiguousarray(points.detach().cpu().numpy(), dtype=np.float32)
         # The plain variant: the bucketed ones break ties of organised clouds differently.
         centre = fpsample.fps_sampling(host, self.num_groups, start_idx=0).astype(np.int64)
-        _, member = cKDTree(host).query(host[centre], k=self.group_size)  # (G, S)
-        member = member.reshape(self.num_groups, self.group_size)
+        member = cKDTree(host).query(host[centre], k=range(1, self.group_size + 1))[1]  # (G, S)
         groups = torch.from_numpy(host[member] - host[centre][:, None]).to(device)  # (G, S, 3)
         # 64 groups at a time: the widest layer of all groups at once would take 270 MB.
         taps = []
@@ -147,38 +133,26 @@ class PointMAE(nn.Module):
 def interpolate(points: Tensor, centres: Tensor, feat: Tensor) -> Tensor:
     """Return (N, C), every point's feature: the mean over its 3 nearest centres, near ones more.
 
-    Weights of points (N, 3) to centres (G, 3), in metres, with features (G, C) are
-    1 / (squared distance + 1e-8), divided by their sum: no feature leaves the range of its three.
+    Weights of points (N, 3) to centres (G, 3), metres, are 1 / (squared distance + 1e-8) over
+    their sum.
     """
-    near = min(3, len(centres))
+    near = range(1, min(3, len(centres)) + 1)
     distance, index = cKDTree(centres.cpu().numpy()).query(points.cpu().numpy(), k=near)
-    index = torch.from_numpy(index.reshape(-1, near)).to(feat.device)
-    weight = 1 / (np.square(distance.reshape(-1, near)) + 1e-8)
+    index = torch.from_numpy(index).to(feat.device)
+    weight = 1 / (np.square(distance) + 1e-8)
     weight = torch.from_numpy(weight / weight.sum(1, keepdims=True)).to(feat)
-    out = weight[:, :1] * feat[index[:, 0]]
-    for j in range(1, near):  # one neighbour at a time: (N, 3, C) would be three times the memory
-        out += weight[:, j : j + 1] * feat[index[:, j]]
-    return out
+    # One neighbour at a time: (N, 3, C) would be three times the memory.
+    return sum(weight[:, j : j + 1] * feat[index[:, j]] for j in range(len(near)))
 
 
 @torch.no_grad()
 def pointmae_patches(
     xyz: np.ndarray, config: FeatureConfig, net: PointMAE, name: str = "scan"
 ) -> tuple[Tensor, Tensor]:
-    """Return Point-MAE's features on the common grid, and which cells have one.
+    """Return (cells, 1152) Point-MAE's features on the common grid, and (cells,) which have one.
 
-    Args:
-        xyz: (H, W, 3), metres; (0, 0, 0) where there is no point.
-        config: ``grid_size``.
-        net: with its weights, on the device to compute on.
-        name: what the scan is called in messages.
-
-    Returns:
-        feat: (cells, 1152) float32, means in which pixels without a point count as zero.
-        foreground: (cells,) bool; False where the whole feature is zero.
-
-    Raises:
-        ScanError: a point is not finite, or there are too few for the groups.
+    They are means in which pixels of `xyz` (H, W, 3), metres, without a point count as zero. A
+    ScanError where a point is not finite, or there are too few.
 
     Source: facts.md, section 2.
     """
@@ -188,21 +162,21 @@ def pointmae_patches(
     points = torch.from_numpy(np.ascontiguousarray(flat[pixel], dtype=np.float32))
     if not torch.isfinite(points).all():
         raise ScanError(f"{name}: points with NaN or infinite coordinates; expected finite metres")
-    try:
-        group_feat, centre = net(points)
-    except ScanError as error:
-        raise ScanError(f"{name}: {error}") from error
+    if len(points) < (need := max(net.group_size, net.num_groups)):
+        raise ScanError(
+            f"{name}: a cloud of {len(points)} points; Point-MAE with num_groups ="
+            f" {net.num_groups} and group_size = {net.group_size} needs at least {need}"
+        )
+    group_feat, centre = net(points)
     point_feat = interpolate(points, points[centre.cpu()], group_feat)  # (N, 1152)
     feat = torch.sparse.mm(_pool_matrix(pixel, config.grid_size).to(point_feat), point_feat)
     return feat, (feat != 0).any(dim=1)
 
 
 def _pool_matrix(pixel: np.ndarray, grid: int) -> Tensor:
-    """Return the sparse (grid * grid, N) matrix that pools points lying on row-major pixels (N,).
-
-    It is the 3 x 3 mean (stride 1, no padding) followed by the mean over cells; both are linear
-    and separable. So the (224, 224, 1152) array that pooling layers would want is never built.
-    """
+    """Return the sparse (grid * grid, N) matrix that pools points on row-major pixels (N,)."""
+    # The 3 x 3 mean (stride 1, no padding), then the mean over cells: both linear and separable,
+    # so the (224, 224, 1152) array that pooling layers would want is never built.
     pixels = torch.eye(PIXELS, dtype=torch.float64)
     side = F.adaptive_avg_pool1d(F.avg_pool1d(pixels, 3, stride=1), grid).T.numpy()
     matrix = sparse.kron(sparse.csr_array(side), sparse.csr_array(side), format="csc")

@@ -28,9 +28,8 @@ class RGBFeatures:
     """Callable that turns images into features on the common grid.
 
     Convolutional networks give their outputs of stride 8 and 16, each averaged over 3 x 3
-    neighbours (as PatchCore does, so that a cell knows its surroundings), brought to the
-    grid and concatenated. Vision transformers give their patch tokens after the final norm.
-    A model that has neither raises a ConfigError.
+    neighbours (as PatchCore does, so that a cell knows its surroundings). Vision transformers give
+    their patch tokens after the final norm. A model that has neither raises a ConfigError.
 
     Source: Section 3.1 has DINO's tokens; the default network is facts.md's embedded one.
     """
@@ -60,9 +59,8 @@ class RGBFeatures:
     def __call__(self, images: list[np.ndarray], wanted: Tensor | None = None) -> Tensor:
         """Return (B, cells, D) float32 features of (H, W, 3) uint8 images; D is 152, for DINO 768.
 
-        `wanted` is (cells,) bool, the cells whose features are needed; None: all. Others may be
-        zero: a convolutional network sees no more than `WINDOW_CELLS` cells around wanted ones, for
-        what lies farther changes hardly anything.
+        Features of cells that are not `wanted` (cells,) may be zero: a convolutional network sees
+        no more than `WINDOW_CELLS` cells around wanted ones; the rest changes hardly anything.
         """
         x = torch.cat([self._resize(image) for image in images])  # (B, 3, size, size)
         x = (x - self._mean) / self._std
@@ -79,23 +77,24 @@ class RGBFeatures:
         return cells.flatten(2).transpose(1, 2).contiguous()  # (B, grid * grid, D)
 
     def _cells(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return (B, D, *grid) features of normalised images, or of windows of them."""
+        """Return (B, D, *grid) features of normalised images, averaged down or repeated up."""
         with half_precision(self.device):
-            maps = self._maps(x)
-        return torch.cat([_to_grid(m.float(), grid) for m in maps], dim=1)
-
-    def _maps(self, x: Tensor) -> list[Tensor]:
-        """Return maps (B, C, h, h) of normalised images."""
-        if self._has_tokens:
-            tokens = self.model.forward_features(x)  # (B, prefix + n * n, D)
-            tokens = tokens[:, self.model.num_prefix_tokens :]
-            side = math.isqrt(tokens.shape[1])
-            return [tokens.transpose(1, 2).unflatten(2, (side, side))]
-        maps = self.model.forward_intermediates(
-            x, indices=self._levels, stop_early=True, intermediates_only=True
-        )
-        # Padding is left out of the mean: zeros would make the border look special.
-        return [F.avg_pool2d(m, 3, 1, 1, count_include_pad=False) for m in maps]
+            if self._has_tokens:
+                tokens = self.model.forward_features(x)[:, self.model.num_prefix_tokens :]
+                side = math.isqrt(tokens.shape[1])
+                maps = [tokens.transpose(1, 2).unflatten(2, (side, side))]
+            else:
+                options = {"stop_early": True, "intermediates_only": True}
+                maps = self.model.forward_intermediates(x, indices=self._levels, **options)
+                # Padding is left out of the mean: zeros would make the border look special.
+                maps = [F.avg_pool2d(m, 3, 1, 1, count_include_pad=False) for m in maps]
+        cells = [
+            F.adaptive_avg_pool2d(m.float(), grid)
+            if m.shape[-1] >= grid[1]
+            else F.interpolate(m.float(), grid, mode="nearest-exact")
+            for m in maps
+        ]
+        return torch.cat(cells, dim=1)
 
     def _resize(self, image: np.ndarray) -> Tensor:
         """Return one image as (1, 3, size, size) float32 in [0, 1], resized bicubically."""
@@ -114,22 +113,12 @@ def windows(wanted: np.ndarray) -> list[tuple[int, int, int, int]]:
     return [(y.start, y.stop, x.start, x.stop) for y, x in ndimage.find_objects(labels)]
 
 
-def _to_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return (B, C, h, w) maps on (B, C, *grid): averaged down, or repeated up."""
-    if maps.shape[-1] >= grid[1]:
-        return F.adaptive_avg_pool2d(maps, grid)
-    return F.interpolate(maps, grid, mode="nearest-exact")
-
-
 def load_model(config: FeatureConfig) -> torch.nn.Module:
     """Return the timm model of ``rgb_model`` with its weights, classifier included.
 
     ``rgb_weights`` is a local file of timm's names; None takes the packaged weights for the default
-    network, and for others what timm downloads.
-
-    Raises:
-        ConfigError: timm does not know the model.
-        WeightsError: the weights are missing, or do not fit to the last tensor.
+    network, and for others what timm downloads. A ConfigError where timm does not know the model, a
+    WeightsError where weights are missing or do not fit to the last tensor.
     """
     name = config.rgb_model
     try:
@@ -146,23 +135,21 @@ def load_model(config: FeatureConfig) -> torch.nn.Module:
             missing = f"rgb_weights is {str(path)!r}, where there is no file"
             raise WeightsError(f"{missing}. {_where(name)}")
         arguments["pretrained_cfg_overlay"] = {"state_dict": _read_weights(path)}
-        try:  # timm adapts position embeddings
-            model = timm.create_model(name, pretrained=True, **arguments)
-        except (RuntimeError, KeyError, ValueError) as error:
-            raise WeightsError(f"{path}: does not fit rgb_model {name!r}: {error}") from error
-        model.pretrained_cfg.pop("state_dict")  # or the weights would be held twice
-        return model
-    if name == PACKAGED_MODEL:
+    elif name == PACKAGED_MODEL:
         model = timm.create_model(name, pretrained=False)
         model.load_state_dict(packaged_weights(model), strict=True)
         return model
-    try:
-        return timm.create_model(name, pretrained=True, **arguments)
+    try:  # timm adapts position embeddings
+        model = timm.create_model(name, pretrained=True, **arguments)
     except Exception as error:  # whatever the hub's client raises, the remedy is the same
+        if config.rgb_weights is not None:
+            raise WeightsError(f"{path}: does not fit rgb_model {name!r}: {error}") from error
         raise WeightsError(
             f"the weights of rgb_model {name!r} could not be loaded by timm "
             f"({type(error).__name__}: {error}). {_where(name)}"
         ) from error
+    model.pretrained_cfg.pop("state_dict", None)  # or the weights would be held twice
+    return model
 
 
 def packaged_weights(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -177,11 +164,7 @@ def packaged_weights(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file under the network's own names.
-
-    A checkpoint of DINO's training has two networks; its teacher is the one that is evaluated.
-    Prefixes of its wrappers are left out, and its projection heads, which only training needs.
-    """
+    """Return the tensors of a file under the network's own names; of DINO's, its teacher's."""
     state = read_checkpoint(path)
     state = state if isinstance(state, dict) else {}
     for key in ("state_dict", "model", "teacher", "student"):
@@ -196,9 +179,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 def _where(name: str) -> str:
     """Return the sentence that says where a model's weights are, and where to put them."""
     cfg = timm.get_pretrained_cfg(name)
-    url = cfg.url
-    if cfg.hf_hub_id:
-        url = f"https://huggingface.co/{cfg.hf_hub_id}/resolve/main/model.safetensors"
-    if not url:
+    hub = f"https://huggingface.co/{cfg.hf_hub_id}/resolve/main/model.safetensors"
+    if not (url := hub if cfg.hf_hub_id else cfg.url):
         return "timm publishes no weights for it: set rgb_weights to a local file."
     return f"Fetch {url}, keep it where you like, and set rgb_weights to its path."
