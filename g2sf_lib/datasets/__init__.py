@@ -111,9 +111,9 @@ class ScanFiles:
         return f"{self.split}/{self.label}/{self.index}"
 
     @property
-    def paths(self) -> tuple[Path, ...]:
+    def paths(self) -> list[Path]:
         """The files that the scan is made of."""
-        return tuple(path for path in (self.rgb, self.xyz, self.gt, *self.beside) if path)
+        return [path for path in (self.rgb, self.xyz, self.gt, *self.beside) if path]
 
 
 def reader(dataset: str) -> ModuleType:
@@ -142,10 +142,8 @@ def split_problems(split: str, scans: Sequence[Sample | ScanFiles], where: str) 
     told = f"{where}: {len(scans) - len(bad)} good and {len(bad)} defective {split} scans; expected"
     if split == "test":
         return [] if 0 < len(bad) < len(scans) else [f"{told} both, a score needs them"]
-    problems = []
-    if bad:
-        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        problems.append(f"{where}: {bad[0].name} is {bad[0].label!r}{more}; expected 'good' alone")
+    more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+    problems = [f"{where}: {x.name} is {x.label!r}{more}; expected 'good' alone" for x in bad[:1]]
     if split == "train" and len(scans) < 2:
         problems.append(f"{told} at least 2 good, a paste comes from another scan")
     elif not scans:
@@ -156,45 +154,34 @@ def split_problems(split: str, scans: Sequence[Sample | ScanFiles], where: str) 
 def find_split(
     dataset: str, root: Path | str, category: str, split: str
 ) -> tuple[list[ScanFiles], list[str]]:
-    """Return what a reader's `find_scans` does, and what `split_problems` says of the whole."""
+    """Return what `find_scans` does; where all are complete, what `split_problems` says of them."""
     scans, problems = reader(dataset).find_scans(Path(root), category, split)
-    # Of what is incomplete the whole says little.
     return scans, problems or split_problems(split, scans, str(Path(root) / category))
 
 
 def check_points(xyz: np.ndarray, name: str) -> None:
-    """Refuse (H, W, 3) points that cannot be metres of an organised scan.
-
-    That is: not finite or too far; none at all; one value in many pixels (a code for "nothing
-    seen"); neighbouring pixels so far apart, or so near, that the unit is none of metres.
-    """
+    """Refuse (H, W, 3) points that cannot be metres of an organised scan."""
     place = "(0, 0, 0) where there is none"
     beyond = ~(np.abs(xyz) <= FARTHEST_M).all(axis=-1)  # true of NaN too
     if beyond.any():
         row, column = np.argwhere(beyond)[0]
         first = f"the first at row {row}, column {column}: {xyz[row, column].tolist()}"
-        raise ScanError(
-            f"{name}: {beyond.sum()} pixels are NaN, infinite or above {FARTHEST_M:g}, {first};"
-            f" expected finite points in metres, {place}"
-        )
+        told = f"{beyond.sum()} pixels are NaN, infinite or above {FARTHEST_M:g}, {first}"
+        raise ScanError(f"{name}: {told}; expected finite points in metres, {place}")
     has_point = (xyz != 0).any(axis=-1)
     if not has_point.any():
         raise ScanError(f"{name}: empty cloud, no point is set; expected at least one point")
     both = has_point[:, 1:] & has_point[:, :-1]
     step = np.linalg.norm(np.diff(xyz, axis=1)[both].astype(np.float64), axis=-1)
-    if (step == 0).sum() > MAX_SAME * has_point.size:
+    if (step == 0).sum() > MAX_SAME * has_point.size:  # a code for "nothing seen"?
         values, num = np.unique(xyz[has_point], axis=0, return_counts=True)
         if num.max() > MAX_SAME * has_point.size:
-            same = values[num.argmax()].tolist()
-            raise ScanError(
-                f"{name}: {num.max()} pixels hold the same point {same}; expected {place}"
-            )
+            told = f"{num.max()} pixels hold the same point {values[num.argmax()].tolist()}"
+            raise ScanError(f"{name}: {told}; expected {place}")
     pitch = np.median(step[step > 0]) if (step > 0).any() else PITCH_M[0]
     if not PITCH_M[0] <= pitch <= PITCH_M[1]:
-        raise ScanError(
-            f"{name}: neighbouring points are {pitch:.3g} apart; expected metres, that is"
-            f" {PITCH_M[0]:g} to {PITCH_M[1]:g} (are these millimetres?)"
-        )
+        expected = "metres, that is {:g} to {:g} (are these millimetres?)".format(*PITCH_M)
+        raise ScanError(f"{name}: neighbouring points are {pitch:.3g} apart; expected {expected}")
 
 
 def check_mask(mask: np.ndarray, label: str, name: str) -> None:
@@ -243,10 +230,9 @@ def as_number(value: Any) -> float | None:
 
 
 def category_names(dataset: str, root: Path | str) -> tuple[str, ...]:
-    """Return the categories of a data set that have a folder below the root, in published order.
+    """Return the categories that have a folder below the root, in published order; none: all.
 
-    All of them where none is there, so that what is missing is named later; for "folder", the
-    names of the folders. A name nearly that of a category, as "Cable gland", is a ScanError.
+    A name nearly that of a category, as "Cable gland", is a ScanError.
     """
     root = Path(root)
     if dataset not in CATEGORIES:
@@ -265,11 +251,7 @@ def category_names(dataset: str, root: Path | str) -> tuple[str, ...]:
 
 
 def in_processes(function: Callable, jobs: Sequence, workers: int) -> Iterator:
-    """Yield the result of a function for each job, in order; with one worker, in this process.
-
-    Raises:
-        RuntimeError: where a process has died.
-    """
+    """Yield the result of a function for each job, in order; with one worker, in this process."""
     workers = min(workers, len(jobs))
     if workers <= 1:
         yield from map(function, jobs)

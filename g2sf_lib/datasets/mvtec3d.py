@@ -64,7 +64,7 @@ def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, P
     found, problems = {}, []
     for path in entries(folder) if folder.is_dir() else ():
         if not path.is_file() or path.suffix.lower() not in suffixes:
-            what = f"{path.suffix or 'no suffix'}" if path.is_file() else "a folder"
+            what = (path.suffix or "no suffix") if path.is_file() else "a folder"
             expected = " or ".join(f"NAME{suffix}" for suffix in suffixes)
             problems.append(f"{path}: {what} found; expected {expected}, anything else is not read")
         elif path.stem in found:
@@ -74,9 +74,7 @@ def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, P
     return found, problems
 
 
-def _read_png(
-    path: Path, expected: str, modes: tuple[str, ...], bits: int | None = None
-) -> np.ndarray:
+def _read_png(path: Path, expected: str, modes: tuple[str, ...], *bits: int) -> np.ndarray:
     """Return the pixels of a PNG of one of some modes; of one with a palette, its colours."""
     try:
         with Image.open(path) as image:
@@ -87,7 +85,7 @@ def _read_png(
             depth = file.read(25)[24]  # Pillow cuts 16-bit RGB to 8 bits without a word
     except Exception as error:  # Pillow raises many kinds of exception for damaged files
         raise ScanError(f"{path}: cannot be read ({error}); expected {expected}") from error
-    if image.format != "PNG" or image.mode not in modes or depth != (bits or depth):
+    if image.format != "PNG" or image.mode not in modes or depth not in (bits or (depth,)):
         found = f"{image.format} of mode {image.mode}, {depth} bits"
         raise ScanError(f"{path}: {found}; expected {expected}")
     return pixels
@@ -106,8 +104,8 @@ def read_mask(path: Path) -> np.ndarray:
 
 def read_depth(path: Path) -> np.ndarray:
     """Return (H, W) uint16 of a depth image; a ScanError for all but a 16-bit PNG."""
-    modes = ("I", "I;16", "I;16B")
-    return _read_png(path, "a 16-bit single-channel PNG", modes, 16).astype(np.uint16)
+    pixels = _read_png(path, "a 16-bit single-channel PNG", ("I", "I;16", "I;16B"), 16)
+    return pixels.astype(np.uint16)
 
 
 def read_tiff(path: Path) -> np.ndarray:
@@ -141,22 +139,17 @@ def read_tiff(path: Path) -> np.ndarray:
     has_point = (xyz != 0).any(axis=-1)
     for domain in domains:
         if not np.array_equal(domain, has_point):
-            raise ScanError(
-                f"{path}: its domain is {domain.shape}, {domain.sum()} pixels; expected the"
-                f" {has_point.sum()} pixels of {has_point.shape} that have a point"
-            )
+            found = f"its domain is {domain.shape}, {domain.sum()} pixels"
+            expected = f"the {has_point.sum()} of {has_point.shape} that have a point"
+            raise ScanError(f"{path}: {found}; expected {expected}")
     return xyz.astype(np.float32)
 
 
 def read_scan(files: ScanFiles) -> Sample:
     """Return the scan as it was recorded, floor included.
 
-    Any ground-truth pixel that is not zero is anomalous: some categories number their defects
-    255, 254, 253. Without ground truth no pixel is.
-
-    Raises:
-        ScanError: for a file that is damaged or does not hold what it should, sizes that differ,
-            or a ground truth that contradicts the label.
+    Any ground-truth pixel that is not zero is anomalous: some categories number their defects. A
+    ScanError for a damaged file, sizes that differ, or a ground truth that contradicts the label.
     """
     return assemble(files, read_tiff(files.xyz))
 
