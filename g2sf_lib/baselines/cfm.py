@@ -62,11 +62,9 @@ class Crossmodal(nn.Module):
 class CFM(Scorer):
     """The product of both errors of prediction.
 
-    The loss is the cosine distance between prediction and truth, summed over the two directions
-    and averaged over the cells of a batch.
+    The loss is the cosine distance between prediction and truth, summed over the two directions.
 
-    Source: as of `Crossmodal`. Ours: one pair of networks is trained on all cells of all scans,
-    not scan by scan.
+    Source: as of `Crossmodal`. Ours: trained on all cells of all scans, not scan by scan.
     """
 
     def fit(self, train: Scans, folder: Path | None = None, progress: bool = False) -> Self:

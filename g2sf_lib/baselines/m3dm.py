@@ -1,8 +1,7 @@
 """M3DM's decision layer: two one-class SVMs weigh the distances to several banks.
 
 Source: facts.md, section 7. What is published scores with the SVM's linear function of the
-distances: its plane keeps the normal cells off the origin, so its normal points where distances
-grow, and a larger value is *more* anomalous. The SVM so supplies weights, and no boundary.
+distances, whose normal points where they grow: the SVM supplies weights, and no boundary.
 """
 
 from __future__ import annotations
@@ -33,10 +32,8 @@ class M3DM(Scorer):
         images = train.largest(cells, self.config.scoring.silhouette)
         self.scale = cells.mean(0)
         if not (self.scale > 0).all():
-            raise ValueError(
-                "M3DM: the distances to a bank are all zero; expected cells that "
-                "the bank does not hold (bank_fraction below 1)"
-            )
+            expected = "cells that the bank does not hold (bank_fraction below 1)"
+            raise ValueError(f"M3DM: the distances to a bank are all zero; expected {expected}")
         self.cell_weight, self.image_weight = map(self._plane_normal, (cells, images))
         return self
 

@@ -1,7 +1,7 @@
 """Scans, however they are stored, as one `Sample`; `DATASETS` says what differs between data sets.
 
-To add a data set: an entry here, its plain settings in `config.CATEGORIES` and `config.DATASETS`,
-and a module with ``find_scans(root, category, split)`` and ``read_scan(files)``.
+To add one: an entry here, its plain settings in `config.CATEGORIES` and `config.DATASETS`, and a
+module with ``find_scans(root, category, split)`` and ``read_scan(files)``.
 """
 
 from __future__ import annotations
@@ -83,11 +83,6 @@ class Sample:
     raw_xyz: np.ndarray | None = None  # `xyz` before background removal, where it was kept
 
     @property
-    def is_anomalous(self) -> bool:
-        """Whether any pixel of the scan is anomalous by its label."""
-        return self.label != "good"
-
-    @property
     def foreground(self) -> np.ndarray:
         """(H, W) bool: pixels that have a point."""
         return np.any(self.xyz != 0, axis=-1)
@@ -143,11 +138,10 @@ def split_problems(split: str, scans: Sequence[Sample | ScanFiles], where: str) 
     if split == "test":
         return [] if 0 < len(bad) < len(scans) else [f"{told} both, a score needs them"]
     more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-    problems = [f"{where}: {x.name} is {x.label!r}{more}; expected 'good' alone" for x in bad[:1]]
-    if split == "train" and len(scans) < 2:
-        problems.append(f"{told} at least 2 good, a paste comes from another scan")
-    elif not scans:
-        problems.append(f"{told} at least 1 good, they calibrate the scores")
+    problems = [f"{where}: {s.name} is {s.label!r}{more}; expected 'good' alone" for s in bad[:1]]
+    least = 2 if split == "train" else 1  # a paste comes from another scan
+    if len(scans) < least:
+        problems.append(f"{told} at least {least} good")
     return problems
 
 
@@ -195,12 +189,10 @@ def check_mask(mask: np.ndarray, label: str, name: str) -> None:
 def check_normal(split: str, samples: Sequence[Sample], where: str) -> None:
     """Refuse samples that no reader would return, or that nothing normal can be learnt from."""
     for sample in samples:
-        size = sample.xyz.shape[:2]
-        kinds = {"xyz": (np.float32, 3), "rgb": (np.uint8, 3), "mask": (np.bool_,)}
-        for key, (dtype, *channels) in kinds.items():
-            found, shape = np.asarray(getattr(sample, key)), (*size, *channels)
-            if found.shape != shape or found.dtype != dtype or len(size) != 2:
-                told = f"{key} is {found.dtype} {found.shape}; expected {np.dtype(dtype)} {shape}"
+        for key, dtype, *more in (("xyz", "float32", 3), ("rgb", "uint8", 3), ("mask", "bool")):
+            found, shape = getattr(sample, key), (*sample.xyz.shape[:2], *more)
+            if (found.dtype, found.shape) != (dtype, shape) or sample.xyz.ndim != 3:
+                told = f"{key} is {found.dtype} {found.shape}; expected {dtype} {shape}"
                 raise ScanError(f"{sample.name}: {told}")
         check_points(sample.xyz, sample.name)
         check_mask(sample.mask, sample.label, sample.name)
@@ -243,9 +235,8 @@ def category_names(dataset: str, root: Path | str) -> tuple[str, ...]:
 
     there = tuple(name for name in CATEGORIES[dataset] if (root / name).is_dir())
     meant = {letters(name): name for name in CATEGORIES[dataset] if name not in there}
-    for path in sorted(root.iterdir()) if root.is_dir() else ():
-        name = meant.get(letters(path.name))
-        if name and path.is_dir() and path.name not in there:
+    for path in sorted(root.glob("*/")):
+        if path.name not in there and (name := meant.get(letters(path.name))):
             raise ScanError(f"{path}: no category of {dataset}; expected it to be called {name}")
     return there or CATEGORIES[dataset]
 

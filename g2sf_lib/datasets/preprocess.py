@@ -114,21 +114,18 @@ def _above_floor(sample: Sample, config: PreprocessConfig) -> np.ndarray:
     length = np.linalg.norm(plane[:3])
     least = max(least, config.min_plane_share * len(points))
     if not np.isfinite(plane).all() or length < 1e-9 or len(inliers) < least:
-        raise ScanError(
-            f"{sample.name}: no plane through the {len(points)} points of the border"
-            f" ({len(inliers)} within {config.plane_distance_m} m);"
-            f" expected a flat background with at least {least:.0f} ({_NO_FLOOR})"
-        )
+        found = f"no plane through the {len(points)} points of the border, {len(inliers)} on it"
+        expected = f"a flat background with at least {least:.0f} ({_NO_FLOOR})"
+        raise ScanError(f"{sample.name}: {found}; expected {expected}")
     normal, offset = np.split(plane / length, [3])
     height = sample.xyz @ normal + offset
     keep = sample.foreground & (np.abs(height) > config.plane_margin_m)
     before = np.count_nonzero(height[keep] > 0)
     one_side = max(before, keep.sum() - before)
     if one_side < MIN_ONE_SIDE * keep.sum():
-        raise ScanError(
-            f"{sample.name}: {one_side} of {keep.sum()} points off the background plane lie on one"
-            f" side of it; expected {MIN_ONE_SIDE:.0%}, else it cuts the object ({_NO_FLOOR})"
-        )
+        found = f"{one_side} of {keep.sum()} points off the background plane lie on one side of it"
+        expected = f"{MIN_ONE_SIDE:.0%}, else it cuts the object ({_NO_FLOOR})"
+        raise ScanError(f"{sample.name}: {found}; expected {expected}")
     return keep
 
 
@@ -176,10 +173,9 @@ def preprocess(sample: Sample, config: PreprocessConfig) -> Sample:
             keep = _above_floor(sample, config)
         labels = dbscan(sample.xyz[keep], config.cluster_eps_m, config.cluster_points)
         if not np.any(labels >= 0):
-            raise ScanError(
-                f"{sample.name}: {keep.sum()} of {has_point.sum()} points lie off the background"
-                f" and none has {config.cluster_points} neighbours; expected an object"
-            )
+            found = f"{keep.sum()} of {has_point.sum()} points lie off the background"
+            told = f"{found} and none has {config.cluster_points} neighbours"
+            raise ScanError(f"{sample.name}: {told}; expected an object")
         keep, off = np.zeros_like(has_point), keep
         keep[off] = labels == np.bincount(labels[labels >= 0]).argmax()
     if config.background != "none" and keep.sum() < config.min_object_share * has_point.sum():
@@ -220,7 +216,7 @@ def save_prepared(sample: Sample, path: Path, fingerprint: str = "") -> None:
     metadata = {"name": sample.name, "label": sample.label, "fingerprint": fingerprint}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.partial")  # same name again: a kill leaves no litter
-    # One entry: safetensors writes several in random order, and bytes should not be random.
+    # One entry: safetensors writes several in random order.
     save_file(tensors, partial, {"scan": json.dumps(metadata, sort_keys=True)})
     os.replace(partial, path)
 
