@@ -46,9 +46,8 @@ def train_epochs(
         loss = run_epoch(torch.Generator().manual_seed(1_000_003 * (seed + 1) + epoch))
         if not math.isfinite(loss):
             expected = "a finite number: lower its learning rate, or look at the features"
-            raise FloatingPointError(
-                f"{name}: loss of epoch {epoch} is {loss}; expected {expected}"
-            )
+            told = f"{name}: the loss of epoch {epoch} is {loss}"
+            raise FloatingPointError(f"{told}; expected {expected}")
         losses.append(loss)
         if checkpoint is not None:
             write_checkpoint(checkpoint, name, {"losses": losses}, module, optimiser)

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from types import ModuleType
@@ -41,28 +41,12 @@ class Dataset:
     background: str = "plane"  # what "auto" means for it, see `preprocess`
     num_sources: int = 8  # training scans a category whose points are pasted, as published
     upright: tuple[str, ...] = ()  # categories that lie the same way round: `augment_target`
-    # category -> scans of each of `SPLITS`, where that is published
-    published: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
-# Scans of MVTec 3D-AD from memory of its paper; their sums agree: 2656, 294, 1197.
-_MVTEC3D = (
-    *((244, 22, 110), (223, 23, 108), (286, 29, 159), (210, 22, 131), (288, 34, 130)),
-    *((236, 27, 100), (361, 42, 132), (300, 33, 114), (298, 33, 101), (210, 29, 112)),
-)
 DATASETS = {
     "procedural": Dataset("mvtec3d", upright=("dowel", "foam", "gland", "rope")),
-    "mvtec3d": Dataset(
-        "mvtec3d",
-        upright=("cable_gland", "dowel", "foam", "rope", "tire"),
-        published=dict(zip(CATEGORIES["mvtec3d"], _MVTEC3D, strict=True)),
-    ),
-    "eyecandies": Dataset(
-        "eyecandies",
-        background="conveyor",
-        num_sources=24,
-        published=dict.fromkeys(CATEGORIES["eyecandies"], (1000, 100, 50)),
-    ),
+    "mvtec3d": Dataset("mvtec3d", upright=("cable_gland", "dowel", "foam", "rope", "tire")),
+    "eyecandies": Dataset("eyecandies", background="conveyor", num_sources=24),
     "folder": Dataset("folder"),
 }
 

@@ -25,7 +25,6 @@ from g2sf_lib.datasets import (
     ScanError,
     ScanFiles,
     category_names,
-    entries,
     find_split,
     in_processes,
     reader,
@@ -33,13 +32,10 @@ from g2sf_lib.datasets import (
 
 
 class Report(NamedTuple):
-    """What `check` found."""
+    """What `check` found: scans and problems counted by category and split, and every problem."""
 
-    # A row for each category and split: good and defective scans that are complete, readable or
-    # not, all of them, messages, and what is published.
     counts: pd.DataFrame
     problems: list[str]  # each names the file, what was found, and what was expected
-    notes: list[str]  # counts that are not the published ones, and what was not looked at
 
 
 def check(dataset: str, root: Path | str, workers: int = 1) -> Report:
@@ -59,23 +55,15 @@ def check(dataset: str, root: Path | str, workers: int = 1) -> Report:
     bar = tqdm(read, "check", len(jobs), unit="scan")
     for (place, _), message in zip(jobs, bar, strict=True):
         messages[place] += [message] if message else []
-    rows, notes, published = [], [], DATASETS[dataset].published
-    for (category, split), scans in found.items():
-        lines = sorted({" ".join(message.split()) for message in messages[category, split]})
+    rows = []
+    for place, scans in found.items():
+        lines = sorted({" ".join(message.split()) for message in messages[place]})
         problems += lines
         good, num = sum(files.label == "good" for files in scans), len(scans)
-        known = published.get(category, "---")[SPLITS.index(split)]
-        rows.append((category, split, good, num - good, num, len(lines), known))
-        if known not in ("-", num):
-            notes.append(f"{category}/{split}: {num} scans; published {known}")
-    if rows:
-        if unread := [path.name for path in entries(Path(root)) if path.name not in names]:
-            notes.append(f"not read, beside the categories: {', '.join(unread)}")
-        if absent := [name for name in published if name not in names]:
-            notes.append(f"not looked at: {', '.join(absent)}")
-    columns = ["category", "split", "good", "defective", "all", "problems", "published"]
+        rows.append((*place, good, num - good, num, len(lines)))
+    columns = ["category", "split", "good", "defective", "all", "problems"]
     # A bad camera is a problem of every scan: told once.
-    return Report(pd.DataFrame(rows, columns=columns), list(dict.fromkeys(problems)), notes)
+    return Report(pd.DataFrame(rows, columns=columns), list(dict.fromkeys(problems)))
 
 
 def _categories(dataset: str, root: Path) -> tuple[list[str], list[str]]:
@@ -121,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     num = len(report.problems)
     if len(report.counts):
         print(report.counts.to_string(index=False))
-    for line in (*(f"note: {note}" for note in report.notes), *report.problems):
+    for line in report.problems:
         print(line)
     print(f"{num} problem{'s' * (num != 1)}: a run would fail" if num else "no problem found")
     return min(num, 1)

@@ -1,9 +1,8 @@
 """Scans of the Eyecandies data set: rendered sweets on a conveyor, as depth images.
 
-``<root>/<category>/{train,val,test_public}/data/NNN_image_4.png`` and, for the same number,
-``NNN_depth.png``, ``NNN_info_depth.yaml``, ``NNN_pose.txt``, ``NNN_mask.png``. Of the six images,
-one a light, number 4 is the one that everyone uses. ``NNN_metadata.yaml`` says what is wrong with
-a scan; masks of single kinds of defect (``NNN_bumps_mask.png``) are not read.
+``<root>/<category>/{train,val,test_public}/data/NNN`` with `_ENDINGS`. Of the six images, one a
+light, number 4 is the one that everyone uses. The metadata say what is wrong with a scan; masks of
+single kinds of defect (``NNN_bumps_mask.png``) are not read.
 """
 
 from __future__ import annotations
@@ -43,8 +42,7 @@ def _label(mask: Path | None, metadata: Path | None) -> str:
     is_marked = mask is not None and bool(read_mask(mask).any())
     if metadata is None:
         return "defective" if is_marked else "good"
-    told = read_yaml(metadata, "kinds of defect, 0 or 1 each")
-    values = {}
+    told, values = read_yaml(metadata, "kinds of defect, 0 or 1 each"), {}
     for key in ("anomalous", *(f"anomalous_{kind}" for kind in KINDS)):
         value = told.get(key, 0)
         values[key] = float(value) if isinstance(value, bool) else as_number(value)
@@ -62,8 +60,7 @@ def _label(mask: Path | None, metadata: Path | None) -> str:
 
 def _files_by_index(folder: Path) -> tuple[dict[str, dict[str, Path]], list[str]]:
     """Return index -> kind -> file, and a message for every one that is nearly one of these."""
-    found: dict[str, dict[str, Path]] = {}
-    problems = []
+    found, problems = {}, []
     known = {Path(ending).stem: (kind, ending) for kind, ending in _ENDINGS.items()}
     for path in entries(folder):
         index, _, rest = path.name.partition("_")

@@ -66,9 +66,8 @@ def read_camera(path: Path) -> dict[str, float]:
         raise ScanError(f"{path}: found {', '.join(map(str, found))}; expected {expected}")
     values = {name: as_number(found[name]) for name in CAMERA_KEYS}
     for name, value in values.items():
-        above = "" if name in ("cx", "cy") else " above 0"
-        if value is None or (above and value <= 0):
-            raise ScanError(f"{path}: {name} is {found[name]!r}; expected a number{above}")
+        if value is None or (name not in ("cx", "cy") and value <= 0):
+            raise ScanError(f"{path}: {name} is {found[name]!r}; expected a number above 0")
     return values
 
 

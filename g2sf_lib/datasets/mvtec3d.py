@@ -22,8 +22,7 @@ def find_scans(
 ) -> tuple[list[ScanFiles], list[str]]:
     """Return the complete scans of a split, in `order`, and one message for each that is not.
 
-    `points` is the folder that holds the points: "xyz", or "depth" for depth images. A ScanError
-    where the folder of the split is missing or holds no label.
+    `points` is the folder that holds them: "xyz", or "depth" for depth images.
     """
     folder = Path(root) / category / split
     inside = entries(folder)
@@ -54,9 +53,8 @@ def find_scans(
 
 def missing(files: dict[str, Path], place: dict[str, Path]) -> str:
     """Return which of the places have no file while others have; nothing where all are there."""
-    lost = [str(path) for kind, path in place.items() if kind not in files]
-    found = " and ".join(map(str, files.values()))
-    return f"{' and '.join(lost)}: missing, but {found} found; expected" if lost else ""
+    lost = " and ".join(str(path) for kind, path in place.items() if kind not in files)
+    return lost and f"{lost}: missing, but {' and '.join(map(str, files.values()))} found; expected"
 
 
 def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], list[str]]:
@@ -111,8 +109,7 @@ def read_depth(path: Path) -> np.ndarray:
 def read_tiff(path: Path) -> np.ndarray:
     """Return the points of a TIFF as (H, W, 3) float32; see `check_points`.
 
-    HALCON, which wrote MVTec 3D-AD, adds to the only page a SubIFD of 1 bit a pixel: the domain,
-    which says where there is a point. Other SubIFDs (previews) are passed over.
+    HALCON, which wrote MVTec 3D-AD, adds a SubIFD of 1 bit a pixel: where there is a point.
     """
     expected = "one (H, W, 3) float32 array, metres"
     try:
@@ -131,10 +128,10 @@ def read_tiff(path: Path) -> np.ndarray:
             domains = [page.asarray() != 0 for page in below if page.bitspersample == 1]
     except Exception as error:  # tifffile raises many kinds of exception for damaged files
         raise ScanError(f"{path}: cannot be read ({error}); expected {expected}") from error
-    if len(series) != 1 or xyz.dtype.kind != "f" or xyz.dtype.itemsize != 4:
-        raise ScanError(f"{path}: {len(series)} array(s) of {xyz.dtype}; expected {expected}")
-    if xyz.ndim != 3 or xyz.shape[2] != 3:
-        raise ScanError(f"{path}: shape {xyz.shape}; expected {expected}")
+    is_float = xyz.dtype.kind == "f" and xyz.dtype.itemsize == 4
+    if len(series) != 1 or not is_float or xyz.ndim != 3 or xyz.shape[2] != 3:
+        found = f"{len(series)} array(s) of {xyz.dtype}, shape {xyz.shape}"
+        raise ScanError(f"{path}: {found}; expected {expected}")
     check_points(xyz, str(path))
     has_point = (xyz != 0).any(axis=-1)
     for domain in domains:

@@ -1,8 +1,7 @@
 """The embedded data set: five kinds of parts, rendered with defects, seen by a 3-D sensor.
 
-Rays of a pinhole camera are cast into a mesh (Open3D); shading, defects and sensor are our own.
-`generate` writes the layout and units of MVTec 3D-AD, so that one reader and one preprocessing
-serve both. A scan depends on nothing but its seed, which is made of its place in the data set.
+Rays of a pinhole camera are cast into a mesh (Open3D); `generate` writes the layout and units of
+MVTec 3D-AD. A scan depends on nothing but its seed: its place in the data set.
 """
 
 from __future__ import annotations
@@ -138,9 +137,9 @@ def _light(
     """Return (n, 3) linear light: sky, a key light that casts shadows, a fill light."""
     import open3d as o3d
 
-    def towards(azimuth: float, elevation: float) -> np.ndarray:
-        flat = np.cos(elevation)
-        return np.array([flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)])
+    def towards(turn: float, rise: float) -> np.ndarray:
+        flat = np.cos(rise)
+        return np.array([flat * np.cos(turn), flat * np.sin(turn), np.sin(rise)])
 
     key = towards(rng.normal(np.radians(130), 0.3), rng.uniform(np.radians(48), np.radians(62)))
     fill = towards(rng.normal(np.radians(-40), 0.3), np.radians(40))
@@ -319,8 +318,8 @@ def _check_manifest(root: Path, config: DataConfig) -> None:
             raise ScanError(f"{root} is not empty and has no manifest.json; expected a new folder")
         _write(path, lambda p: p.write_text(text))
     elif (found := path.read_text()) != text:
-        told, needed = (" ".join(one.split()) for one in (found, text))
-        raise ScanError(f"{path} says {told}; expected {needed}: delete it or choose another")
+        told, expected = (" ".join(one.split()) for one in (found, text))
+        raise ScanError(f"{path} says {told}; expected {expected}")
 
 
 def generate(
