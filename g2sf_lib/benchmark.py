@@ -1,7 +1,5 @@
 """Scores of the test scans by G2SF and its peers: a file a method and seed, computed once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property

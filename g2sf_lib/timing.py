@@ -1,7 +1,5 @@
 """How many scans a second each method manages here, and where the time goes (Table 6)."""
 
-from __future__ import annotations
-
 import os
 import platform
 import time

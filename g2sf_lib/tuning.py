@@ -3,8 +3,6 @@
 No test scan and no real defect takes part.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd

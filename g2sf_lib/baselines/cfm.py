@@ -4,8 +4,6 @@ Two networks that have only seen normal cells map RGB features to point features
 miss where a cell is anomalous in one modality, or where the two do not belong together.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self

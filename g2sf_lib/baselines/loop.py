@@ -1,7 +1,5 @@
 """One loop for the peers that are trained: killed at any moment, it ends with the same bytes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

@@ -4,8 +4,6 @@ Source: facts.md, section 7. What is published scores with the SVM's linear func
 distances, whose normal points where they grow: the SVM supplies weights, and no boundary.
 """
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 from typing import Self

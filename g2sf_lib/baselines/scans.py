@@ -1,7 +1,5 @@
 """What a method reads of some scans, and the few functions that every method has."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -145,10 +143,6 @@ class Scorer:
         cells = self.score_cells(scans).cpu()
         image = {rule: self.score_images(scans, cells, rule) for rule in silhouettes}
         return cells, {rule: value.double().numpy() for rule, value in image.items()}
-
-    def build(self, tensors: dict[str, Tensor]) -> nn.Module:
-        """Return a network of the shape of stored tensors."""
-        raise NotImplementedError
 
     def save(self, folder: Path) -> None:
         """Write the network: ``method.json`` and ``method.safetensors``."""

@@ -3,8 +3,6 @@
 Source: facts.md, section 7.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

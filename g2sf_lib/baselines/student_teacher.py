@@ -8,8 +8,6 @@ Both read one map a scan, (C, rows, columns): the RGB features of the common gri
 depth samples of each cell as further channels. B counts scans; cells are row-major.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
@@ -123,10 +121,6 @@ class StudentTeacher(nn.Module):
         """Return the teacher's outputs, or inputs of outputs (`rev`), and log-determinants (B,)."""
         return self.teacher(x, c=[torch.cat([self._positions(x), is_inside.to(x)], 1)], rev=rev)
 
-    def imitate(self, x: Tensor) -> Tensor:
-        """Return the student's outputs."""
-        return self.student(torch.cat([x, self._positions(x)], dim=1))
-
     def nll(self, x: Tensor, is_inside: Tensor) -> Tensor:
         """Return the negative log-likelihood, less log(2 pi) / 2, mean over cells and channels."""
         z, log_det = self.teach(x, is_inside)
@@ -137,7 +131,8 @@ class StudentTeacher(nn.Module):
         """Return (n,) squared distances of both outputs on foreground cells, mean over channels."""
         with torch.no_grad():
             z, _ = self.teach(x, is_inside)
-        return (self.imitate(x) - z).square().mean(1)[is_inside[:, 0]]
+        imitated = self.student(torch.cat([x, self._positions(x)], dim=1))
+        return (imitated - z).square().mean(1)[is_inside[:, 0]]
 
     def _positions(self, x: Tensor) -> Tensor:
         return self.position.expand(len(x), -1, -1, -1)

@@ -4,8 +4,6 @@ To add one: an entry here, its plain settings in `config.CATEGORIES` and `config
 module with ``find_scans(root, category, split)`` and ``read_scan(files)``.
 """
 
-from __future__ import annotations
-
 import importlib
 import math
 import os

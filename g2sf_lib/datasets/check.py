@@ -4,8 +4,6 @@ What preprocessing finds, such as a scan without a background plane, is not look
 takes many times as long, and `prepare` names it.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import os

@@ -3,8 +3,6 @@
 Dents and cuts change shape alone, stains and colours albedo alone, holes and lumps both.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -5,8 +5,6 @@ light, number 4 is the one that everyone uses. The metadata say what is wrong wi
 single kinds of defect (``NNN_bumps_mask.png``) are not read.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

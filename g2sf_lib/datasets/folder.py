@@ -12,8 +12,6 @@ or in the root::
     depth_scale: 0.0001   # metres a unit of the depth image
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,7 +65,9 @@ def read_camera(path: Path) -> dict[str, float]:
     values = {name: as_number(found[name]) for name in CAMERA_KEYS}
     for name, value in values.items():
         if value is None or (name not in ("cx", "cy") and value <= 0):
-            raise ScanError(f"{path}: {name} is {found[name]!r}; expected a number above 0")
+            raise ScanError(
+                f"{path}: {name} is {found[name]!r}; expected a number (above 0, but for cx and cy)"
+            )
     return values
 
 

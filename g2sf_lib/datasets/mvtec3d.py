@@ -3,8 +3,6 @@
 ``<root>/<category>/<split>/<label>/{rgb/NNN.png, xyz/NNN.tiff, gt/NNN.png}``
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -89,11 +87,6 @@ def _read_png(path: Path, expected: str, modes: tuple[str, ...], *bits: int) -> 
     return pixels
 
 
-def read_rgb(path: Path) -> np.ndarray:
-    """Return an image as (H, W, 3) uint8; a ScanError for all but an 8-bit RGB PNG."""
-    return _read_png(path, "an 8-bit RGB PNG without alpha", ("RGB",), 8)
-
-
 def read_mask(path: Path) -> np.ndarray:
     """Return (H, W) bool, True where a single-channel PNG is not zero, or its colour not black."""
     pixels = _read_png(path, "a single-channel PNG", ("1", "L", "P", "I", "I;16"))
@@ -145,15 +138,14 @@ def read_tiff(path: Path) -> np.ndarray:
 def read_scan(files: ScanFiles) -> Sample:
     """Return the scan as it was recorded, floor included.
 
-    Any ground-truth pixel that is not zero is anomalous: some categories number their defects. A
-    ScanError for a damaged file, sizes that differ, or a ground truth that contradicts the label.
+    A ScanError for a damaged file, sizes that differ, or a ground truth that contradicts the label.
     """
     return assemble(files, read_tiff(files.xyz))
 
 
 def assemble(files: ScanFiles, xyz: np.ndarray) -> Sample:
     """Return the scan of some files whose points are at hand; see `read_scan`."""
-    rgb = read_rgb(files.rgb)
+    rgb = _read_png(files.rgb, "an 8-bit RGB PNG without alpha", ("RGB",), 8)
     mask = np.zeros(rgb.shape[:2], dtype=bool) if files.gt is None else read_mask(files.gt)
     for path, array, what in ((files.xyz, xyz, "points"), (files.gt, mask, "pixels")):
         if array.shape[:2] != rgb.shape[:2]:

@@ -1,7 +1,5 @@
 """From a recorded scan to the object alone, and the folder of scans prepared that way."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import itertools

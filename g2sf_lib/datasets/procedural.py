@@ -4,8 +4,6 @@ Rays of a pinhole camera are cast into a mesh (Open3D); `generate` writes the la
 MVTec 3D-AD. A scan depends on nothing but its seed: its place in the data set.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
