@@ -215,10 +215,7 @@ def measure(
 def run_methods(
     config: Config, methods: Sequence[str], seeds: Sequence[int], progress: bool = True
 ) -> tuple[Scores, pd.DataFrame]:
-    """Score and measure the test scans of one category; what was done before is read.
-
-    The table has a row a method, seed and silhouette rule, with the columns of `measure`.
-    """
+    """Return scores of a category's test scans, and rows of `measure`; what was done is read."""
     splits = [Split(config, name) for name in ("train", "validation", "test")]
     cells, image, normal, resampled, rows = {}, {}, {}, {}, []
     bar = tqdm(runs_of(methods, seeds), desc=f"{config.category}: scores", disable=not progress)

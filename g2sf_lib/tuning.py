@@ -35,10 +35,7 @@ PEER_CANDIDATES = {
 
 
 def select_loss_weights(config: Config, categories: Sequence[str]) -> pd.DataFrame:
-    """Train with every candidate of loss weights; judge it on synthetic validation scans.
-
-    The table has a row a category and candidate: its weights, and the columns of `_judged`.
-    """
+    """Return a row a category and candidate of loss weights, trained and then `_judged`."""
     rows = []
     with recorded(config, "loss_weights", LSPN) as result:
         pairs = [(c, weights) for c in categories for weights in WEIGHT_CANDIDATES]
@@ -50,10 +47,7 @@ def select_loss_weights(config: Config, categories: Sequence[str]) -> pd.DataFra
 
 
 def select_peer_settings(config: Config, categories: Sequence[str]) -> pd.DataFrame:
-    """Train CFM and AST with every candidate; judge them as `select_loss_weights` does G2SF.
-
-    ``settings`` of a row are name -> value; ``cell_ap`` and ``cell_auroc`` are of counted cells.
-    """
+    """Return a row a category, peer and candidate, trained; ``settings`` are name -> value."""
     rows = []
     with recorded(config, "peer_settings", BANK) as result:
         for category in categories:

@@ -33,9 +33,6 @@ def train_epochs(
     `run_epoch` trains one epoch, with no randomness but that of its generator (of the seed and the
     epoch's number), and returns its mean loss. All that outlives an epoch is in the checkpoint,
     written after each and read at the start (None: nowhere).
-
-    Raises:
-        FloatingPointError: the loss of an epoch is not finite.
     """
     found = checkpoint and read_checkpoint(checkpoint, name, module, optimiser)
     losses = found[0]["losses"] if found else []

@@ -18,11 +18,7 @@ from g2sf_lib.baselines.scans import Scans, Scorer
 
 
 class M3DM(Scorer):
-    """Weighted sums of the distances to B banks, with other weights for cells and for images.
-
-    Distances are divided by their means over the cells it was fitted to, `scale` (B,); the
-    weights (B,) are the normals of the two planes.
-    """
+    """Weighted sums of the distances to B banks over their means; other weights for images."""
 
     def fit(self, train: Scans, folder: Path | None = None, progress: bool = False) -> Self:
         """Fit both planes to normal scans: to their cells, and to the largest of each scan."""

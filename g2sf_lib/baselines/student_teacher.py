@@ -4,8 +4,7 @@ The teacher is a normalising flow that turns the map of a normal scan into Gauss
 student, a plain convolutional network, learns to give the same outputs. What neither has seen
 sets them apart: a cell's score is their distance.
 
-Both read one map a scan, (C, rows, columns): the RGB features of the common grid, and the
-depth samples of each cell as further channels. B counts scans; cells are row-major.
+Both read one map a scan, (C, rows, columns): RGB features and depth samples of its cells.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,6 @@
 """Read a real data set through: what is there, and what would stop a run (`make check-data`).
 
-What preprocessing finds, such as a scan without a background plane, is not looked for here: it
-takes many times as long, and `prepare` names it.
+What preprocessing finds, such as a scan without a background plane, `prepare` names.
 """
 
 import argparse
@@ -37,10 +36,7 @@ class Report(NamedTuple):
 
 
 def check(dataset: str, root: Path | str, workers: int = 1) -> Report:
-    """Return the counts of a data set, and every reason for which a run on it would fail.
-
-    Every scan is read whole; a bad one does not stop it.
-    """
+    """Return the counts of a data set, and every reason for which a run on it would fail."""
     names, problems = _categories(dataset, Path(root))
     found, messages = {}, {}
     for place in itertools.product(names, SPLITS):
@@ -107,8 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     num = len(report.problems)
     if len(report.counts):
         print(report.counts.to_string(index=False))
-    for line in report.problems:
-        print(line)
+    print(*report.problems, sep="\n", end="\n" * bool(num))
     print(f"{num} problem{'s' * (num != 1)}: a run would fail" if num else "no problem found")
     return min(num, 1)
 

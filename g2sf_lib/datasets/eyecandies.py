@@ -127,11 +127,9 @@ def _read_pose(path: Path) -> np.ndarray:
 def unproject(depth: np.ndarray, pose: np.ndarray) -> np.ndarray:
     """Return (H, W, 3) float32 points in the published axes and scale.
 
-    A pixel (u, v), column and row, at depth z is the point pose^-1 (K^-1 (u, v, 1) z, 1), with
-    the principal point at (W / 2, H / 2); axes are then reordered from (x, y, z) to (x, z, y)
-    and multiplied by `SCALE`.
-
-    `depth` (H, W) is 0 where there is no point; `pose` (4, 4) leads from world to camera.
+    A pixel (u, v) at depth z (0: no point) is the point pose^-1 (K^-1 (u, v, 1) z, 1), with the
+    principal point at (W / 2, H / 2); then axes become (x, z, y), multiplied by `SCALE`. `pose`
+    (4, 4) leads from world to camera.
 
     Source: facts.md, section 1.
     """

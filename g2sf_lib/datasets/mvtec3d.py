@@ -136,10 +136,7 @@ def read_tiff(path: Path) -> np.ndarray:
 
 
 def read_scan(files: ScanFiles) -> Sample:
-    """Return the scan as it was recorded, floor included.
-
-    A ScanError for a damaged file, sizes that differ, or a ground truth that contradicts the label.
-    """
+    """Return the scan as it was recorded; a ScanError where its files are bad or disagree."""
     return assemble(files, read_tiff(files.xyz))
 
 

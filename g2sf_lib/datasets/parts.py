@@ -56,10 +56,7 @@ def grid_triangles(shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def noise_tile(rng: np.random.Generator, *scale_m: float) -> np.ndarray:
-    """Return (TEXELS, TEXELS) periodic noise of mean 0 and deviation 1, smooth on a scale.
-
-    `scale_m` is the Gaussian correlation length in metres: one, or one per axis.
-    """
+    """Return (TEXELS, TEXELS) periodic noise of mean 0, deviation 1 and Gaussian correlation."""
     sigma = [s / TEXEL_M for s in (scale_m if len(scale_m) == 2 else scale_m * 2)]
     white = rng.standard_normal((TEXELS, TEXELS), dtype=np.float32)
     spectrum = ndimage.fourier_gaussian(np.fft.rfft2(white), sigma, n=TEXELS)

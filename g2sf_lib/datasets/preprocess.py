@@ -148,7 +148,7 @@ def _off_the_conveyor(sample: Sample, config: PreprocessConfig) -> np.ndarray:
 
 
 def preprocess(sample: Sample, config: PreprocessConfig) -> Sample:
-    """Return the object of a scan alone, on a square; the scan itself is left as it is.
+    """Return the object of a scan alone, on a square.
 
     `background` says how the rest is known. "plane" ("auto" for a scan alone): points within
     `plane_margin_m` of a plane through the image's border go, and of what is left only the largest

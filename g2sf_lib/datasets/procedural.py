@@ -166,11 +166,7 @@ def _light(
 def render_truth(
     category: str, seed: Seed, size: int = 256, defect: str | None = None
 ) -> Rendering:
-    """Return what an ideal sensor would see: no noise, nothing missing.
-
-    The part, its pose and the light depend on the seed alone: the same seed with another
-    `defect` shows the same part, sound (None) or damaged (one of `DEFECTS`).
-    """
+    """Return what an ideal sensor would see; part, pose and light depend on the seed alone."""
     part = MAKERS[category](_child(seed, 0))
     scene_rng = _child(seed, 1)
     free = category == "cookie"
@@ -227,9 +223,8 @@ def _to_srgb(linear: np.ndarray) -> np.ndarray:
 def sense(truth: Rendering, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return (H, W, 3) uint8 colours and float32 points, as a real sensor sees a scene.
 
-    Depth gets white and smooth noise; points are missing, (0, 0, 0), where the surface is steep
-    (surely below a cosine of 0.12, never above 0.4), in small blobs and singly; the image is
-    blurred by the lens and gets read and shot noise.
+    Depth gets white and smooth noise; points are missing where the surface is steep, in small
+    blobs and singly; the image is blurred by the lens and gets read and shot noise.
     """
     shape, pixel_m = truth.depth.shape, FIELD_OF_VIEW_M / truth.depth.shape[0]
     smooth = rng.standard_normal(shape, dtype=np.float32)
@@ -323,10 +318,7 @@ def _check_manifest(root: Path, config: DataConfig) -> None:
 def generate(
     root: Path, config: DataConfig, categories: Sequence[str] = CATEGORIES, workers: int = 2
 ) -> None:
-    """Write the scans of some categories that are not yet below `root`, as MVTec 3D-AD has them.
-
-    Only test scans have a ground truth. A folder made with other settings is a ScanError.
-    """
+    """Write the scans of some categories that are not yet below `root`, as MVTec 3D-AD has them."""
     root = Path(root)
     _check_manifest(root, config)
     for stale in root.rglob(".*.part"):  # left by a killed run
