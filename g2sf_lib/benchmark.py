@@ -1,10 +1,4 @@
-"""Scores of the test scans by G2SF and its peers, each computed and measured once and kept.
-
-A file a method and seed, in a folder named by the hash of all that it depends on: run again,
-with more methods, seeds or categories, only what is missing is computed.
-"""
-
-from __future__ import annotations
+"""Scores of the test scans by G2SF and its peers: a file a method and seed, computed once."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,13 +49,7 @@ def _checked(name: str, given: Any, is_known: Callable[[Any], bool], expected: s
 
 
 def checked_methods(config: Config, methods: Sequence[str] | str | None) -> tuple[str, ...]:
-    """Return the methods asked for in the order of `METHODS`; None: all of the profile.
-
-    They come as a list, or as a text that holds one (see `config.listed`).
-
-    Raises:
-        ConfigError: for one that does not exist, or no list.
-    """
+    """Return the methods asked for (see `config.listed`), as ordered in `METHODS`; None: all."""
     names = tuple(METHODS)
     if methods is None:
         return tuple(m for m in names if METHODS[m].is_in_paper or config.profile != "paper")
@@ -81,11 +69,7 @@ def runs_of(methods: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int
 
 
 class Split(Scans):
-    """The scans of a split ("train", "validation", "test", "synthetic_validation") of a category.
-
-    What is asked for is read or computed once. Pasted points come from the given categories;
-    None: from all.
-    """
+    """The scans of a split of a category; pasted points come from `categories` (None: all)."""
 
     def __init__(self, config: Config, split: str, categories: Sequence[str] | None = None):
         self.config, self.split, self.categories = config, split, categories
@@ -126,18 +110,9 @@ class Split(Scans):
         names, labels, masks = map(list, zip(*each, strict=True))
         return names, labels, np.stack(masks)
 
-    @cached_property
-    def lost_regions(self) -> int:
-        """Marked regions that the published resizing of masks would let go."""
-        size = self.config.scoring.map_size
-        return sum(evaluation.lost_regions(scan.mask, size) for scan in self.samples)
-
 
 class CellMaps(Mapping):
-    """(method, seed) -> (N, map_size, map_size) score maps, made from cell scores when asked.
-
-    `cells` are (n,) scores of all foreground cells, scan after scan; `patches` those of N scans.
-    """
+    """(method, seed) -> (N, map_size, map_size) maps, made of (n,) scores of cells when asked."""
 
     def __init__(
         self, cells: dict[Any, Tensor], patches: Sequence[PackedPatches], scoring: ScoringConfig
@@ -169,11 +144,9 @@ class Scores:
     masks: np.ndarray  # (N, map_size, map_size) bool
     maps: Mapping[tuple[str, int], np.ndarray]  # (method, seed) -> (N, map_size, map_size) float32
     image: dict[tuple[str, int, str], np.ndarray]  # (method, seed, silhouette) -> (N,)
-    # (method, seed) -> median pixel, on cells that count, and largest pixel of the score maps of
-    # validation scans, which are normal.
+    # (method, seed) -> `_normal_level` of the validation scans
     normal: dict[tuple[str, int], tuple[float, float]] = field(default_factory=dict)
-    # (method, seed) -> metric of `RESAMPLED` -> its value in (NUM_RESAMPLES,) resamples of the
-    # images, the same ones for all methods.
+    # (method, seed) -> metric of `RESAMPLED` -> (NUM_RESAMPLES,), the same images for all methods
     resampled: dict[tuple[str, int], dict[str, np.ndarray]] = field(default_factory=dict)
 
 
@@ -184,10 +157,7 @@ def score_file(config: Config, method: str, seed: int) -> Path:
 
 
 def fitted_method(config: Config, method: str, train: Split, progress: bool = False) -> Scorer:
-    """Return a method fitted to the normal training scans of a category, read where it is kept.
-
-    Its seed is that of the config. An interrupted training goes on.
-    """
+    """Return a method fitted to the normal training scans of a category, read where it is kept."""
     row = METHODS[method]
     config = row.settings(config)
     scorer = row.scorer(config, row.banks)
@@ -210,16 +180,12 @@ def measure(
     image: dict[str, np.ndarray],
     num_resamples: int = NUM_RESAMPLES,
 ) -> tuple[list[dict], dict[str, np.ndarray]]:
-    """Return every metric of one method on the N test scans of one category.
+    """Return a row of metrics a silhouette rule, and the resampled ones of the configured rule.
 
-    `truth` are their names, labels and masks; `maps` (N, map_size, map_size) follow the configured
-    silhouette rule; `image` is silhouette rule -> (N,) scores. Without resamples no errors over
-    images are estimated.
-
-    Returns:
-        A row a silhouette rule: ``i_auroc``, ``i_auroc_se`` (bootstrap over images, if any),
-        ``i_auroc_<defect>``; pixel metrics (``p_auroc``, ``aupro_30`` ..., ``aupro_30_published``
-        ...) only for the configured one, whose resampled metrics come second.
+    `truth` are names, labels and masks of N test scans, `maps` (N, map_size, map_size), `image`
+    silhouette rule -> (N,) scores. Columns are ``i_auroc``, ``i_auroc_se`` (bootstrap, if any),
+    ``i_auroc_<defect>``; for the configured rule ``p_auroc``, ``aupro_30``, ``aupro_30_published``
+    and so on.
     """
     names, masks = np.array(truth[1]), truth[2]
     labels, rows, resampled = names != "good", [], {}
@@ -242,23 +208,14 @@ def measure(
         if num_resamples:
             draw = np.random.default_rng([0, len(labels)])
             both = evaluation.bootstrap_aupro(maps, masks, (0.3, 0.01), num_resamples, draw)
-            resampled = {"i_auroc": areas}
-            resampled |= {f"aupro_{round(100 * at)}": values for at, values in both.items()}
+            resampled = {"i_auroc": areas, "aupro_30": both[0.3], "aupro_1": both[0.01]}
     return rows, resampled
 
 
 def run_methods(
     config: Config, methods: Sequence[str], seeds: Sequence[int], progress: bool = True
 ) -> tuple[Scores, pd.DataFrame]:
-    """Score and measure the test scans of one category; what was done before is read.
-
-    Networks are trained where they are not yet. All methods share cells, banks, calibration,
-    silhouette rule and post-processing.
-
-    Returns:
-        The scores; and a row a method, seed and silhouette rule with the columns of `measure`
-        and ``category``, ``method``, ``seed``.
-    """
+    """Return scores of a category's test scans, and rows of `measure`; what was done is read."""
     splits = [Split(config, name) for name in ("train", "validation", "test")]
     cells, image, normal, resampled, rows = {}, {}, {}, {}, []
     bar = tqdm(runs_of(methods, seeds), desc=f"{config.category}: scores", disable=not progress)
@@ -276,9 +233,7 @@ def run_methods(
     return Scores(*splits[-1].truth, maps, image, normal, resampled), pd.DataFrame(rows)
 
 
-def _score(
-    path: Path, config: Config, method: str, splits: Sequence[Split], progress: bool
-) -> None:
+def _score(path: Path, config: Config, method: str, splits: list[Split], progress: bool) -> None:
     """Score the test scans by a method, measure what it says, and store it."""
     train, validation, test = splits
     scorer = fitted_method(config, method, train, progress)
@@ -286,20 +241,21 @@ def _score(
     maps = CellMaps({method: cells}, test.patches, config.scoring)[method]
     rows, resampled = measure(config, test.truth, maps, image)
     known = {"category": config.category, "method": method, "seed": config.seed}
-    known["lost_regions"] = test.lost_regions
+    size = config.scoring.map_size
+    known["lost_regions"] = sum(evaluation.lost_regions(scan.mask, size) for scan in test.samples)
     normal = _normal_level(config, scorer.score_cells(validation), validation)
-    tensors = {"cells": cells}
-    tensors |= {f"image.{rule}": torch.from_numpy(values) for rule, values in image.items()}
-    tensors |= {f"resampled.{name}": torch.from_numpy(x) for name, x in resampled.items()}
+    found = {f"image.{rule}": values for rule, values in image.items()}
+    found |= {f"resampled.{name}": values for name, values in resampled.items()}
+    tensors = {"cells": cells} | {name: torch.from_numpy(x) for name, x in found.items()}
     write_described(path, {"rows": [known | row for row in rows], "normal": normal}, tensors)
 
 
 def _normal_level(config: Config, cells: Tensor, split: Split) -> list[float]:
     """Return the median pixel of normal scans, on cells that count, and the largest of all."""
-    scoring = config.scoring
-    maps = CellMaps({0: cells}, split.patches, scoring)[0]
-    inside = [counted_cells(p, scoring.silhouette).view(p.grid) for p in split.patches]
-    inside = [evaluation.resize_mask(one.cpu().numpy(), scoring.map_size) for one in inside]
+    patches, scoring = split.patches, config.scoring
+    maps = CellMaps({0: cells}, patches, scoring)[0]
+    inside = (counted_cells(p, scoring.silhouette).view(p.grid).cpu().numpy() for p in patches)
+    inside = [evaluation.resize_mask(one, scoring.map_size) for one in inside]
     return [float(np.median(maps[np.stack(inside)])), float(maps.max())]
 
 
@@ -328,14 +284,7 @@ def run_benchmark(
     methods: Sequence[str] | str | None = None,
     seeds: Sequence[int] | str = (0,),
 ) -> Comparison:
-    """Score every category by every method, and leave a record in each category's folder.
-
-    Of categories, methods (None: all that are there) and seeds, a text that holds a list will do.
-
-    Raises:
-        ConfigError: for unknown methods or seeds, before anything runs.
-        FileNotFoundError: naming the stage that has not run.
-    """
+    """Score every category by every method (None: all); leave a record in each one's folder."""
     methods, seeds = checked_methods(config, methods), checked_seeds(seeds)
     categories = checked_categories(config, categories)
     scores, tables = {}, []

@@ -1,7 +1,5 @@
 """How many scans a second each method manages here, and where the time goes (Table 6)."""
 
-from __future__ import annotations
-
 import os
 import platform
 import time
@@ -25,6 +23,11 @@ from g2sf_lib.stages import scans_dir
 STEPS = ("features", "neighbours", "fusion", "post-processing")
 
 
+def _counted(step: str, work: Callable) -> Callable:
+    """Return a method of `Scans` that counts the time it takes."""
+    return lambda scan, asked: scan.timed(step, work, scan, asked)
+
+
 class TimedScan(Scans):
     """One scan that counts in ``spent``, step -> seconds, how long what a method asks takes."""
 
@@ -46,17 +49,9 @@ class TimedScan(Scans):
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def nearest(self, name: str) -> tuple:
-        """Return what `Scans` does, and count it."""
-        return self.timed("neighbours", super().nearest, name)
-
-    def neighbours(self, num: int) -> tuple:
-        """Return what `Scans` does, and count it."""
-        return self.timed("neighbours", super().neighbours, num)
-
-    def depths(self, px: int) -> list:
-        """Return what `Scans` does, and count it."""
-        return self.timed("features", super().depths, px)
+    nearest = _counted("neighbours", Scans.nearest)
+    neighbours = _counted("neighbours", Scans.neighbours)
+    depths = _counted("features", Scans.depths)
 
     def score(self, scorer: Scorer) -> None:
         """Have a method score the scan, from its features to its map."""
@@ -68,15 +63,11 @@ class TimedScan(Scans):
 def frame_rates(
     config: Config, methods: Sequence[str], seed: int, num_scans: int = 20, num_warm_up: int = 3
 ) -> pd.DataFrame:
-    """Return how long each method takes for a scan, step by step, all in one run.
+    """Return ``seconds`` of each ``method``, ``scan`` and ``step`` of `STEPS`, a row each.
 
-    Preprocessed test scans come one at a time (batch 1), again where there are too few, and
-    those to warm up are not counted. All methods see a scan before the next one comes, each scan
-    in another order, so that whatever else the machine does meets all of them alike. Variants of
-    another method are left out.
-
-    Returns:
-        A row a method, scan and step: ``method``, ``scan``, ``step`` of `STEPS`, ``seconds``.
+    Preprocessed test scans come one at a time, again where there are too few. All methods see a
+    scan before the next one comes, each scan in another order, so that whatever else the machine
+    does meets all of them alike. Variants of another method are left out.
 
     Source: Section 4.3, Table 6, which states neither the batch nor what is counted.
     """
@@ -102,15 +93,13 @@ def frame_rates(
             scan.spent["features"] += sum(spent[mod] for mod in METHODS[method].modalities)
             known = {"method": method, "scan": number - num_warm_up}
             rows += [known | {"step": step, "seconds": scan.spent[step]} for step in STEPS]
-    rates = pd.DataFrame(rows)
-    return rates[rates["scan"] >= 0].reset_index(drop=True)
+    return pd.DataFrame(rows).query("scan >= 0").reset_index(drop=True)
 
 
 def rate_table(rates: pd.DataFrame) -> pd.DataFrame:
     """Return a row a method and step of `frame_rates`, and one for the whole (``total``).
 
-    Columns are ``method``, ``step``, ``ms`` (median over scans), ``low``, ``high`` (quartiles),
-    in ms a scan; for ``total`` also ``fps``, scans a second at the median, else NaN.
+    ``ms`` is the median over scans, ``low`` and ``high`` are quartiles; ``fps`` is of the total.
     """
     totals = rates.groupby(["method", "scan"])["seconds"].sum().reset_index()
     every = pd.concat([rates, totals.assign(step="total")])
@@ -122,10 +111,7 @@ def rate_table(rates: pd.DataFrame) -> pd.DataFrame:
 
 
 def measure_rates(comparison: Comparison, num_scans: int) -> pd.DataFrame | None:
-    """Return `rate_table` of a comparison's methods on its first category.
-
-    None for no scan, or where nothing but variants was compared.
-    """
+    """Return `rate_table` on the first category; None for no scan, or nothing but variants."""
     if type(num_scans) is not int or num_scans < 0:
         raise ConfigError(f"frame_scans is {num_scans!r}; expected a whole number >= 0")
     if not num_scans or all(METHODS[method].variant_of for method in comparison.methods):

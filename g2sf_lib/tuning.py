@@ -3,9 +3,6 @@
 No test scan and no real defect takes part.
 """
 
-from __future__ import annotations
-
-import itertools
 from collections.abc import Sequence
 
 import pandas as pd
@@ -29,28 +26,16 @@ WEIGHT_CANDIDATES = (
     {"alpha": 1.0, "beta": 1.0, "gamma": 0.3, "mu": 0.1},
     {"alpha": 10.0, "beta": 40.0, "gamma": 3.0, "mu": 20.0},
 )
-
-
-# learning rates, epochs
-_GRIDS = {"cfm": ((1e-3, 3e-3, 1e-2), (15, 30)), "ast": ((1e-4, 3e-4, 1e-3), (3, 6))}
+_RATES = {"cfm": (1e-3, 3e-3, 1e-2), "ast": (1e-4, 3e-4, 1e-3)}
+_EPOCHS = {"cfm": (15, 30), "ast": (3, 6)}
 PEER_CANDIDATES = {
-    peer: tuple(
-        {f"{peer}_learning_rate": rate, f"{peer}_epochs": epochs}
-        for rate, epochs in itertools.product(*grid)
-    )
-    for peer, grid in _GRIDS.items()
+    m: [{f"{m}_learning_rate": rate, f"{m}_epochs": num} for rate in rates for num in _EPOCHS[m]]
+    for m, rates in _RATES.items()
 }
 
 
 def select_loss_weights(config: Config, categories: Sequence[str]) -> pd.DataFrame:
-    """Train with every candidate of loss weights; judge it on synthetic validation scans.
-
-    Returns:
-        One row a category and candidate: ``alpha`` ... ``mu``, ``image_auroc`` of scans with
-        pastes against untouched ones, ``cell_ap`` and ``cell_auroc`` of counted cells, ``w_std``
-        (spread of w over held-out cells, the smaller modality), ``w_ends`` (see
-        `training._observe`), ``best_epoch``.
-    """
+    """Return a row a category and candidate of loss weights, trained and then `_judged`."""
     rows = []
     with recorded(config, "loss_weights", LSPN) as result:
         pairs = [(c, weights) for c in categories for weights in WEIGHT_CANDIDATES]
@@ -62,12 +47,7 @@ def select_loss_weights(config: Config, categories: Sequence[str]) -> pd.DataFra
 
 
 def select_peer_settings(config: Config, categories: Sequence[str]) -> pd.DataFrame:
-    """Train CFM and AST with every candidate; judge them as `select_loss_weights` does G2SF.
-
-    Returns:
-        One row a category, method and candidate: ``method``, ``settings`` (name -> value),
-        ``cell_ap`` and ``cell_auroc`` of counted cells.
-    """
+    """Return a row a category, peer and candidate, trained; ``settings`` are name -> value."""
     rows = []
     with recorded(config, "peer_settings", BANK) as result:
         for category in categories:
@@ -102,10 +82,7 @@ def _judged(detector: G2SF, config: Config) -> dict[str, float]:
 
 
 def _cells_told_apart(scores: Tensor, pasted: Split) -> dict[str, float]:
-    """Return how well scores of foreground cells tell pasted ones, among those that count.
-
-    Cells within reach of a paste are neither.
-    """
+    """Return how well scores of foreground cells tell pasted ones, among those that count."""
     config, patches = pasted.config, pasted.patches
     labels = [label[:, None] for label in pasted.cell_labels]  # in which modality is all one
     scans = labelled_scans(patches, patches, labels, is_untouched=False)

@@ -4,8 +4,6 @@ All of them see the same cells, banks, silhouette rule and post-processing; only
 cell differs. Whoever adds one writes a `Scorer` and its row. Sources: facts.md, section 7.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

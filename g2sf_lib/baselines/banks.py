@@ -26,10 +26,9 @@ class Calibration:
 
 
 class SideBySide:
-    """Features (N, D_pcd + D_rgb) of both modalities, put side by side when they are read (BTF).
+    """Features (N, D_pcd + D_rgb) of both modalities, put side by side when read as `Rows` (BTF).
 
-    Each modality, mod -> (N, D_mod) standardised, is divided by the square root of its length,
-    so that the longer one does not outweigh the other. It is read as `Rows` are.
+    Each modality is divided by the square root of its length, so that none outweighs the other.
     """
 
     place = None

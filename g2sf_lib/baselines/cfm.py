@@ -4,8 +4,6 @@ Two networks that have only seen normal cells map RGB features to point features
 miss where a cell is anomalous in one modality, or where the two do not belong together.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
@@ -62,11 +60,9 @@ class Crossmodal(nn.Module):
 class CFM(Scorer):
     """The product of both errors of prediction.
 
-    The loss is the cosine distance between prediction and truth, summed over the two directions
-    and averaged over the cells of a batch.
+    The loss is the cosine distance between prediction and truth, summed over the two directions.
 
-    Source: as of `Crossmodal`. Ours: one pair of networks is trained on all cells of all scans,
-    not scan by scan.
+    Source: as of `Crossmodal`. Ours: trained on all cells of all scans, not scan by scan.
     """
 
     def fit(self, train: Scans, folder: Path | None = None, progress: bool = False) -> Self:

@@ -1,7 +1,5 @@
 """One loop for the peers that are trained: killed at any moment, it ends with the same bytes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +12,7 @@ from g2sf_lib.checkpoint import read_checkpoint, write_checkpoint
 
 
 def build_seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Return a network whose initial weights depend on the seed and on nothing else.
-
-    Layers draw them from torch's global generator of the CPU, which is put back as it was.
-    """
+    """Return a network whose initial weights depend on the seed and on nothing else."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # that of the CPU only: GPUs keep theirs
         return build()
@@ -35,14 +30,9 @@ def train_epochs(
 ) -> list[float]:
     """Train a network in place; return the loss of every epoch.
 
-    `run_epoch` trains one epoch, with no randomness but that of its generator (on the CPU), and
-    returns its mean loss. The generator depends on the seed and the epoch's number only, and all
-    that outlives an epoch is in the checkpoint, written after each and read at the start (None:
-    nowhere): a run that was killed and goes on ends with the same bytes as one that was not.
-
-    Raises:
-        FloatingPointError: the loss of an epoch is not finite.
-        StoredFileError: the checkpoint is damaged.
+    `run_epoch` trains one epoch, with no randomness but that of its generator (of the seed and the
+    epoch's number), and returns its mean loss. All that outlives an epoch is in the checkpoint,
+    written after each and read at the start (None: nowhere).
     """
     found = checkpoint and read_checkpoint(checkpoint, name, module, optimiser)
     losses = found[0]["losses"] if found else []
@@ -50,10 +40,9 @@ def train_epochs(
     for epoch in range(len(losses) + 1, epochs + 1):
         loss = run_epoch(torch.Generator().manual_seed(1_000_003 * (seed + 1) + epoch))
         if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"{name}: the loss of epoch {epoch} is {loss}; expected a finite number: "
-                "lower its learning rate, or look at the features"
-            )
+            expected = "a finite number: lower its learning rate, or look at the features"
+            told = f"{name}: the loss of epoch {epoch} is {loss}"
+            raise FloatingPointError(f"{told}; expected {expected}")
         losses.append(loss)
         if checkpoint is not None:
             write_checkpoint(checkpoint, name, {"losses": losses}, module, optimiser)

@@ -1,11 +1,8 @@
 """M3DM's decision layer: two one-class SVMs weigh the distances to several banks.
 
 Source: facts.md, section 7. What is published scores with the SVM's linear function of the
-distances: its plane keeps the normal cells off the origin, so its normal points where distances
-grow, and a larger value is *more* anomalous. The SVM so supplies weights, and no boundary.
+distances, whose normal points where they grow: the SVM supplies weights, and no boundary.
 """
-
-from __future__ import annotations
 
 import warnings
 from pathlib import Path
@@ -21,11 +18,7 @@ from g2sf_lib.baselines.scans import Scans, Scorer
 
 
 class M3DM(Scorer):
-    """Weighted sums of the distances to B banks, with other weights for cells and for images.
-
-    Distances are divided by their means over the cells it was fitted to, `scale` (B,); the
-    weights (B,) are the normals of the two planes.
-    """
+    """Weighted sums of the distances to B banks over their means; other weights for images."""
 
     def fit(self, train: Scans, folder: Path | None = None, progress: bool = False) -> Self:
         """Fit both planes to normal scans: to their cells, and to the largest of each scan."""
@@ -33,10 +26,8 @@ class M3DM(Scorer):
         images = train.largest(cells, self.config.scoring.silhouette)
         self.scale = cells.mean(0)
         if not (self.scale > 0).all():
-            raise ValueError(
-                "M3DM: the distances to a bank are all zero; expected cells that "
-                "the bank does not hold (bank_fraction below 1)"
-            )
+            expected = "cells that the bank does not hold (bank_fraction below 1)"
+            raise ValueError(f"M3DM: the distances to a bank are all zero; expected {expected}")
         self.cell_weight, self.image_weight = map(self._plane_normal, (cells, images))
         return self
 

@@ -1,7 +1,5 @@
 """G²SF as a method among the others, and what it is with its scale factors left out."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from g2sf_lib.baselines.scans import Scans, Scorer

@@ -1,7 +1,5 @@
 """What a method reads of some scans, and the few functions that every method has."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -96,17 +94,14 @@ def counted(patches: PackedPatches, silhouette: str) -> Tensor:
 def depth_map(xyz: np.ndarray, grid_size: int, px: int) -> Tensor:
     """Return (px * px, grid_size, grid_size) depth samples of each cell, in millimetres.
 
-    Depth is relative to the mean of the scan: it says how far a pixel stands out, not how far
-    away the part lies. Three times, a pixel without a point takes the mean of its neighbours
-    that have one; pixels farther from any point are zero. Channel i * px + j is the sample in row
-    i and column j of a cell; `xyz` is (H, W, 3) in metres, (0, 0, 0) where there is no point.
+    Depth is relative to the mean of the scan. Three times, a pixel without a point takes the mean
+    of its neighbours that have one; others are zero. Channel i * px + j is the sample in row i and
+    column j of a cell; `xyz` is (H, W, 3) in metres, (0, 0, 0) where there is no point.
 
     Source: as of `AST`, whose paper unshuffles its depth images too. Ours: the unit, and how
     holes are closed.
     """
     has_depth = (xyz != 0).any(-1)
-    if not has_depth.any():
-        raise ValueError("depth_map: no point; expected a scan of an object")
     z = xyz[..., 2].astype(np.float64)
     depth = np.where(has_depth, (z - z[has_depth].mean()) * UNITS_PER_METRE, 0.0)
     for _ in range(FILL_ROUNDS):
@@ -121,13 +116,9 @@ def depth_map(xyz: np.ndarray, grid_size: int, px: int) -> Tensor:
 
 
 class Scorer:
-    """A method: fitted to normal scans, it says how anomalous every cell of a scan is.
+    """A method: fitted to normal scans, it says how anomalous every cell of a scan is."""
 
-    It reads some `banks`; its seed is that of the config of the run. What it trains, if
-    anything, is its `network`.
-    """
-
-    network: nn.Module
+    network: nn.Module  # what it trains, if anything
 
     def __init__(self, config: Config, banks: Sequence[str] = ()):
         self.config, self.banks = config, banks
@@ -153,16 +144,12 @@ class Scorer:
         image = {rule: self.score_images(scans, cells, rule) for rule in silhouettes}
         return cells, {rule: value.double().numpy() for rule, value in image.items()}
 
-    def build(self, tensors: dict[str, Tensor]) -> nn.Module:
-        """Return a network of the shape of stored tensors."""
-        raise NotImplementedError
-
     def save(self, folder: Path) -> None:
         """Write the network: ``method.json`` and ``method.safetensors``."""
         write_described(folder / "method.json", {}, self.network.state_dict())
 
     def load(self, folder: Path) -> Self:
-        """Read what `save` wrote, or name (StoredFileError) the file that is missing or damaged."""
+        """Read what `save` wrote."""
         tensors = read_described(folder / "method.json")[1]
         self.network = self.build(tensors).to(self.device).eval()
         self.network.load_state_dict(tensors)

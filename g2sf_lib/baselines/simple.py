@@ -3,8 +3,6 @@
 Source: facts.md, section 7.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -38,9 +36,8 @@ def reweighted(
 ) -> float:
     """Return PatchCore's image score: the largest distance, more if its prototype is a lone one.
 
-    (1 - exp(s) / sum_b exp(s_b)) s, in [0, s], where s is the distance of the cell of a `feature`
-    (D,) to its nearest `prototype`, and s_b are those to the `num` prototypes nearest to that
-    one, itself included (to all, where the bank is smaller).
+    (1 - exp(s) / sum_b exp(s_b)) s, where s is the distance of a `feature` (D,) to its nearest
+    `prototype`, and s_b are those to the `num` prototypes nearest to that one, itself included.
 
     Source: PatchCore, Roth et al., CVPR 2022, Eq. 7.
     """

@@ -1,14 +1,11 @@
 """Asymmetric student and teacher (AST): where a network fails to imitate a flow.
 
-The teacher is a normalising flow that turns the map of a normal scan into Gaussian noise, one
-to one. The student, a plain convolutional network, learns to give the same outputs. They are
-built so differently that what neither has seen sets them apart: a cell's score is their distance.
+The teacher is a normalising flow that turns the map of a normal scan into Gaussian noise; the
+student, a plain convolutional network, learns to give the same outputs. What neither has seen
+sets them apart: a cell's score is their distance.
 
-Both read one map a scan, (C, rows, columns): the RGB features of the common grid, and the
-depth samples of each cell as further channels. B counts scans; cells are row-major.
+Both read one map a scan, (C, rows, columns): RGB features and depth samples of its cells.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,10 +26,7 @@ LEAK = 0.2  # slope of the student's leaky ReLU
 
 
 def position_encoding(rows: int, columns: int) -> Tensor:
-    """Return (channels, rows, columns) sines and cosines: half of the channels tell the row.
-
-    Wave lengths grow from 2 pi cells to ten thousand times that.
-    """
+    """Return (channels, rows, columns) sines and cosines: half of the channels tell the row."""
     num = POSITION_CHANNELS // 4
     frequency = 10_000.0 ** -(torch.arange(num) / num)
     row = frequency[:, None, None] * torch.arange(rows)[:, None].expand(rows, columns)
@@ -41,11 +35,7 @@ def position_encoding(rows: int, columns: int) -> Tensor:
 
 
 class _Subnet(nn.Module):
-    """Log scale and shift of a coupling block, zero at the start: the flow is the identity.
-
-    Both are zero on background too, told by the last channel of the input: such a cell passes the
-    flow as it is and adds nothing to the log-determinant.
-    """
+    """Log scale and shift of a coupling: zero at the start, and on background (last channel)."""
 
     def __init__(self, num_in: int, num_out: int, hidden: int):
         super().__init__()
@@ -61,8 +51,7 @@ class _Subnet(nn.Module):
 
 def _flow(channels: int, grid: tuple[int, int], settings: ASTConfig) -> nn.Module:
     """Return the teacher: permutations and affine couplings that know position and foreground."""
-    # Imported here, since it takes a second that only those who use AST should wait.
-    import FrEIA.framework as Ff
+    import FrEIA.framework as Ff  # takes a second that only those who use AST should wait
     import FrEIA.modules as Fm
 
     flow = Ff.SequenceINN(channels, *grid)
@@ -95,22 +84,10 @@ class _Residual(nn.Module):
         return x + self.layers(x)
 
 
-def _student(channels: int, settings: ASTConfig) -> nn.Sequential:
-    """Return the student: from the map and its positions to the teacher's outputs."""
-    width = settings.ast_student_channels
-    return nn.Sequential(
-        nn.Conv2d(channels + POSITION_CHANNELS, width, 3, padding=1),
-        nn.LeakyReLU(LEAK),
-        *(_Residual(width) for _ in range(settings.ast_student_blocks)),
-        nn.Conv2d(width, channels, 3, padding=1),
-    )
-
-
 class StudentTeacher(nn.Module):
     """Teacher, student, and the units of their inputs, maps (B, C, rows, columns).
 
-    What a map says on background cells is not read: after standardising they are zero. Which
-    cells are background matters, for convolutions read the zeros, and the teacher is told.
+    Background cells are zero after standardising, and the teacher is told which they are.
 
     Source: Rudolph et al., "Asymmetric Student-Teacher Networks for Industrial Anomaly
     Detection", WACV 2023. Ours: a coupling's scale and shift come from one network, whose
@@ -121,7 +98,13 @@ class StudentTeacher(nn.Module):
     def __init__(self, channels: int, grid: tuple[int, int], settings: ASTConfig):
         super().__init__()
         self.teacher = _flow(channels, grid, settings)
-        self.student = _student(channels, settings)
+        width = settings.ast_student_channels
+        self.student = nn.Sequential(
+            nn.Conv2d(channels + POSITION_CHANNELS, width, 3, padding=1),
+            nn.LeakyReLU(LEAK),
+            *(_Residual(width) for _ in range(settings.ast_student_blocks)),
+            nn.Conv2d(width, channels, 3, padding=1),
+        )
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("std", torch.ones(channels))
         self.register_buffer("position", position_encoding(*grid))
@@ -137,15 +120,8 @@ class StudentTeacher(nn.Module):
         """Return the teacher's outputs, or inputs of outputs (`rev`), and log-determinants (B,)."""
         return self.teacher(x, c=[torch.cat([self._positions(x), is_inside.to(x)], 1)], rev=rev)
 
-    def imitate(self, x: Tensor) -> Tensor:
-        """Return the student's outputs."""
-        return self.student(torch.cat([x, self._positions(x)], dim=1))
-
     def nll(self, x: Tensor, is_inside: Tensor) -> Tensor:
-        """Return the negative log-likelihood, mean over foreground cells and channels.
-
-        Its constant, log(2 pi) / 2, is left out: standardised channels start with 1/2.
-        """
+        """Return the negative log-likelihood, less log(2 pi) / 2, mean over cells and channels."""
         z, log_det = self.teach(x, is_inside)
         num = is_inside.sum() * x.shape[1]
         return (0.5 * (z * is_inside).square().sum() - log_det.sum()) / num
@@ -154,7 +130,8 @@ class StudentTeacher(nn.Module):
         """Return (n,) squared distances of both outputs on foreground cells, mean over channels."""
         with torch.no_grad():
             z, _ = self.teach(x, is_inside)
-        return (self.imitate(x) - z).square().mean(1)[is_inside[:, 0]]
+        imitated = self.student(torch.cat([x, self._positions(x)], dim=1))
+        return (imitated - z).square().mean(1)[is_inside[:, 0]]
 
     def _positions(self, x: Tensor) -> Tensor:
         return self.position.expand(len(x), -1, -1, -1)
@@ -163,11 +140,7 @@ class StudentTeacher(nn.Module):
 def _units(
     maps: Sequence[Tensor], foreground: Sequence[Tensor], num_depth: int
 ) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation (C,) of every channel over foreground cells.
-
-    A channel that hardly varies would be blown up by what varies in a defect: no deviation is
-    less than a tenth of the mean one of its kind, RGB or depth (the last `num_depth`).
-    """
+    """Return mean and deviation (C,) of channels, at least a tenth of its kind's mean deviation."""
     num, total, squares = 0, 0.0, 0.0
     for one, inside in zip(maps, foreground, strict=True):
         cells = one.cpu().flatten(1)[:, inside.cpu()].double()  # (C, n)
@@ -184,11 +157,7 @@ class AST(Scorer):
     """The squared distance of student and teacher, mean over channels."""
 
     def fit(self, train: Scans, folder: Path | None = None, progress: bool = False) -> Self:
-        """Train on the foreground cells of normal scans.
-
-        First the teacher, by the negative log-likelihood; then the student, by its squared
-        distance to the frozen teacher. An epoch takes every scan once, in an order of its own.
-        """
+        """Train the teacher on normal scans, then the student; an epoch takes each scan once."""
         settings, seed = self.config.ast, self.config.seed
         maps, foreground = list(self.maps(train)), [p.foreground for p in train.patches]
         channels, *grid = maps[0].shape
@@ -226,17 +195,12 @@ class AST(Scorer):
     @torch.no_grad()
     def score_cells(self, scans: Scans) -> Tensor:
         """Return (n,) distances; one scan at a time, so none depends on its company."""
-        parts = []
-        for one, p in zip(self.maps(scans), scans.patches, strict=True):
-            given = self.network.standardised(one[None], p.foreground[None])
-            parts.append(self.network.distance(*given).cpu())
-        return torch.cat(parts)
+        net, pairs = self.network, zip(self.maps(scans), scans.patches, strict=True)
+        given = (net.standardised(one[None], p.foreground[None]) for one, p in pairs)
+        return torch.cat([net.distance(*each).cpu() for each in given])
 
     def maps(self, scans: Scans) -> Iterator[Tensor]:
-        """Yield the map (D + px * px, rows, columns) of each scan, float32, zero on background.
-
-        Its channels are the D standardised RGB features and the `depth_map`.
-        """
+        """Yield RGB features and depth of each scan, (D + px * px, rows, columns)."""
         depths = scans.depths(self.config.ast.ast_depth_px)
         for p, depth in zip(scans.patches, depths, strict=True):
             rgb = as_rows(scans.stored.standardiser(p.cells)["rgb"])[:].T

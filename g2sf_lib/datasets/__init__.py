@@ -1,10 +1,8 @@
 """Scans, however they are stored, as one `Sample`; `DATASETS` says what differs between data sets.
 
-To add a data set: an entry here, its plain settings in `config.CATEGORIES` and `config.DATASETS`,
-and a module with ``find_scans(root, category, split)`` and ``read_scan(files)``.
+To add one: an entry here, its plain settings in `config.CATEGORIES` and `config.DATASETS`, and a
+module with ``find_scans(root, category, split)`` and ``read_scan(files)``.
 """
-
-from __future__ import annotations
 
 import importlib
 import math
@@ -13,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from types import ModuleType
@@ -41,28 +39,12 @@ class Dataset:
     background: str = "plane"  # what "auto" means for it, see `preprocess`
     num_sources: int = 8  # training scans a category whose points are pasted, as published
     upright: tuple[str, ...] = ()  # categories that lie the same way round: `augment_target`
-    # category -> scans of each of `SPLITS`, where that is published
-    published: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
-# Scans of MVTec 3D-AD from memory of its paper; their sums agree: 2656, 294, 1197.
-_MVTEC3D = (
-    *((244, 22, 110), (223, 23, 108), (286, 29, 159), (210, 22, 131), (288, 34, 130)),
-    *((236, 27, 100), (361, 42, 132), (300, 33, 114), (298, 33, 101), (210, 29, 112)),
-)
 DATASETS = {
     "procedural": Dataset("mvtec3d", upright=("dowel", "foam", "gland", "rope")),
-    "mvtec3d": Dataset(
-        "mvtec3d",
-        upright=("cable_gland", "dowel", "foam", "rope", "tire"),
-        published=dict(zip(CATEGORIES["mvtec3d"], _MVTEC3D, strict=True)),
-    ),
-    "eyecandies": Dataset(
-        "eyecandies",
-        background="conveyor",
-        num_sources=24,
-        published=dict.fromkeys(CATEGORIES["eyecandies"], (1000, 100, 50)),
-    ),
+    "mvtec3d": Dataset("mvtec3d", upright=("cable_gland", "dowel", "foam", "rope", "tire")),
+    "eyecandies": Dataset("eyecandies", background="conveyor", num_sources=24),
     "folder": Dataset("folder"),
 }
 
@@ -81,11 +63,6 @@ class Sample:
     label: str  # "good", or the kind of defect (the name of its folder)
     name: str  # in messages and tables, e.g. "test/dent/003"
     raw_xyz: np.ndarray | None = None  # `xyz` before background removal, where it was kept
-
-    @property
-    def is_anomalous(self) -> bool:
-        """Whether any pixel of the scan is anomalous by its label."""
-        return self.label != "good"
 
     @property
     def foreground(self) -> np.ndarray:
@@ -111,9 +88,9 @@ class ScanFiles:
         return f"{self.split}/{self.label}/{self.index}"
 
     @property
-    def paths(self) -> tuple[Path, ...]:
+    def paths(self) -> list[Path]:
         """The files that the scan is made of."""
-        return tuple(path for path in (self.rgb, self.xyz, self.gt, *self.beside) if path)
+        return [path for path in (self.rgb, self.xyz, self.gt, *self.beside) if path]
 
 
 def reader(dataset: str) -> ModuleType:
@@ -142,59 +119,45 @@ def split_problems(split: str, scans: Sequence[Sample | ScanFiles], where: str) 
     told = f"{where}: {len(scans) - len(bad)} good and {len(bad)} defective {split} scans; expected"
     if split == "test":
         return [] if 0 < len(bad) < len(scans) else [f"{told} both, a score needs them"]
-    problems = []
-    if bad:
-        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        problems.append(f"{where}: {bad[0].name} is {bad[0].label!r}{more}; expected 'good' alone")
-    if split == "train" and len(scans) < 2:
-        problems.append(f"{told} at least 2 good, a paste comes from another scan")
-    elif not scans:
-        problems.append(f"{told} at least 1 good, they calibrate the scores")
+    more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+    problems = [f"{where}: {s.name} is {s.label!r}{more}; expected 'good' alone" for s in bad[:1]]
+    least = 2 if split == "train" else 1  # a paste comes from another scan
+    if len(scans) < least:
+        problems.append(f"{told} at least {least} good")
     return problems
 
 
 def find_split(
     dataset: str, root: Path | str, category: str, split: str
 ) -> tuple[list[ScanFiles], list[str]]:
-    """Return what a reader's `find_scans` does, and what `split_problems` says of the whole."""
+    """Return what `find_scans` does; where all are complete, what `split_problems` says of them."""
     scans, problems = reader(dataset).find_scans(Path(root), category, split)
-    # Of what is incomplete the whole says little.
     return scans, problems or split_problems(split, scans, str(Path(root) / category))
 
 
 def check_points(xyz: np.ndarray, name: str) -> None:
-    """Refuse (H, W, 3) points that cannot be metres of an organised scan.
-
-    That is: not finite or too far; none at all; one value in many pixels (a code for "nothing
-    seen"); neighbouring pixels so far apart, or so near, that the unit is none of metres.
-    """
+    """Refuse (H, W, 3) points that cannot be metres of an organised scan."""
     place = "(0, 0, 0) where there is none"
     beyond = ~(np.abs(xyz) <= FARTHEST_M).all(axis=-1)  # true of NaN too
     if beyond.any():
         row, column = np.argwhere(beyond)[0]
         first = f"the first at row {row}, column {column}: {xyz[row, column].tolist()}"
-        raise ScanError(
-            f"{name}: {beyond.sum()} pixels are NaN, infinite or above {FARTHEST_M:g}, {first};"
-            f" expected finite points in metres, {place}"
-        )
+        told = f"{beyond.sum()} pixels are NaN, infinite or above {FARTHEST_M:g}, {first}"
+        raise ScanError(f"{name}: {told}; expected finite points in metres, {place}")
     has_point = (xyz != 0).any(axis=-1)
     if not has_point.any():
         raise ScanError(f"{name}: empty cloud, no point is set; expected at least one point")
     both = has_point[:, 1:] & has_point[:, :-1]
     step = np.linalg.norm(np.diff(xyz, axis=1)[both].astype(np.float64), axis=-1)
-    if (step == 0).sum() > MAX_SAME * has_point.size:
+    if (step == 0).sum() > MAX_SAME * has_point.size:  # a code for "nothing seen"?
         values, num = np.unique(xyz[has_point], axis=0, return_counts=True)
         if num.max() > MAX_SAME * has_point.size:
-            same = values[num.argmax()].tolist()
-            raise ScanError(
-                f"{name}: {num.max()} pixels hold the same point {same}; expected {place}"
-            )
+            told = f"{num.max()} pixels hold the same point {values[num.argmax()].tolist()}"
+            raise ScanError(f"{name}: {told}; expected {place}")
     pitch = np.median(step[step > 0]) if (step > 0).any() else PITCH_M[0]
     if not PITCH_M[0] <= pitch <= PITCH_M[1]:
-        raise ScanError(
-            f"{name}: neighbouring points are {pitch:.3g} apart; expected metres, that is"
-            f" {PITCH_M[0]:g} to {PITCH_M[1]:g} (are these millimetres?)"
-        )
+        expected = "metres, that is {:g} to {:g} (are these millimetres?)".format(*PITCH_M)
+        raise ScanError(f"{name}: neighbouring points are {pitch:.3g} apart; expected {expected}")
 
 
 def check_mask(mask: np.ndarray, label: str, name: str) -> None:
@@ -208,12 +171,10 @@ def check_mask(mask: np.ndarray, label: str, name: str) -> None:
 def check_normal(split: str, samples: Sequence[Sample], where: str) -> None:
     """Refuse samples that no reader would return, or that nothing normal can be learnt from."""
     for sample in samples:
-        size = sample.xyz.shape[:2]
-        kinds = {"xyz": (np.float32, 3), "rgb": (np.uint8, 3), "mask": (np.bool_,)}
-        for key, (dtype, *channels) in kinds.items():
-            found, shape = np.asarray(getattr(sample, key)), (*size, *channels)
-            if found.shape != shape or found.dtype != dtype or len(size) != 2:
-                told = f"{key} is {found.dtype} {found.shape}; expected {np.dtype(dtype)} {shape}"
+        for key, dtype, *more in (("xyz", "float32", 3), ("rgb", "uint8", 3), ("mask", "bool")):
+            found, shape = getattr(sample, key), (*sample.xyz.shape[:2], *more)
+            if (found.dtype, found.shape) != (dtype, shape) or sample.xyz.ndim != 3:
+                told = f"{key} is {found.dtype} {found.shape}; expected {dtype} {shape}"
                 raise ScanError(f"{sample.name}: {told}")
         check_points(sample.xyz, sample.name)
         check_mask(sample.mask, sample.label, sample.name)
@@ -243,10 +204,9 @@ def as_number(value: Any) -> float | None:
 
 
 def category_names(dataset: str, root: Path | str) -> tuple[str, ...]:
-    """Return the categories of a data set that have a folder below the root, in published order.
+    """Return the categories that have a folder below the root, in published order; none: all.
 
-    All of them where none is there, so that what is missing is named later; for "folder", the
-    names of the folders. A name nearly that of a category, as "Cable gland", is a ScanError.
+    A name nearly that of a category, as "Cable gland", is a ScanError.
     """
     root = Path(root)
     if dataset not in CATEGORIES:
@@ -257,19 +217,14 @@ def category_names(dataset: str, root: Path | str) -> tuple[str, ...]:
 
     there = tuple(name for name in CATEGORIES[dataset] if (root / name).is_dir())
     meant = {letters(name): name for name in CATEGORIES[dataset] if name not in there}
-    for path in sorted(root.iterdir()) if root.is_dir() else ():
-        name = meant.get(letters(path.name))
-        if name and path.is_dir() and path.name not in there:
+    for path in sorted(root.glob("*/")):
+        if path.name not in there and (name := meant.get(letters(path.name))):
             raise ScanError(f"{path}: no category of {dataset}; expected it to be called {name}")
     return there or CATEGORIES[dataset]
 
 
 def in_processes(function: Callable, jobs: Sequence, workers: int) -> Iterator:
-    """Yield the result of a function for each job, in order; with one worker, in this process.
-
-    Raises:
-        RuntimeError: where a process has died.
-    """
+    """Yield the result of a function for each job, in order; with one worker, in this process."""
     workers = min(workers, len(jobs))
     if workers <= 1:
         yield from map(function, jobs)

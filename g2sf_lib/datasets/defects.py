@@ -1,20 +1,16 @@
 """Defects of the procedural parts: how large, how strong, where, and what they change.
 
-Dents and cuts change shape alone, stains and colours change albedo alone, and combined
-defects (a hole, a lump of contamination) change both.
+Dents and cuts change shape alone, stains and colours albedo alone, holes and lumps both.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
-from g2sf_lib import config
-from g2sf_lib.datasets.parts import smoothstep
+from g2sf_lib.datasets.parts import MAKERS, smoothstep
 
-CATEGORIES = config.CATEGORIES["procedural"]
+CATEGORIES = tuple(MAKERS)
 DEFECTS = ("dent", "cut", "stain", "colour", "combined")
 
 # How strong and how large defects are: uniform between low and high, both times a factor for each
@@ -107,8 +103,7 @@ def draw_defect(
     """
 
     def draw(name: str) -> float:
-        low, high, *factors = RANGES[name]
-        factor = factors[CATEGORIES.index(category)]
+        low, high, factor = *RANGES[name][:2], RANGES[name][2 + CATEGORIES.index(category)]
         value = rng.uniform(low * factor, high * factor)
         return float(value / 1000 if name.endswith("_mm") else value)
 
@@ -127,8 +122,7 @@ def draw_defect(
 
     kind = label if label != "combined" else str(rng.choice(["hole", "lump"]))
     hue = rng.uniform(0, 1)
-    tint = 0.5 + 0.5 * np.cos(2 * np.pi * (hue - np.arange(3) / 3))
-    tint = 0.2 + 0.8 * tint
+    tint = 0.2 + 0.8 * (0.5 + 0.5 * np.cos(2 * np.pi * (hue - np.arange(3) / 3)))
     tint /= tint @ np.array([0.3, 0.59, 0.11])
     aspect = np.exp(rng.uniform(-0.25, 0.25) * np.array([1, -1]))
     depth, strength = 0.0, 0.0

@@ -1,12 +1,9 @@
 """Scans of the Eyecandies data set: rendered sweets on a conveyor, as depth images.
 
-``<root>/<category>/{train,val,test_public}/data/NNN_image_4.png`` and, for the same number,
-``NNN_depth.png``, ``NNN_info_depth.yaml``, ``NNN_pose.txt``, ``NNN_mask.png``. Of the six images,
-one a light, number 4 is the one that everyone uses. ``NNN_metadata.yaml`` says what is wrong with
-a scan; masks of single kinds of defect (``NNN_bumps_mask.png``) are not read.
+``<root>/<category>/{train,val,test_public}/data/NNN`` with `_ENDINGS`. Of the six images, one a
+light, number 4 is the one that everyone uses. The metadata say what is wrong with a scan; masks of
+single kinds of defect (``NNN_bumps_mask.png``) are not read.
 """
-
-from __future__ import annotations
 
 from pathlib import Path
 
@@ -43,8 +40,7 @@ def _label(mask: Path | None, metadata: Path | None) -> str:
     is_marked = mask is not None and bool(read_mask(mask).any())
     if metadata is None:
         return "defective" if is_marked else "good"
-    told = read_yaml(metadata, "kinds of defect, 0 or 1 each")
-    values = {}
+    told, values = read_yaml(metadata, "kinds of defect, 0 or 1 each"), {}
     for key in ("anomalous", *(f"anomalous_{kind}" for kind in KINDS)):
         value = told.get(key, 0)
         values[key] = float(value) if isinstance(value, bool) else as_number(value)
@@ -52,20 +48,17 @@ def _label(mask: Path | None, metadata: Path | None) -> str:
             raise ScanError(f"{metadata}: {key} is {value!r}; expected 0 or 1")
     kinds = [kind for kind in KINDS if values[f"anomalous_{kind}"]]
     if is_marked != bool(kinds or values["anomalous"]):
-        marked = "anomalous pixels" if is_marked else "no anomalous pixel"
-        raise ScanError(
-            f"{metadata}: anomalous is {values['anomalous']:g}, kinds {', '.join(kinds) or 'none'},"
-            f" but {mask or 'no mask'} has {marked}; expected them to agree"
-        )
-    if len(kinds) == 1:
-        return kinds[0]
-    return "combined" if kinds else "defective" if is_marked else "good"
+        told = f"anomalous is {values['anomalous']:g}, kinds {', '.join(kinds) or 'none'}"
+        marked = f"{mask or 'no mask'} has {'' if is_marked else 'no '}anomalous pixels"
+        raise ScanError(f"{metadata}: {told}, but {marked}; expected them to agree")
+    if kinds:
+        return kinds[0] if len(kinds) == 1 else "combined"
+    return "defective" if is_marked else "good"
 
 
 def _files_by_index(folder: Path) -> tuple[dict[str, dict[str, Path]], list[str]]:
     """Return index -> kind -> file, and a message for every one that is nearly one of these."""
-    found: dict[str, dict[str, Path]] = {}
-    problems = []
+    found, problems = {}, []
     known = {Path(ending).stem: (kind, ending) for kind, ending in _ENDINGS.items()}
     for path in entries(folder):
         index, _, rest = path.name.partition("_")
@@ -89,20 +82,19 @@ def find_scans(root: Path, category: str, split: str) -> tuple[list[ScanFiles], 
     scans = []
     for index, files in found.items():
         place = {kind: folder / f"{index}{_ENDINGS[kind]}" for kind in needed}
-        if lost := missing(files, place):
-            problems.append(f"{lost} both")
-            continue
-        mask = files.get("mask")
+        mask, beside = files.get("mask"), (files.get("info"), files.get("pose"))
         try:
+            if lost := missing(files, place):
+                raise ScanError(f"{lost} both")
             label = _label(mask, files.get("metadata"))
+            if split != "test" and label != "good":
+                raise ScanError(
+                    f"{mask}: {label}; expected no anomalous pixel in a scan of {split}"
+                )
         except ScanError as error:
             problems.append(str(error))
-            continue
-        if split != "test" and label != "good":
-            problems.append(f"{mask}: {label}; expected no anomalous pixel in a scan of {split}")
-            continue
-        beside = files["info"], files["pose"]
-        scans.append(ScanFiles(files["rgb"], files["depth"], mask, split, label, index, beside))
+        else:
+            scans.append(ScanFiles(files["rgb"], files["depth"], mask, split, label, index, beside))
     return sorted(scans, key=lambda scan: order(scan.label, scan.index)), problems
 
 
@@ -126,9 +118,8 @@ def _read_pose(path: Path) -> np.ndarray:
         raise ScanError(f"{path}: cannot be read ({error}); expected {expected}") from error
     if pose.shape != (4, 4) or not np.isfinite(pose).all():
         raise ScanError(f"{path}: {pose.shape[0]} x {pose.shape[1]} values; expected {expected}")
-    turn = pose[:3, :3]
-    is_rigid = np.allclose(turn @ turn.T, np.eye(3), atol=1e-3) and np.linalg.det(turn) > 0
-    if not is_rigid or not np.allclose(pose[3], (0, 0, 0, 1)):
+    turn, end = pose[:3, :3], np.allclose(pose[3], (0, 0, 0, 1))
+    if not (end and np.allclose(turn @ turn.T, np.eye(3), atol=1e-3) and np.linalg.det(turn) > 0):
         raise ScanError(f"{path}: not a rigid motion; expected {expected}")
     return pose
 
@@ -136,13 +127,9 @@ def _read_pose(path: Path) -> np.ndarray:
 def unproject(depth: np.ndarray, pose: np.ndarray) -> np.ndarray:
     """Return (H, W, 3) float32 points in the published axes and scale.
 
-    A pixel (u, v), column and row, at depth z is the point pose^-1 (K^-1 (u, v, 1) z, 1), with
-    the principal point at (W / 2, H / 2); axes are then reordered from (x, y, z) to (x, z, y)
-    and multiplied by `SCALE`.
-
-    Args:
-        depth: (H, W), not scaled; a pixel of depth 0 has no point.
-        pose: (4, 4) from world to camera.
+    A pixel (u, v) at depth z (0: no point) is the point pose^-1 (K^-1 (u, v, 1) z, 1), with the
+    principal point at (W / 2, H / 2); then axes become (x, z, y), multiplied by `SCALE`. `pose`
+    (4, 4) leads from world to camera.
 
     Source: facts.md, section 1.
     """

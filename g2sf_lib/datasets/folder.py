@@ -12,9 +12,7 @@ or in the root::
     depth_scale: 0.0001   # metres a unit of the depth image
 """
 
-from __future__ import annotations
-
-import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +33,10 @@ CAMERA_KEYS = ("fx", "fy", "cx", "cy", "depth_scale")
 
 def list_categories(root: Path) -> tuple[str, ...]:
     """Return the names of the folders below the root that hold a split, sorted."""
-    splits = [*root.glob("*/train"), *root.glob("*/test")]
-    found = sorted({split.parent.name for split in splits if split.is_dir()})
-    if not found:
+    splits = [*root.glob("*/train/"), *root.glob("*/test/")]
+    if not splits:
         raise ScanError(f"{root}: no category found; expected <category>/train/good/rgb/NAME.png")
-    return tuple(found)
+    return tuple(sorted({split.parent.name for split in splits}))
 
 
 def find_scans(root: Path, category: str, split: str) -> tuple[list[ScanFiles], list[str]]:
@@ -56,7 +53,7 @@ def find_scans(root: Path, category: str, split: str) -> tuple[list[ScanFiles], 
     if camera is None:
         expected = f"the camera of the depth images: {', '.join(CAMERA_KEYS)}"
         raise ScanError(f"{places[0]}: not there, nor {places[1]}; expected {expected}")
-    return [dataclasses.replace(files, beside=(camera,)) for files in scans], problems
+    return [replace(files, beside=(camera,)) for files in scans], problems
 
 
 def read_camera(path: Path) -> dict[str, float]:
@@ -67,25 +64,22 @@ def read_camera(path: Path) -> dict[str, float]:
         raise ScanError(f"{path}: found {', '.join(map(str, found))}; expected {expected}")
     values = {name: as_number(found[name]) for name in CAMERA_KEYS}
     for name, value in values.items():
-        above = "" if name in ("cx", "cy") else " above 0"
-        if value is None or (above and value <= 0):
-            raise ScanError(f"{path}: {name} is {found[name]!r}; expected a number{above}")
+        if value is None or (name not in ("cx", "cy") and value <= 0):
+            raise ScanError(
+                f"{path}: {name} is {found[name]!r}; expected a number (above 0, but for cx and cy)"
+            )
     return values
 
 
 def read_scan(files: ScanFiles) -> Sample:
-    """Return the scan as it was recorded; a ScanError as `mvtec3d.read_scan`, and for a camera.
-
-    Points have x right, y down, z along the view; pixel centres have whole numbers.
-    """
+    """Return the scan as it was recorded, as `mvtec3d.read_scan` does; x right, y down, z ahead."""
     if not files.beside:
         return mvtec3d.read_scan(files)
     depth = mvtec3d.read_depth(files.xyz)
     if not depth.any():
         raise ScanError(f"{files.xyz}: empty cloud, every depth is 0; expected at least one point")
     if num := np.count_nonzero(depth == 65535):  # a code for "too far" or "not seen"
-        expected = "0 where there is no point"
-        raise ScanError(f"{files.xyz}: {num} depths are 65535, not measured; expected {expected}")
+        raise ScanError(f"{files.xyz}: {num} depths are 65535; expected 0 where there is no point")
     camera = read_camera(files.beside[0])
     v, u = np.indices(depth.shape)
     z = depth * camera["depth_scale"]

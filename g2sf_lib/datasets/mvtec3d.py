@@ -3,8 +3,6 @@
 ``<root>/<category>/<split>/<label>/{rgb/NNN.png, xyz/NNN.tiff, gt/NNN.png}``
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +20,7 @@ def find_scans(
 ) -> tuple[list[ScanFiles], list[str]]:
     """Return the complete scans of a split, in `order`, and one message for each that is not.
 
-    `points` is the folder that holds the points: "xyz", or "depth" for depth images. A ScanError
-    where the folder of the split is missing or holds no label.
+    `points` is the folder that holds them: "xyz", or "depth" for depth images.
     """
     folder = Path(root) / category / split
     inside = entries(folder)
@@ -54,9 +51,8 @@ def find_scans(
 
 def missing(files: dict[str, Path], place: dict[str, Path]) -> str:
     """Return which of the places have no file while others have; nothing where all are there."""
-    lost = [str(path) for kind, path in place.items() if kind not in files]
-    found = " and ".join(map(str, files.values()))
-    return f"{' and '.join(lost)}: missing, but {found} found; expected" if lost else ""
+    lost = " and ".join(str(path) for kind, path in place.items() if kind not in files)
+    return lost and f"{lost}: missing, but {' and '.join(map(str, files.values()))} found; expected"
 
 
 def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], list[str]]:
@@ -64,7 +60,7 @@ def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, P
     found, problems = {}, []
     for path in entries(folder) if folder.is_dir() else ():
         if not path.is_file() or path.suffix.lower() not in suffixes:
-            what = f"{path.suffix or 'no suffix'}" if path.is_file() else "a folder"
+            what = (path.suffix or "no suffix") if path.is_file() else "a folder"
             expected = " or ".join(f"NAME{suffix}" for suffix in suffixes)
             problems.append(f"{path}: {what} found; expected {expected}, anything else is not read")
         elif path.stem in found:
@@ -74,9 +70,7 @@ def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, P
     return found, problems
 
 
-def _read_png(
-    path: Path, expected: str, modes: tuple[str, ...], bits: int | None = None
-) -> np.ndarray:
+def _read_png(path: Path, expected: str, modes: tuple[str, ...], *bits: int) -> np.ndarray:
     """Return the pixels of a PNG of one of some modes; of one with a palette, its colours."""
     try:
         with Image.open(path) as image:
@@ -87,15 +81,10 @@ def _read_png(
             depth = file.read(25)[24]  # Pillow cuts 16-bit RGB to 8 bits without a word
     except Exception as error:  # Pillow raises many kinds of exception for damaged files
         raise ScanError(f"{path}: cannot be read ({error}); expected {expected}") from error
-    if image.format != "PNG" or image.mode not in modes or depth != (bits or depth):
+    if image.format != "PNG" or image.mode not in modes or depth not in (bits or (depth,)):
         found = f"{image.format} of mode {image.mode}, {depth} bits"
         raise ScanError(f"{path}: {found}; expected {expected}")
     return pixels
-
-
-def read_rgb(path: Path) -> np.ndarray:
-    """Return an image as (H, W, 3) uint8; a ScanError for all but an 8-bit RGB PNG."""
-    return _read_png(path, "an 8-bit RGB PNG without alpha", ("RGB",), 8)
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -106,15 +95,14 @@ def read_mask(path: Path) -> np.ndarray:
 
 def read_depth(path: Path) -> np.ndarray:
     """Return (H, W) uint16 of a depth image; a ScanError for all but a 16-bit PNG."""
-    modes = ("I", "I;16", "I;16B")
-    return _read_png(path, "a 16-bit single-channel PNG", modes, 16).astype(np.uint16)
+    pixels = _read_png(path, "a 16-bit single-channel PNG", ("I", "I;16", "I;16B"), 16)
+    return pixels.astype(np.uint16)
 
 
 def read_tiff(path: Path) -> np.ndarray:
     """Return the points of a TIFF as (H, W, 3) float32; see `check_points`.
 
-    HALCON, which wrote MVTec 3D-AD, adds to the only page a SubIFD of 1 bit a pixel: the domain,
-    which says where there is a point. Other SubIFDs (previews) are passed over.
+    HALCON, which wrote MVTec 3D-AD, adds a SubIFD of 1 bit a pixel: where there is a point.
     """
     expected = "one (H, W, 3) float32 array, metres"
     try:
@@ -133,37 +121,28 @@ def read_tiff(path: Path) -> np.ndarray:
             domains = [page.asarray() != 0 for page in below if page.bitspersample == 1]
     except Exception as error:  # tifffile raises many kinds of exception for damaged files
         raise ScanError(f"{path}: cannot be read ({error}); expected {expected}") from error
-    if len(series) != 1 or xyz.dtype.kind != "f" or xyz.dtype.itemsize != 4:
-        raise ScanError(f"{path}: {len(series)} array(s) of {xyz.dtype}; expected {expected}")
-    if xyz.ndim != 3 or xyz.shape[2] != 3:
-        raise ScanError(f"{path}: shape {xyz.shape}; expected {expected}")
+    is_float = xyz.dtype.kind == "f" and xyz.dtype.itemsize == 4
+    if len(series) != 1 or not is_float or xyz.ndim != 3 or xyz.shape[2] != 3:
+        found = f"{len(series)} array(s) of {xyz.dtype}, shape {xyz.shape}"
+        raise ScanError(f"{path}: {found}; expected {expected}")
     check_points(xyz, str(path))
     has_point = (xyz != 0).any(axis=-1)
     for domain in domains:
         if not np.array_equal(domain, has_point):
-            raise ScanError(
-                f"{path}: its domain is {domain.shape}, {domain.sum()} pixels; expected the"
-                f" {has_point.sum()} pixels of {has_point.shape} that have a point"
-            )
+            found = f"its domain is {domain.shape}, {domain.sum()} pixels"
+            expected = f"the {has_point.sum()} of {has_point.shape} that have a point"
+            raise ScanError(f"{path}: {found}; expected {expected}")
     return xyz.astype(np.float32)
 
 
 def read_scan(files: ScanFiles) -> Sample:
-    """Return the scan as it was recorded, floor included.
-
-    Any ground-truth pixel that is not zero is anomalous: some categories number their defects
-    255, 254, 253. Without ground truth no pixel is.
-
-    Raises:
-        ScanError: for a file that is damaged or does not hold what it should, sizes that differ,
-            or a ground truth that contradicts the label.
-    """
+    """Return the scan as it was recorded; a ScanError where its files are bad or disagree."""
     return assemble(files, read_tiff(files.xyz))
 
 
 def assemble(files: ScanFiles, xyz: np.ndarray) -> Sample:
     """Return the scan of some files whose points are at hand; see `read_scan`."""
-    rgb = read_rgb(files.rgb)
+    rgb = _read_png(files.rgb, "an 8-bit RGB PNG without alpha", ("RGB",), 8)
     mask = np.zeros(rgb.shape[:2], dtype=bool) if files.gt is None else read_mask(files.gt)
     for path, array, what in ((files.xyz, xyz, "points"), (files.gt, mask, "pixels")):
         if array.shape[:2] != rgb.shape[:2]:

@@ -1,10 +1,8 @@
 """Shapes and natural textures of the procedural parts.
 
-A part is one or more curved sheets, each a regular grid of points, so that normals come
-from differences along the grid and a defect is a displacement of its points. Colour is a
-function of surface coordinates, evaluated where a ray hits and not at grid points: it
-stays sharp however coarse the grid is. Everything is in metres; z points up from the
-floor (z = 0) and x runs along a part's long axis.
+A part is one or more curved sheets, each a regular grid of points that a defect displaces.
+Colour is a function of surface coordinates, evaluated where a ray hits: it stays sharp however
+coarse the grid is. In metres; z points up from the floor, x along a part's long axis.
 """
 
 from __future__ import annotations
@@ -15,6 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
+
+from g2sf_lib.config import CATEGORIES
 
 TEXEL_M = 0.0004  # pitch of noise textures: slightly finer than a pixel at 0.45 m
 TEXELS = 256  # a tile is 0.10 m wide: no part shows a texture twice
@@ -56,10 +56,7 @@ def grid_triangles(shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def noise_tile(rng: np.random.Generator, *scale_m: float) -> np.ndarray:
-    """Return a (TEXELS, TEXELS) periodic smooth noise of mean 0 and standard deviation 1.
-
-    `scale_m` is its Gaussian correlation length in metres: one, or one per axis.
-    """
+    """Return (TEXELS, TEXELS) periodic noise of mean 0, deviation 1 and Gaussian correlation."""
     sigma = [s / TEXEL_M for s in (scale_m if len(scale_m) == 2 else scale_m * 2)]
     white = rng.standard_normal((TEXELS, TEXELS), dtype=np.float32)
     spectrum = ndimage.fourier_gaussian(np.fft.rfft2(white), sigma, n=TEXELS)
@@ -175,11 +172,9 @@ def make_cookie(rng: np.random.Generator) -> Part:
 
 def make_foam(rng: np.random.Generator) -> Part:
     """Return a block of bonded foam: coloured flakes, small pores, rounded edges."""
-    half = rng.uniform((0.041, 0.027), (0.0455, 0.033))
-    thickness = rng.uniform(0.018, 0.023)
+    half, thickness = rng.uniform((0.041, 0.027), (0.0455, 0.033)), rng.uniform(0.018, 0.023)
     xy = _rectangle(0.049, 0.037, 0.00042)
-    edge_noise = noise_tile(rng, 0.006)
-    inset = half - np.abs(xy) - 0.0004 * sample_tile(edge_noise, xy)[..., None]
+    inset = half - np.abs(xy) - 0.0004 * sample_tile(noise_tile(rng, 0.006), xy)[..., None]
     corner = 0.005  # edge radius, metres
     over = np.clip(1 - inset / corner, 0, None)
     round_off = np.hypot(over[..., 0], over[..., 1])
@@ -196,9 +191,8 @@ def make_foam(rng: np.random.Generator) -> Part:
 
     def albedo(surface: np.ndarray, sheet: np.ndarray) -> np.ndarray:
         bent = surface + 0.0007 * np.stack([sample_tile(w, surface) for w in warp], -1)
-        colour = colours[flakes.query(bent)[1]]
         dark = 1 - 0.22 * np.clip(sample_tile(pores, surface) - 0.8, 0, 2)
-        return np.clip(colour * dark[:, None], 0.02, 0.9)
+        return np.clip(colours[flakes.query(bent)[1]] * dark[:, None], 0.02, 0.9)
 
     return Part(_raised(xy, top + relief, round_off < 1), xy, albedo)
 
@@ -275,9 +269,8 @@ def make_gland(rng: np.random.Generator) -> Part:
     def albedo(surface: np.ndarray, sheet: np.ndarray) -> np.ndarray:
         x = surface[:, 0]
         seal = smoothstep(hex_end, hex_end + 0.0003, x) * smoothstep(ring_end, ring_end - 0.0003, x)
-        tone = 1 + 0.02 * sample_tile(cloud, surface)
         colour = plastic * (1 - seal[:, None]) + rubber * seal[:, None]
-        return colour * tone[:, None]
+        return colour * (1 + 0.02 * sample_tile(cloud, surface))[:, None]
 
     return Part(points, surface, albedo, gloss=0.35)
 
@@ -294,9 +287,7 @@ def make_rope(rng: np.random.Generator) -> Part:
     to_end = np.minimum(t, length - t) / 0.003
     closed = np.sqrt(np.clip(1 - np.clip(1 - to_end, 0, 1) ** 2, 1e-4, 1))  # melted ends
     surface = _grid(t, angle * strand).astype(np.float32)
-    yarn = noise_tile(rng, 0.006, 0.0006)
-    fuzz = noise_tile(rng, 0.0007)
-    sheets = []
+    yarn, fuzz, sheets = noise_tile(rng, 0.006, 0.0006), noise_tile(rng, 0.0007), []
     for k in range(3):
         turn = 2 * np.pi * (t / pitch + k / 3) + phase
         centre = np.stack([t - length / 2, bend + lay * np.cos(turn), lay * np.sin(turn)], -1)
@@ -316,6 +307,5 @@ def make_rope(rng: np.random.Generator) -> Part:
     return Part(np.stack(sheets), np.repeat(surface[None], 3, 0), albedo)
 
 
-MAKERS = dict(
-    cookie=make_cookie, dowel=make_dowel, foam=make_foam, gland=make_gland, rope=make_rope
-)
+_MAKERS = (make_cookie, make_dowel, make_foam, make_gland, make_rope)
+MAKERS = dict(zip(CATEGORIES["procedural"], _MAKERS, strict=True))

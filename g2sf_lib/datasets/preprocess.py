@@ -1,7 +1,5 @@
 """From a recorded scan to the object alone, and the folder of scans prepared that way."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import itertools
@@ -43,14 +41,11 @@ _TENSORS = ("rgb", "xyz", "foreground", "mask")
 def dbscan(points: np.ndarray, eps: float, min_points: int) -> np.ndarray:
     """Return the DBSCAN cluster of (N, 3) points, exactly, in a fraction of the plain time.
 
-    Listing the 500 neighbours of each point is what takes the time. Here space is cut into cells
-    of side eps / sqrt(3), whose points are all neighbours: a cell of `min_points` (the point
-    itself included) holds core points of one cluster. What is left is to join cells by their
-    closest pair of core points, and to count neighbours in the few sparse cells. A border point
-    goes to its nearest core point, where the plain algorithm leaves it to the order of visits.
-
-    Returns:
-        (N,) int: clusters numbered in the order of their first core point; -1 for noise.
+    Space is cut into cells of side eps / sqrt(3), whose points are all neighbours: a cell of
+    `min_points` (the point itself included) holds core points of one cluster. Cells are joined by
+    their closest pair of core points; neighbours are counted in the few sparse cells alone. A
+    border point goes to its nearest core point. Clusters are numbered in the order of their first
+    core point; -1 is noise.
 
     Source: the cell idea is that of Gunawan (2013), "A faster algorithm for DBSCAN".
     """
@@ -71,9 +66,8 @@ def dbscan(points: np.ndarray, eps: float, min_points: int) -> np.ndarray:
         return labels
     core_cells, cell_of_core = np.unique(cell_of[core], return_inverse=True)
     by_cell, ends = np.argsort(cell_of_core, kind="stable"), np.cumsum(np.bincount(cell_of_core))
-    cluster_of_cell = _join_cells(
-        points, cells[core_cells], np.split(core[by_cell], ends[:-1]), eps
-    )
+    by_cell = np.split(core[by_cell], ends[:-1])
+    cluster_of_cell = _join_cells(points, cells[core_cells], by_cell, eps)
     labels[core] = pd.factorize(cluster_of_cell[cell_of_core])[0]
     if len(border):
         distance, nearest = cKDTree(points[core]).query(points[border])
@@ -101,10 +95,7 @@ def _join_cells(
 
 
 def _above_floor(sample: Sample, config: PreprocessConfig) -> np.ndarray:
-    """Return (H, W) bool: pixels whose point lies off the background plane, nearly all before it.
-
-    RANSAC finds a plane in anything: one through the object itself may not pass for background.
-    """
+    """Return (H, W) bool: pixels whose point lies off the background plane, before or behind."""
     import open3d  # slow to import, and only this function needs it
 
     border, least = config.border_px, config.ransac_points
@@ -112,41 +103,34 @@ def _above_floor(sample: Sample, config: PreprocessConfig) -> np.ndarray:
     in_border[border:-border, border:-border] = False
     points = sample.xyz[in_border].astype(np.float64)
     if len(points) < least:
-        raise ScanError(
-            f"{sample.name}: {len(points)} points in the {border} px border;"
-            f" expected at least {least} to fit the background plane"
-        )
+        found, expected = f"{len(points)} points in the {border} px border", f"at least {least}"
+        raise ScanError(f"{sample.name}: {found}; expected {expected} to fit the background plane")
     cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(points))
     open3d.utility.random.seed(_RANSAC_SEED)
-    # probability=1: no early stop, whose moment would depend on the number of threads.
     settings = config.plane_distance_m, config.ransac_points, config.ransac_iterations
-    plane, inliers = cloud.segment_plane(*settings, probability=1.0)
+    plane, inliers = cloud.segment_plane(*settings, probability=1.0)  # 1: no early stop
     length = np.linalg.norm(plane[:3])
     least = max(least, config.min_plane_share * len(points))
     if not np.isfinite(plane).all() or length < 1e-9 or len(inliers) < least:
-        raise ScanError(
-            f"{sample.name}: no plane through the {len(points)} points of the border"
-            f" ({len(inliers)} within {config.plane_distance_m} m);"
-            f" expected a flat background with at least {least:.0f} ({_NO_FLOOR})"
-        )
+        found = f"no plane through the {len(points)} points of the border, {len(inliers)} on it"
+        expected = f"a flat background with at least {least:.0f} ({_NO_FLOOR})"
+        raise ScanError(f"{sample.name}: {found}; expected {expected}")
     normal, offset = np.split(plane / length, [3])
     height = sample.xyz @ normal + offset
     keep = sample.foreground & (np.abs(height) > config.plane_margin_m)
     before = np.count_nonzero(height[keep] > 0)
     one_side = max(before, keep.sum() - before)
     if one_side < MIN_ONE_SIDE * keep.sum():
-        raise ScanError(
-            f"{sample.name}: {one_side} of {keep.sum()} points off the background plane lie on one"
-            f" side of it; expected {MIN_ONE_SIDE:.0%}, else it cuts the object ({_NO_FLOOR})"
-        )
+        found = f"{one_side} of {keep.sum()} points off the background plane lie on one side of it"
+        expected = f"{MIN_ONE_SIDE:.0%}, else it cuts the object ({_NO_FLOOR})"
+        raise ScanError(f"{sample.name}: {found}; expected {expected}")
     return keep
 
 
 def _off_the_conveyor(sample: Sample, config: PreprocessConfig) -> np.ndarray:
     """Return (H, W) bool: pixels above the conveyor of Eyecandies, and near its middle.
 
-    As published: the camera's world is turned about x until the line between the points in the
-    middle of the first and of the last row is level.
+    As published: level is the line between the points in the middle of the first and last row.
     """
     height, width = sample.mask.shape
     # Back from the published order of axes: y points down, z away, as the rule has it.
@@ -155,20 +139,16 @@ def _off_the_conveyor(sample: Sample, config: PreprocessConfig) -> np.ndarray:
     rise, run = y[far] - y[near], z[far] - z[near]
     length = np.hypot(rise, run)
     if not (sample.foreground[near] and sample.foreground[far]) or length < 1e-6:
-        where = "in the middle of the first and of the last row"
-        raise ScanError(f"{sample.name}: no two points {where}; expected the conveyor there")
+        expected = "the conveyor in the middle of the first and of the last row"
+        raise ScanError(f"{sample.name}: no two points there; expected {expected}")
     down = ((y - y[near]) * run - (z - z[near]) * rise) / length
     away = ((y - y[near]) * rise + (z - z[near]) * run) / length
     inside = (away <= config.conveyor_depth_m) & (np.abs(x) <= config.conveyor_side_m)
-    keep = sample.foreground & (down <= -config.conveyor_height_m) & inside
-    if not keep.any():
-        where = f"more than {config.conveyor_height_m} above the conveyor"
-        raise ScanError(f"{sample.name}: no point {where}; expected an object")
-    return keep
+    return sample.foreground & (down <= -config.conveyor_height_m) & inside
 
 
 def preprocess(sample: Sample, config: PreprocessConfig) -> Sample:
-    """Return the object of a scan alone, on a square; the scan itself is left as it is.
+    """Return the object of a scan alone, on a square.
 
     `background` says how the rest is known. "plane" ("auto" for a scan alone): points within
     `plane_margin_m` of a plane through the image's border go, and of what is left only the largest
@@ -177,12 +157,8 @@ def preprocess(sample: Sample, config: PreprocessConfig) -> Sample:
     The colour of a pixel without a point stays where the nearest pixel that has one belongs to the
     object, so that small holes in the cloud do not become black dots in the image.
 
-    Returns:
-        A `Sample` of side S, the next multiple of `pad_multiple_px` (the longer side for a
-        conveyor): `rgb` and `xyz` zero on the background, `raw_xyz` the points before removal.
-
-    Raises:
-        ScanError: for no plane in the border, one through the object, or no object left.
+    The side is the next multiple of `pad_multiple_px` (the longer side for a conveyor); `raw_xyz`
+    are the points before removal. Without a plane, or an object that is left, a ScanError.
 
     Source: published preprocessing of BTF, M3DM and CFM, which overwrites the data set and keeps
     the colour of every pixel without a point.
@@ -195,18 +171,15 @@ def preprocess(sample: Sample, config: PreprocessConfig) -> Sample:
             keep = _above_floor(sample, config)
         labels = dbscan(sample.xyz[keep], config.cluster_eps_m, config.cluster_points)
         if not np.any(labels >= 0):
-            raise ScanError(
-                f"{sample.name}: {keep.sum()} of {has_point.sum()} points lie off the background"
-                f" and none has {config.cluster_points} neighbours; expected an object"
-            )
+            found = f"{keep.sum()} of {has_point.sum()} points lie off the background"
+            told = f"{found} and none has {config.cluster_points} neighbours"
+            raise ScanError(f"{sample.name}: {told}; expected an object")
         keep, off = np.zeros_like(has_point), keep
         keep[off] = labels == np.bincount(labels[labels >= 0]).argmax()
     if config.background != "none" and keep.sum() < config.min_object_share * has_point.sum():
-        raise ScanError(
-            f"{sample.name}: {keep.sum()} of {has_point.sum()} points are left as the object;"
-            f" expected min_object_share, {config.min_object_share:g}, else the object was taken"
-            f" for background ({_NO_FLOOR})"
-        )
+        found = f"{keep.sum()} of {has_point.sum()} points are left as the object"
+        expected = f"min_object_share, {config.min_object_share:g} ({_NO_FLOOR})"
+        raise ScanError(f"{sample.name}: {found}; expected {expected}")
     nearest = distance_transform_edt(~has_point, return_distances=False, return_indices=True)
     silhouette = keep[tuple(nearest)]
     multiple = 1 if config.background == "conveyor" else config.pad_multiple_px
@@ -241,7 +214,7 @@ def save_prepared(sample: Sample, path: Path, fingerprint: str = "") -> None:
     metadata = {"name": sample.name, "label": sample.label, "fingerprint": fingerprint}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.partial")  # same name again: a kill leaves no litter
-    # One entry: safetensors writes several in random order, and bytes should not be random.
+    # One entry: safetensors writes several in random order.
     save_file(tensors, partial, {"scan": json.dumps(metadata, sort_keys=True)})
     os.replace(partial, path)
 
@@ -270,12 +243,8 @@ def prepare(
 ) -> None:
     """Write ``<out>/<category>/<split>/<label>/NNN.safetensors`` for every scan of a data set.
 
-    A file that was made from the same source files with the same settings is left alone, so a
-    killed call goes on where it was; others are made anew, and those whose scan is gone removed.
-
-    Raises:
-        ScanError: after every other scan has been written, with one line for each bad file.
-        RuntimeError: where a process has died.
+    A file that was made from the same source files with the same settings is left alone; those
+    whose scan is gone are removed. A ScanError comes last, with one line for each bad file.
     """
     if config.background == "auto":
         config = config.replace(background=DATASETS[dataset].background)
@@ -313,13 +282,12 @@ def load_prepared(path: Path) -> Sample:
         with safe_open(path, framework="numpy") as file:
             metadata = json.loads(file.metadata()["scan"])
             rgb, xyz, foreground, mask = (file.get_tensor(key) for key in _TENSORS)
-            name, label = metadata["name"], metadata["label"]
+            alone = np.where(foreground[..., None], xyz, np.float32(0))
+            return Sample(rgb, alone, mask, metadata["label"], metadata["name"], raw_xyz=xyz)
     except Exception as error:  # safetensors, OS and key errors alike
         found = f"not a whole prepared scan ({error!r})"
         wanted = f"safetensors with {', '.join(_TENSORS)}; delete it and prepare again"
         raise ScanError(f"{path}: {found}; expected {wanted}") from error
-    alone = np.where(foreground[..., None], xyz, np.float32(0))
-    return Sample(rgb, alone, mask, label, name, raw_xyz=xyz)
 
 
 def list_prepared(out: Path, category: str, split: str) -> list[Path]:

@@ -1,11 +1,8 @@
 """The embedded data set: five kinds of parts, rendered with defects, seen by a 3-D sensor.
 
-Rays of a pinhole camera are cast into a mesh (Open3D); shading, defects and sensor are our own.
-`generate` writes the layout and units of MVTec 3D-AD, so that one reader and one preprocessing
-serve both. A scan depends on nothing but its seed, which is made of its place in the data set.
+Rays of a pinhole camera are cast into a mesh (Open3D); `generate` writes the layout and units of
+MVTec 3D-AD. A scan depends on nothing but its seed: its place in the data set.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -39,6 +36,7 @@ RENDERER_VERSION = 1  # raise when a change of code changes scans: old folders a
 
 SEED_SETS = ("report", "development")
 LABELS = ("good", *DEFECTS)
+Seed = int | np.random.SeedSequence
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class _Hits:
     scene: object  # RaycastingScene, for shadows
 
 
-def _child(seed: int | np.random.SeedSequence, index: int) -> np.random.Generator:
+def _child(seed: Seed, index: int) -> np.random.Generator:
     """Return generator number `index` of a seed; unlike `spawn`, without changing the seed."""
     if not isinstance(seed, np.random.SeedSequence):
         seed = np.random.SeedSequence(seed)
@@ -102,7 +100,7 @@ def _cast(part: Part, defect: Defect | None, position: np.ndarray, rays: np.ndar
 
     points, normals = part.points, grid_normals(part.points)
     window = np.zeros(points.shape[:3], np.float32)
-    if defect is not None:
+    if defect:
         window = defect.window(points, normals).astype(np.float32)
         moved = defect.displacement(points, window)[..., None] * defect.frame[2]
         points = (points + moved).astype(np.float32)
@@ -137,9 +135,9 @@ def _light(
     """Return (n, 3) linear light: sky, a key light that casts shadows, a fill light."""
     import open3d as o3d
 
-    def towards(azimuth: float, elevation: float) -> np.ndarray:
-        flat = np.cos(elevation)
-        return np.array([flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)])
+    def towards(turn: float, rise: float) -> np.ndarray:
+        flat = np.cos(rise)
+        return np.array([flat * np.cos(turn), flat * np.sin(turn), np.sin(rise)])
 
     key = towards(rng.normal(np.radians(130), 0.3), rng.uniform(np.radians(48), np.radians(62)))
     fill = towards(rng.normal(np.radians(-40), 0.3), np.radians(40))
@@ -165,21 +163,10 @@ def _light(
     return colour * exposure
 
 
-def _need(what: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{what} is {value!r}; expected one of {', '.join(known)}")
-
-
 def render_truth(
-    category: str, seed: int | np.random.SeedSequence, size: int = 256, defect: str | None = None
+    category: str, seed: Seed, size: int = 256, defect: str | None = None
 ) -> Rendering:
-    """Return what an ideal sensor would see: no noise, nothing missing.
-
-    The part, its pose and the light depend on the seed alone: the same seed with another
-    `defect` shows the same part, sound (None) or damaged (one of `DEFECTS`).
-    """
-    _need("category", category, CATEGORIES)
-    _need("defect", defect or DEFECTS[0], DEFECTS)
+    """Return what an ideal sensor would see; part, pose and light depend on the seed alone."""
     part = MAKERS[category](_child(seed, 0))
     scene_rng = _child(seed, 1)
     free = category == "cookie"
@@ -211,17 +198,13 @@ def render_truth(
         else:
             raise ScanError(f"no visible {defect} in 20 draws on {category}, seed {seed}")
     albedo[hits.is_part] = painted
-    light = _light(scene_rng, hits, rays, albedo, part.gloss)
-    flat = (hits.depth, hits.depth[:, None] * directions, light.astype(np.float32),
-            albedo.astype(np.float32), _facing(rays, hits.normal), hits.is_part, mask)  # fmt: skip
-    return Rendering(*map(image, flat))
+    light = _light(scene_rng, hits, rays, albedo, part.gloss).astype(np.float32)
+    flat = (hits.depth, hits.depth[:, None] * directions, light, albedo.astype(np.float32))
+    return Rendering(*map(image, (*flat, _facing(rays, hits.normal), hits.is_part, mask)))
 
 
 def _changed(defect: Defect, sound: _Hits, damaged: _Hits) -> np.ndarray:
-    """Return (n,) bool: rays that meet a surface which moved, and so did its depth.
-
-    At the outline depth alone jumps by centimetres where a surface moves by micrometres.
-    """
+    """Return (n,) bool: rays whose surface moved, and so did its depth (it jumps at outlines)."""
     moved = np.zeros(len(sound.depth), np.float32)
     before = defect.window(sound.rest, sound.normal[sound.is_part])
     for hits, window in ((sound, before), (damaged, damaged.window)):
@@ -238,14 +221,10 @@ def _to_srgb(linear: np.ndarray) -> np.ndarray:
 
 
 def sense(truth: Rendering, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return what a real sensor makes of a scene.
+    """Return (H, W, 3) uint8 colours and float32 points, as a real sensor sees a scene.
 
-    Depth gets white and smooth noise; points are missing, (0, 0, 0), where the surface is steep
-    (surely below a cosine of 0.12, never above 0.4), in small blobs and singly; the image is
-    blurred by the lens and gets read and shot noise.
-
-    Returns:
-        (H, W, 3) uint8 colours, and (H, W, 3) float32 points.
+    Depth gets white and smooth noise; points are missing where the surface is steep, in small
+    blobs and singly; the image is blurred by the lens and gets read and shot noise.
     """
     shape, pixel_m = truth.depth.shape, FIELD_OF_VIEW_M / truth.depth.shape[0]
     smooth = rng.standard_normal(shape, dtype=np.float32)
@@ -265,25 +244,16 @@ def sense(truth: Rendering, rng: np.random.Generator) -> tuple[np.ndarray, np.nd
 
 
 def render_scan(
-    category: str,
-    seed: int | np.random.SeedSequence,
-    size: int = 256,
-    defect: str | None = None,
-    sensor: bool = True,
+    category: str, seed: Seed, size: int = 256, defect: str | None = None, sensor: bool = True
 ) -> Sample:
-    """Return one raw scan, floor included; the same seed gives the same bytes.
-
-    Without `sensor` there is no noise, no lens blur and no missing point.
-    """
+    """Return one raw scan, floor included; without `sensor` as `render_truth` has it."""
     truth = render_truth(category, seed, size, defect)
     rgb, xyz = sense(truth, _child(seed, 3)) if sensor else (_to_srgb(truth.rgb), truth.xyz)
     label = defect or "good"
     return Sample(rgb, xyz, truth.mask, label, f"{category}/{label}")
 
 
-def scan_seed(
-    seed_set: str, category: str, split: str, label: str, index: int
-) -> np.random.SeedSequence:
+def scan_seed(seed_set: str, category: str, split: str, label: str, index: int) -> Seed:
     """Return the seed of one scan: its place in the data set, and nothing else."""
     place = (SEED_SETS.index(seed_set), CATEGORIES.index(category), SPLITS.index(split))
     return np.random.SeedSequence((*place, LABELS.index(label), index))
@@ -301,10 +271,9 @@ def scan_list(config: DataConfig, category: str) -> list[tuple[str, str, str, in
 def _paths(root: Path, scan: tuple[str, str, str, int]) -> dict[str, Path]:
     """Return the files of a scan, the one that is written last at the end."""
     category, split, label, index = scan
-    ends = {"rgb": "png", "gt": "png", "xyz": "tiff"}
-    kinds = ends if split == "test" else ("rgb", "xyz")
+    ends = {"rgb": "png"} | ({"gt": "png"} if split == "test" else {}) | {"xyz": "tiff"}
     folder = root / category / split / label
-    return {kind: folder / kind / f"{index:03d}.{ends[kind]}" for kind in kinds}
+    return {kind: folder / kind / f"{index:03d}.{end}" for kind, end in ends.items()}
 
 
 def _write(path: Path, save: Callable[[Path], object]) -> None:
@@ -317,9 +286,9 @@ def _write(path: Path, save: Callable[[Path], object]) -> None:
 
 def _write_scan(job: tuple[Path, DataConfig, tuple[str, str, str, int]]) -> None:
     """Render one scan and write its files."""
-    root, config, (category, split, label, index) = job
-    seed = scan_seed(config.seed_set, category, split, label, index)
-    sample = render_scan(category, seed, config.scan_size, None if label == "good" else label)
+    root, config, scan = job
+    defect = None if scan[2] == "good" else scan[2]
+    sample = render_scan(scan[0], scan_seed(config.seed_set, *scan), config.scan_size, defect)
     # Byte planes of floats (predictor 3) compress to two thirds of plain zlib.
     packed = {"compression": "zlib", "predictor": 3, "compressionargs": {"level": 6}}
     save = {
@@ -327,15 +296,14 @@ def _write_scan(job: tuple[Path, DataConfig, tuple[str, str, str, int]]) -> None
         "gt": partial(Image.fromarray(255 * sample.mask.astype(np.uint8)).save, format="PNG"),
         "xyz": partial(tifffile.imwrite, data=sample.xyz, photometric="rgb", **packed),
     }
-    for kind, path in _paths(root, job[2]).items():
+    for kind, path in _paths(root, scan).items():
         _write(path, save[kind])
 
 
 def _check_manifest(root: Path, config: DataConfig) -> None:
     """Write what the folder is made with, or refuse one that is made with something else."""
-    tables = json.dumps(RANGES, sort_keys=True).encode()
-    wanted = {"data": config.model_dump(), "renderer": RENDERER_VERSION}
-    wanted["defects"] = hashlib.sha256(tables).hexdigest()[:12]
+    tables = hashlib.sha256(json.dumps(RANGES, sort_keys=True).encode()).hexdigest()[:12]
+    wanted = {"data": config.model_dump(), "renderer": RENDERER_VERSION, "defects": tables}
     text = json.dumps(wanted, indent=2, sort_keys=True) + "\n"
     path = root / "manifest.json"
     if not path.exists():
@@ -343,27 +311,20 @@ def _check_manifest(root: Path, config: DataConfig) -> None:
             raise ScanError(f"{root} is not empty and has no manifest.json; expected a new folder")
         _write(path, lambda p: p.write_text(text))
     elif (found := path.read_text()) != text:
-        told, needed = (" ".join(one.split()) for one in (found, text))
-        raise ScanError(f"{path} says {told}; expected {needed}: delete it or choose another")
+        told, expected = (" ".join(one.split()) for one in (found, text))
+        raise ScanError(f"{path} says {told}; expected {expected}")
 
 
 def generate(
     root: Path, config: DataConfig, categories: Sequence[str] = CATEGORIES, workers: int = 2
 ) -> None:
-    """Write the scans of some categories below `root`, in the layout of MVTec 3D-AD.
-
-    Scans that are there are left as they are, so an interrupted call is simply repeated. Only test
-    scans have a ground truth. A folder that was made with other settings is a ScanError.
-    """
+    """Write the scans of some categories that are not yet below `root`, as MVTec 3D-AD has them."""
     root = Path(root)
-    for category in categories:
-        _need("category", category, CATEGORIES)
     _check_manifest(root, config)
     for stale in root.rglob(".*.part"):  # left by a killed run
         stale.unlink(missing_ok=True)
     scans = [scan for category in categories for scan in scan_list(config, category)]
     missing = [s for s in scans if not all(p.exists() for p in _paths(root, s).values())]
     made = in_processes(_write_scan, [(root, config, scan) for scan in missing], workers)
-    done = len(scans) - len(missing)
-    for _ in tqdm(made, "scans", len(scans), initial=done):
+    for _ in tqdm(made, "scans", len(scans), initial=len(scans) - len(missing)):
         pass

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -201,7 +202,6 @@ def test_a_whole_tree_has_no_problem_and_is_counted(tmp_path, make_tree, dataset
         [category, "validation", 1, 0, 1, 0],
         [category, "test", 1, 2, 3, 0],
     ]
-    assert check(dataset, str(root), [category]).counts.equals(report.counts)
     after = {p: (p.stat().st_mtime_ns, p.is_dir() or p.read_bytes()) for p in root.rglob("*")}
     assert after == before
 
@@ -225,9 +225,6 @@ def test_the_first_bad_file_stops_nothing(tmp_path, mvtec_tree, monkeypatch):
     assert report.counts["all"].tolist() == [4, 0, 5, 4, 2, 4]
     assert report.counts["problems"].tolist() == [1, 1, 1, 1, 0, 1]
     assert check("mvtec3d", root, workers=2).problems == report.problems
-    only = check("mvtec3d", root, ["cookie"])
-    assert set(only.counts["category"]) == {"cookie"} and len(only.problems) == 2
-    cut(bad[0].with_name("001.tiff"))
     read_scan = reader("mvtec3d").read_scan
 
     def out_of_memory(files):
@@ -236,8 +233,8 @@ def test_the_first_bad_file_stops_nothing(tmp_path, mvtec_tree, monkeypatch):
         return read_scan(files)
 
     monkeypatch.setattr(reader("mvtec3d"), "read_scan", out_of_memory)
-    (odd,) = [line for line in check("mvtec3d", root, ["cookie"]).problems if "too large" in line]
-    assert odd.startswith(f"{root / 'cookie/train/good/rgb/002.png'} or ")
+    odd = [line for line in check("mvtec3d", root).problems if "too large" in line]
+    assert odd[1].startswith(f"{root / 'cookie/train/good/rgb/002.png'} or ")
 
 
 def test_a_root_without_categories_is_a_problem(tmp_path):
@@ -253,7 +250,7 @@ def test_a_root_without_categories_is_a_problem(tmp_path):
         else:
             assert line.startswith(f"{tmp_path}: no category found, it holds Bagel; expected ")
             assert line.endswith(CATEGORIES[dataset][-1])
-        assert len(report.counts) == 0 and report.notes == []
+        assert len(report.counts) == 0
     (line,) = check("folder", tmp_path).problems
     assert line.startswith(f"{tmp_path}: no category found; expected <category>/train")
 
@@ -266,23 +263,19 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def test_command_reads_by_all_cores_and_succeeds(tmp_path, make_tree, capsys):
+def test_command_reads_by_all_cores_and_succeeds(tmp_path, make_tree, capsys, monkeypatch):
     make_tree("eyecandies", tmp_path)
     arguments = ["--dataset", "eyecandies", "--data-root", str(tmp_path)]
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[3].split() == ["CandyCane", "test", "1", "2", "3", "0", "50"]
-    assert "note: CandyCane/test: 3 scans; published 50" in lines
-    assert any(line.startswith("note: not looked at: ChocolateCookie, ") for line in lines)
+    assert lines[3].split() == ["CandyCane", "test", "1", "2", "3", "0"]
     assert lines[-1] == "no problem found" and "6/6" in done.stderr
     cut(tmp_path / "CandyCane/val/data/000_depth.png")
-    assert main([*arguments, "--category", "CandyCane", "--workers", "1"]) == 1
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    assert main(arguments) == 1
     out = capsys.readouterr().out.splitlines()
     assert "000_depth.png" in out[-2] and out[-1] == "1 problem: a run would fail"
-    assert check("eyecandies", tmp_path, ["Gum"]).problems == [
-        f"{tmp_path}/Gum: no category of that name; found CandyCane"
-    ]
 
 
 @pytest.mark.parametrize(
@@ -291,7 +284,6 @@ def test_command_reads_by_all_cores_and_succeeds(tmp_path, make_tree, capsys):
         (["--dataset", "mvtec3d", "--data-root", ""], "--data-root is empty"),
         (["--dataset", "mvtec3d"], "--data-root"),
         (["--dataset", "procedural", "--data-root", "x"], "invalid choice"),
-        (["--dataset", "folder", "--data-root", "x", "--workers", "0"], "--workers is 0"),
     ],
 )
 def test_bad_arguments_are_refused(capsys, arguments, words):

@@ -41,7 +41,7 @@ def test_a_depth_image_becomes_points_by_hand(one):
     assert np.array_equal(sample.foreground, DEPTH > 0)
     assert (sample.name, sample.label, sample.raw_xyz) == ("train/good/a1", "good", None)
     assert not sample.mask.any()
-    assert files.paths == (files.rgb, files.xyz, one / "camera.yaml")
+    assert files.paths == [files.rgb, files.xyz, one / "camera.yaml"]
 
 
 def test_depth_and_points_of_one_tree_are_the_same_scan(tmp_path, make_tree):

@@ -68,7 +68,6 @@ def test_scan_is_read_as_written_and_need_not_be_square():
     assert sample.xyz.dtype == np.float32 and np.array_equal(sample.xyz, xyz)
     assert np.array_equal(sample.mask, mask > 0)
     assert (sample.label, sample.name, sample.raw_xyz) == ("dent", "test/dent/000", None)
-    assert sample.is_anomalous
     assert not sample.foreground[3, 4] and sample.foreground.sum() == HEIGHT * WIDTH - 1
 
 
