@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from g2sf_lib.plots import clouds, features, maps, page, results, scans
+from g2sf_lib.plots import clouds, maps, page, results
 from g2sf_lib.plots.ablations import curve_with_bands, effect_dots
 
 LOW, HIGH = [np.zeros((9, 9)), np.ones((9, 9))], [np.ones((9, 9)), np.full((9, 9), 5.0)]
@@ -78,8 +78,8 @@ def figures():
     two, xy, area = [scan(), scan()], "xy", np.linspace(0, 1, 500)
     scores, classes = [np.arange(9.0)] * 3, [{"a": np.eye(4).ravel() > 0}] * 2
     return {
-        "gallery": (scans.defect_gallery(two, xy), 6),
-        "histograms": (features.score_histograms(scores, scores, "abc"), 3),
+        "gallery": (maps.defect_gallery(two, xy), 6),
+        "histograms": (results.score_histograms(scores, scores, "abc"), 3),
         "scores": (maps.score_maps(two, {"RGB": LOW}, xy), 6),
         "quantities": (maps.quantity_maps(two, {"w": LOW, "s": LOW}, xy), 6),
         "classes": (maps.cell_classes(two, classes, (4, 4), xy), 2),
@@ -112,15 +112,15 @@ def test_height_counts_from_the_farthest_point_in_mm():
     xyz = np.zeros((10, 10, 3), dtype=np.float32)
     xyz[2:] = [0.01, 0.01, 0.450]
     xyz[5, 5, 2] = 0.447
-    height = scans.height_mm(xyz)
+    height = maps.height_mm(xyz)
     assert np.isnan(height[:2]).all()
     assert height[5, 5] == pytest.approx(3.0, abs=1e-3)
     assert height[8, 8] == pytest.approx(0.0, abs=1e-3)
 
 
 def test_relief_shows_a_bump_that_the_shape_hides():
-    relief = panels(scans.defect_gallery([scan(128)], ["bulge"]))[2].images[0].get_array()
-    mask = scan(128).mask[scans.square_around(scan(128).mask)]
+    relief = panels(maps.defect_gallery([scan(128)], ["bulge"]))[2].images[0].get_array()
+    mask = scan(128).mask[maps.square_around(scan(128).mask)]
     assert relief.shape == mask.shape
     assert relief[mask].mean() - relief[~mask].mean() == pytest.approx(1.0, abs=0.2)  # mm, raised
 
@@ -128,7 +128,7 @@ def test_relief_shows_a_bump_that_the_shape_hides():
 def test_a_window_stays_inside_the_image():
     mask = np.zeros((50, 40), dtype=bool)
     mask[0:4, 36:40] = True
-    window = scans.square_around(mask, 24)
+    window = maps.square_around(mask, 24)
     assert mask[window].sum() == 16
     assert 0 <= window[0].start and window[1].stop <= 40
 
