@@ -39,11 +39,7 @@ class Variant:
 
 
 def loss_variant(losses: Sequence[str]) -> Variant:
-    """Return the row that is trained with some of the five losses: the others weigh nothing.
-
-    Raises:
-        ConfigError: for an unknown loss, one twice, or without "sep", which has no weight.
-    """
+    """Return the row that is trained with some of the five losses: the others weigh nothing."""
     kept = [name for name in LOSSES if name in losses]
     if "sep" not in kept or len(kept) != len(losses):
         raise ConfigError(

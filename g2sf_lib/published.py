@@ -21,18 +21,14 @@ HALF_UNIT = 0.0005 + 1e-9  # of the last digit that the paper prints
 class Paper(NamedTuple):
     """What was typed from the paper.
 
-    Attributes:
-        tables: "table1" ... "table6" -> `read_table`.
-        claims: statements of its text that can be computed from its tables, a row each. With the
-            value v of ``method`` and o of ``other`` (a method of the same table, one of another
-            table, or "others", the best of them), ``relation`` says v = ``printed`` ("is"),
-            v - o = ``printed`` ("gain"), v > o ("above") or v >= o ("not below").
-        slips: what a reader stumbles over, as ``printed``, with a ``remark``.
+    With the value v of ``method`` and o of ``other`` (of this or another table, or the best of the
+    "others"), a claim's ``relation`` is v = ``printed`` ("is"), v - o = ``printed`` ("gain"), v > o
+    ("above") or v >= o ("not below").
     """
 
-    tables: dict[str, pd.DataFrame]
-    claims: pd.DataFrame
-    slips: pd.DataFrame
+    tables: dict[str, pd.DataFrame]  # "table1" ... "table6" -> `read_table`
+    claims: pd.DataFrame  # of the text, that can be computed from the tables
+    slips: pd.DataFrame  # what a reader stumbles over, as ``printed``, with a ``remark``
 
 
 def read_paper(folder: Path = PAPER_DIR) -> Paper:

@@ -55,9 +55,6 @@ def checked_quantity(name: str, config: Config) -> str:
     """Return a quantity by its one name, of `PARTS`, `RULES` or "min_J", the least of j = 0 ... J.
 
     "nearest" is "min_0", "min" is "min_k", and "fused" the config's aggregation; J is up to 2k.
-
-    Raises:
-        ConfigError: for any other name.
     """
     k = config.model.k
     one_name = config.scoring.aggregate if name == "fused" else name

@@ -130,15 +130,13 @@ def method_panels(
 ) -> Figure:
     """Return what every method makes of some scans, a row a scan, as Figures 1, 5 and 7.
 
-    Panels are cut to the square around the object: image, shaded height of the points (each scan's
-    own scale), ground truth, and the maps with the truth outlined. What is more than `MAX_COLUMNS`
-    wide goes on in a second block of N rows, below. (In the paper, colours end at each map's own
-    extremes.)
+    Panels are cut to the square around the object: image, shaded height of the points, truth, and
+    the maps. What is more than `MAX_COLUMNS` wide goes on in a second block of N rows, below.
 
     Args:
         samples: N scans.
-        maps: method -> N maps (h, w) of any size, scaled such that 0 is an ordinary normal pixel
-            and 1 the highest one of normal scans, so that one colour bar serves all.
+        maps: method -> N maps (h, w) of any size, in which 0 is an ordinary normal pixel and 1 the
+            highest one of normal scans.
         titles: N row labels; a long one is broken into lines.
         factors: which of the maps are scale factors w, with a colour bar from 1/e to e.
     """
@@ -188,11 +186,7 @@ def _long_bar(fig, axes, norm, colours, ticks: Mapping[float, str], extend: str)
 
 @style.styled
 def defect_gallery(samples: Sequence[Any], titles: Sequence[str]) -> Figure:
-    """Return a column a defective scan: whole, near its defect, and the surface there.
-
-    The third row is the height less the plane that fits the window best, so that a dent of
-    a millimetre is not lost in the shape of a part of thirty.
-    """
+    """Return a column a defective scan: whole, near its defect, and the relief there."""
     fig, axes = style.image_panels(3, len(samples))
     windows = [square_around(sample.mask) for sample in samples]
     reliefs = [_relief_mm(one.xyz[window]) for one, window in zip(samples, windows, strict=True)]
