@@ -69,48 +69,8 @@ def loss_variants(losses: Any, config: Config) -> tuple[Variant, ...]:
 
 RUN = Variant("run", "this run")  # what every other row of chapter 11 is compared with
 # Nothing is learned at a rate of 0: LSPN says w = 1 of every cell, and both sigma stay 1/2.
-UNTRAINED = Variant(
-    "untrained",
-    "untrained (w = 1)",
-    {"epochs": 1, "learning_rate": 0.0, "sigma_learning_rate": 0.0},
-)
-SCALES = {"bank_fraction": (0.01, 0.05, 0.1, 0.25, 1.0), "k": (1, 5, 10)}
-LONGER = 2.5  # times the epochs of the run: how far the study of epochs trains
-FORMS = ("sep_form", "mar_form", "cma_form", "direction_form", "jitter_form", "start_form")
-# facts.md, section 5: the authors' forms with all that goes with them, on the run's cells.
-RECIPE = {"form": "official", "alpha": 10.0, "beta": 40.0, "gamma": 3.0, "mu": 20.0}
-RECIPE |= {"l1": 5e-4, "heldout_by": "cell", "criterion": "losses", "normaliser": "mean"}
-RECIPE |= {"label_of": "cell", "sigma_learning_rate": 5e-3, "max_batch_share": 0.035}
-
-
-def studies() -> dict[str, tuple[Variant, ...]]:
-    """Return the analyses of chapter 11: study -> its rows beside `RUN`, which all share."""
-    no_d, no_m = {"direction_input": "zeros"}, {"prototype_input": "zeros"}
-    found = {
-        name: [Variant(f"{name}={value:g}", f"{value:g}", {name: value}) for value in values]
-        for name, values in SCALES.items()
-    }
-    found["sigma"] = [Variant("sigma_rule", "both fixed at 1/2", {"sigma_rule": "fixed"})]
-    found["inputs"] = [
-        Variant("d_zeros", "directions are zero", no_d),
-        Variant("d_random", "directions are random", {"direction_input": "random"}),
-        Variant("m_zeros", "prototypes are zero", no_m),
-        Variant("scalar", "both are zero: one number", no_d | no_m),
-    ]
-    found["forms"] = [
-        *(Variant(name, name, {name: "official"}) for name in FORMS),
-        Variant("form", "all six forms", {"form": "official"}),
-        Variant("recipe", "all six, and the authors' weights, L1, split and choice", RECIPE),
-    ]
-    found["others"] = [
-        Variant("heldout_by", "held out by cell", {"heldout_by": "cell"}),
-        Variant("criterion", "epoch chosen by losses", {"criterion": "losses"}),
-        Variant("normaliser", "distances over their mean", {"normaliser": "mean"}),
-        Variant("l1", "L1 penalty of 5e-4", {"l1": 5e-4}),
-        Variant("quantise", "maps of 8 bits", {"quantise": True}),
-        Variant("silhouette", "cells at the outline count", {"silhouette": "count"}),
-    ]
-    return {name: tuple(rows) for name, rows in found.items()}
+STILL = {"epochs": 1, "learning_rate": 0.0, "sigma_learning_rate": 0.0}
+UNTRAINED = Variant("untrained", "untrained (w = 1)", STILL)
 
 
 def own_variant(settings: Mapping[str, Any] | str | None) -> tuple[Variant, ...]:
@@ -124,7 +84,7 @@ def own_variant(settings: Mapping[str, Any] | str | None) -> tuple[Variant, ...]
         raise ConfigError(
             f"own is {settings!r}; expected settings in braces, e.g. {{'hidden': 128}} ({error})"
         ) from error
-    whole = sorted(name for name in found if not leaf_fields()[name][0])
+    whole = sorted(name for name in found if not leaf_fields().get(name, (True,))[0])
     if whole:
         raise ConfigError(f"own holds {', '.join(whole)}, which belong to the whole run")
     return (Variant("own", ", ".join(f"{name} {value}" for name, value in found.items()), found),)
