@@ -201,19 +201,6 @@ def test_the_rule_of_the_run_counts_and_not_that_of_the_stored_detector(run):
     assert plain.loc["max", metrics].tolist() != plain.loc["fused", metrics].tolist()
 
 
-def test_a_loss_weight_changes_what_follows_training_and_nothing_before(run, counted):
-    test = TestCells(run)
-    run_quantities(run, ["fused"], test)
-    assert counted["searched"] == 2  # the test cells, in either bank
-    other = changed(run, alpha=3.0)
-    run_quantities(other, ["fused"], test)
-    assert counted["trained"] == 1 and counted["searched"] == 2
-    for stage in ("features", "bank"):
-        assert stage_dir(run, stage) == stage_dir(other, stage)
-    for stage in ("lspn", "quantities"):
-        assert stage_dir(run, stage) != stage_dir(other, stage)
-
-
 # ------------------------------------------------------------------ what detectors share
 
 

@@ -28,8 +28,6 @@ def show(fig: Figure | go.Figure, alt: str) -> None:
 
 def bundle(fig: Figure | go.Figure, alt: str) -> dict[str, Any]:
     """Return the MIME bundle that `show` displays: media type -> content."""
-    if not alt.strip():
-        raise ValueError("alt is empty; expected a sentence for readers who cannot see the figure")
     text = html.escape(alt, quote=True)
     if isinstance(fig, Figure):
         png = io.BytesIO()
