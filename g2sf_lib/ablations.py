@@ -1,16 +1,11 @@
-"""Ablations are rows of a table: a name, and the settings in which a row differs from the run.
-
-`run_variants` trains and measures what is not there yet; `stats` says how surely one row stands
-above another.
-"""
+"""Ablations are rows of a table: a name, and the settings in which a row differs from the run."""
 
 from __future__ import annotations
 
 import ast
-import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -36,23 +31,15 @@ LEFT_OUT = tuple(tuple(x for x in LOSSES if x != term) for term in LOSSES if ter
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of an ablation, and the leaves of the config that differ from the run's.
+    """One row of an ablation, and the leaves of the config that differ from the run's."""
 
-    Its name is that of `data/paper` where the paper has such a row; the label is what is shown.
-    """
-
-    name: str
-    label: str
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    name: str  # that of `data/paper` where the paper has such a row
+    label: str  # what is shown
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def loss_variant(losses: Sequence[str]) -> Variant:
-    """Return the row that is trained with some of the five losses: the others weigh nothing.
-
-    Raises:
-        ConfigError: for an unknown loss, one that is there twice, or without "sep", which has no
-            weight in Eq. 10.
-    """
+    """Return the row that is trained with some of the five losses: the others weigh nothing."""
     kept = [name for name in LOSSES if name in losses]
     if "sep" not in kept or len(kept) != len(losses):
         raise ConfigError(
@@ -66,10 +53,9 @@ def loss_variant(losses: Sequence[str]) -> Variant:
 def loss_variants(losses: Any, config: Config) -> tuple[Variant, ...]:
     """Return the rows of Table 4, and those with one loss left out; or one subset beside all.
 
-    The subset is a list of losses, or a text that holds one; None: all rows.
-
-    Raises:
-        ConfigError: as `loss_variant`; and for a loss that is on but weighs nothing in the config.
+    Args:
+        losses: a list of losses, or a text that holds one; None: all rows.
+        config: that of the run, in which every loss must weigh something.
     """
     asked = [*STEPS, *LEFT_OUT] if losses is None else [listed(losses), tuple(LOSSES)]
     if not isinstance(asked[0], (list, tuple)):
@@ -83,72 +69,25 @@ def loss_variants(losses: Any, config: Config) -> tuple[Variant, ...]:
 
 RUN = Variant("run", "this run")  # what every other row of chapter 11 is compared with
 # Nothing is learned at a rate of 0: LSPN says w = 1 of every cell, and both sigma stay 1/2.
-UNTRAINED = Variant(
-    "untrained",
-    "untrained (w = 1)",
-    {"epochs": 1, "learning_rate": 0.0, "sigma_learning_rate": 0.0},
-)
-SCALES = {"bank_fraction": (0.01, 0.05, 0.1, 0.25, 1.0), "k": (1, 5, 10)}
-LONGER = 2.5  # times the epochs of the run: how far the study of epochs trains
-FORMS = ("sep_form", "mar_form", "cma_form", "direction_form", "jitter_form", "start_form")
-# facts.md, section 5: the authors' forms with all that goes with them, on the run's cells.
-RECIPE = {"form": "official", "alpha": 10.0, "beta": 40.0, "gamma": 3.0, "mu": 20.0}
-RECIPE |= {"l1": 5e-4, "heldout_by": "cell", "criterion": "losses", "normaliser": "mean"}
-RECIPE |= {"label_of": "cell", "sigma_learning_rate": 5e-3, "max_batch_share": 0.035}
-
-
-def studies() -> dict[str, tuple[Variant, ...]]:
-    """Return the analyses of chapter 11: study -> its rows beside `RUN`, which all share."""
-    no_d, no_m = {"direction_input": "zeros"}, {"prototype_input": "zeros"}
-    found = {
-        name: [Variant(f"{name}={value:g}", f"{value:g}", {name: value}) for value in values]
-        for name, values in SCALES.items()
-    }
-    found["sigma"] = [Variant("sigma_rule", "both fixed at 1/2", {"sigma_rule": "fixed"})]
-    found["inputs"] = [
-        Variant("d_zeros", "directions are zero", no_d),
-        Variant("d_random", "directions are random", {"direction_input": "random"}),
-        Variant("m_zeros", "prototypes are zero", no_m),
-        Variant("scalar", "both are zero: one number", no_d | no_m),
-    ]
-    found["forms"] = [
-        *(Variant(name, name, {name: "official"}) for name in FORMS),
-        Variant("form", "all six forms", {"form": "official"}),
-        Variant("recipe", "all six, and the authors' weights, L1, split and choice", RECIPE),
-    ]
-    found["others"] = [
-        Variant("heldout_by", "held out by cell", {"heldout_by": "cell"}),
-        Variant("criterion", "epoch chosen by losses", {"criterion": "losses"}),
-        Variant("normaliser", "distances over their mean", {"normaliser": "mean"}),
-        Variant("l1", "L1 penalty of 5e-4", {"l1": 5e-4}),
-        Variant("quantise", "maps of 8 bits", {"quantise": True}),
-        Variant("silhouette", "cells at the outline count", {"silhouette": "count"}),
-    ]
-    return {name: tuple(rows) for name, rows in found.items()}
+STILL = {"epochs": 1, "learning_rate": 0.0, "sigma_learning_rate": 0.0}
+UNTRAINED = Variant("untrained", "untrained (w = 1)", STILL)
 
 
 def own_variant(settings: Mapping[str, Any] | str | None) -> tuple[Variant, ...]:
-    """Return a row of the reader's own, from settings or a text that holds them; None: no row.
-
-    Raises:
-        ConfigError: when it is no mapping of names to values, or names what belongs to a whole run.
-    """
+    """Return a row of the reader's own, from settings or a text that holds them; None: no row."""
     if settings is None:
         return ()
     try:
-        found = ast.literal_eval(settings) if isinstance(settings, str) else settings
-    except (ValueError, SyntaxError):
-        found = None
-    if not isinstance(found, Mapping) or not found or not all(isinstance(n, str) for n in found):
+        found = dict(ast.literal_eval(settings) if isinstance(settings, str) else settings)
+        make_config(**found)  # names and values
+    except (ValueError, SyntaxError, TypeError) as error:
         raise ConfigError(
-            f"own is {settings!r}; expected settings in braces, e.g. {{'hidden': 128}}"
-        )
-    whole = sorted(name for name in found if name in leaf_fields() and not leaf_fields()[name][0])
+            f"own is {settings!r}; expected settings in braces, e.g. {{'hidden': 128}} ({error})"
+        ) from error
+    whole = sorted(name for name in found if not leaf_fields().get(name, (True,))[0])
     if whole:
         raise ConfigError(f"own holds {', '.join(whole)}, which belong to the whole run")
-    make_config(**found)  # names and values
-    words = ", ".join(f"{name} {value}" for name, value in found.items())
-    return (Variant("own", words, dict(found)),)
+    return (Variant("own", ", ".join(f"{name} {value}" for name, value in found.items()), found),)
 
 
 def run_variants(
@@ -161,16 +100,16 @@ def run_variants(
 ) -> pd.DataFrame:
     """Measure every variant in every category for every seed; train what is not there yet.
 
-    Variants share all that their settings leave alone: features, banks, neighbours and synthetic
-    anomalies, and the run's own trainings where a variant changes nothing of them.
-
-    Categories are by default all that are there; a text that holds a list will do, as for seeds.
-    What is measured of each are `quantities` (see `quantities.checked_quantity`), or, for None, the
-    fused score after each kept epoch of the training.
+    Args:
+        config: that of the run, whose files variants share where they change nothing of them.
+        variants: the rows.
+        categories: a list, or a text that holds one, as are seeds; None: all that are there.
+        seeds: of the training.
+        quantities: see `quantities.checked_quantity`; None: the fused score after kept epochs.
+        progress: whether a bar is shown.
 
     Returns:
-        A row a variant, category, seed and quantity or epoch: ``variant``, and the columns of
-        `quantities.run_quantities` or `quantities.run_epochs`.
+        The rows of `quantities.run_quantities` or `quantities.run_epochs`, and ``variant``.
     """
     categories, seeds = checked_categories(config, categories), checked_seeds(seeds)
     configs = [(variant.name, with_settings(config, variant.settings)) for variant in variants]
@@ -211,8 +150,7 @@ def summary(
 ) -> dict[str, Any]:
     """Return what is kept of an ablation, as plain values, and where they come from.
 
-    ``effects`` are differences from the row `reference`; the column `key` says what differs. By
-    default all metrics of scores are kept, and `METRIC_NAMES` compared.
+    ``effects`` are differences from `reference`, by default of the metrics in `METRIC_NAMES`.
     """
     compared = list(metrics or METRIC_NAMES)
     metrics = list(metrics or metric_columns(rows))

@@ -1,8 +1,4 @@
-"""The stages of a run, each a function of one config: what the notebooks call.
-
-Every stage reads what the one before it wrote, writes below `stage_dir`, goes on where it
-was interrupted, and leaves a JSON record of how its result came about.
-"""
+"""The stages of a run, each a function of one config, that goes on where it was interrupted."""
 
 from __future__ import annotations
 
@@ -50,11 +46,7 @@ def categories_of(config: Config) -> tuple[str, ...]:
 
 
 def checked_categories(config: Config, categories: Sequence[str] | str | None) -> tuple[str, ...]:
-    """Return the categories asked for, a list or a text that holds one; None: all that are there.
-
-    Raises:
-        ConfigError: for one that is not there, or no list.
-    """
+    """Return the categories asked for, a list or a text that holds one; None: all there are."""
     known, asked = categories_of(config), listed(categories)
     if asked is None:
         return known
@@ -98,8 +90,7 @@ def synthetic_scans(
 ) -> Iterator[Sample]:
     """Yield the wanted synthetic anomalies on scans of a split, the same ones on every call.
 
-    Those on "train" are trained on, those on "validation" choose the loss weights; pasted points
-    come from `categories`.
+    Those on "train" are trained on; pasted points come from `categories`.
     """
     settings, is_training = config.synthesis, split == "train"
     num = settings.num_synthetic if is_training else settings.num_synthetic_validation
@@ -109,7 +100,7 @@ def synthetic_scans(
 
 
 def patch_file(config: Config, split: str, name: str) -> Path:
-    """Return where the patches of a scan are kept; the split is the folder."""
+    """Return where the patches of a scan are kept."""
     flat = name.removeprefix(f"{split}/").replace("/", "_")
     stage = "pastes" if split in PASTED_ON else "features"
     return stage_dir(config, stage) / split / f"{folder_name(flat)}.safetensors"
@@ -133,8 +124,7 @@ def run_features(config: Config, categories: Sequence[str]) -> dict[str, int]:
     """Extract and store the patches of all splits and of the synthetic anomalies.
 
     Returns:
-        split -> number of scans; and "pastes_without_cell", the synthetic scans of which no cell
-        is labelled anomalous (see `cell_labels`): trained on as if nothing had been pasted.
+        split -> number of scans; "pastes_without_cell": synthetic scans without an anomalous cell.
     """
     with recorded(config, "features", PASTES) as result:
         extract = FeatureExtractor(config.features, pick_device(config.device))
@@ -148,10 +138,7 @@ def run_features(config: Config, categories: Sequence[str]) -> dict[str, int]:
 def extract_split(
     config: Config, split: str, categories: Sequence[str], extract: FeatureExtractor
 ) -> int:
-    """Extract and store the patches of a split that are not there yet; return how many it has.
-
-    Scans of `PASTED_ON` are made on the way, with points of `categories`.
-    """
+    """Extract and store the patches of a split that are not there yet; return how many it has."""
     files, of_pastes = patch_files(config, split), split in PASTED_ON
     is_missing = [not file.exists() for file in files]
     missing = list(itertools.compress(files, is_missing))
@@ -172,13 +159,9 @@ def extract_split(
 
 
 def load_features(config: Config, split: str) -> tuple[list[PackedPatches], list[Tensor]]:
-    """Return patches and cell labels of a split, in the order of the scans.
+    """Return patches (mapped from the disk) and cell labels of a split, in the order of the scans.
 
-    Labels are (cells,) bool, True on anomalous cells; (cells, M), in which modality, for the
-    splits of `PASTED_ON`. Files are mapped: features are read from the disk when they are used.
-
-    Raises:
-        FileNotFoundError: when the stage that writes them has not run.
+    Labels are (cells,) bool, True on anomalous cells; of `PASTED_ON` (cells, M), in which modality.
     """
     files = patch_files(config, split)
     for file in files:
@@ -201,10 +184,7 @@ class Banks:
 
 
 def run_bank(config: Config) -> Banks:
-    """Build the banks of both modalities and of their concatenation, and calibrate them.
-
-    The neighbours of all synthetic cells are looked up here as well, once for all trainings.
-    """
+    """Build and calibrate all banks, and look up the neighbours of all cells trained on."""
     with recorded(config, "bank") as result:
         banks = built_banks(config, with_concat=True, progress=True)
         result |= {name: len(bank.prototypes) for name, bank in banks.banks.items()}
@@ -213,11 +193,7 @@ def run_bank(config: Config) -> Banks:
 
 
 def built_banks(config: Config, with_concat: bool = False, progress: bool = False) -> Banks:
-    """Return the banks of a category, built where they are not there yet.
-
-    Two processes that want the same banks at once build them once: the second one waits. The bank
-    of concatenated features is built where it is wanted.
-    """
+    """Return the banks of a category, built (by one process at a time) if they are not there."""
     folder = stage_dir(config, "bank")
     path, concat_path = folder / "banks.json", folder / "concat.json"
     with alone_in(folder):
@@ -241,10 +217,7 @@ def built_banks(config: Config, with_concat: bool = False, progress: bool = Fals
 
 
 def training_cells(config: Config, banks: Banks | None = None, progress: bool = False) -> Cells:
-    """Return the labelled cells that LSPN is trained on, with their 2k + 1 neighbourhoods.
-
-    Synthetic anomalies whose features are not there are made; banks that are not given are read.
-    """
+    """Return the labelled cells that LSPN is trained on, with their 2k + 1 neighbourhoods."""
     device, files = pick_device(config.device), patch_files(config, "synthetic")
     if not all(file.exists() for file in files):
         with alone_in(files[0].parent):
@@ -261,12 +234,7 @@ def training_cells(config: Config, banks: Banks | None = None, progress: bool = 
 
 
 def load_banks(config: Config) -> Banks:
-    """Return what `run_bank` stored.
-
-    Raises:
-        FileNotFoundError: when it has not run.
-        StoredFileError: when a file was changed.
-    """
+    """Return what `run_bank` stored."""
     path = stage_dir(config, "bank") / "banks.json"
     if not path.exists():
         raise FileNotFoundError(
@@ -294,9 +262,7 @@ def run_lspn(config: Config) -> G2SF:
 def fitted(config: Config, progress: bool = False) -> G2SF:
     """Return the detector of a config, trained (and its banks built) where it is not there yet.
 
-    Whoever asks for the same settings gets the same stored training: chapter 03, an ablation in
-    which nothing is changed, a candidate of the loss weights. Of some epochs (`kept_epochs`) the
-    parameters are kept as they were at their end. An interrupted training goes on.
+    Whoever asks for the same settings gets the same stored training. An interrupted one goes on.
     """
     folder = stage_dir(config, "lspn")
     if not (folder / "detector.json").exists():
@@ -336,11 +302,7 @@ def epoch_file(config: Config, epoch: int) -> Path:
 
 
 def at_epoch(config: Config, detector: G2SF, epoch: int) -> G2SF:
-    """Return a detector of `fitted` as it was at the end of an epoch of `kept_epochs`.
-
-    Raises:
-        StoredFileError: the file is missing or damaged.
-    """
+    """Return a detector of `fitted` as it was at the end of an epoch of `kept_epochs`."""
     then = copy.copy(detector)
     then.metric = copy.deepcopy(detector.metric)
     then.metric.load_state_dict(read_tensors(epoch_file(config, epoch)))
@@ -359,8 +321,7 @@ def scan_labels(config: Config, split: str) -> list[str]:
 
 def some_scans(config: Config, split: str, numbers: Sequence[int]) -> list[Sample]:
     """Return the preprocessed scans of these numbers."""
-    paths = scan_paths(config, split)
-    return [load_prepared(paths[number]) for number in numbers]
+    return [load_prepared(scan_paths(config, split)[number]) for number in numbers]
 
 
 def counted_features(config: Config, split: str) -> tuple[dict[str, Rows], Tensor]:

@@ -1,7 +1,4 @@
-"""What the paper prints: its tables as typed, and whether they agree with one another.
-
-All numbers and quotes (`data/paper`) are the authors', typed as printed; none was computed here.
-"""
+"""What the paper prints (`data/paper`, typed as printed), and whether it agrees with itself."""
 
 from __future__ import annotations
 
@@ -24,25 +21,21 @@ HALF_UNIT = 0.0005 + 1e-9  # of the last digit that the paper prints
 class Paper(NamedTuple):
     """What was typed from the paper.
 
-    Attributes:
-        tables: "table1" ... "table6" -> `read_table`.
-        claims: statements of its text that can be computed from its tables, a row each. With the
-            value v of ``method`` and o of ``other`` (a method of the same table, one of another
-            table, or "others", the best of them), ``relation`` says v = ``printed`` ("is"),
-            v - o = ``printed`` ("gain"), v > o ("above") or v >= o ("not below").
-        slips: what a reader stumbles over, as ``printed``, with a ``remark``.
+    With the value v of ``method`` and o of ``other`` (of this or another table, or the best of the
+    "others"), a claim's ``relation`` is v = ``printed`` ("is"), v - o = ``printed`` ("gain"), v > o
+    ("above") or v >= o ("not below").
     """
 
-    tables: dict[str, pd.DataFrame]
-    claims: pd.DataFrame
-    slips: pd.DataFrame
+    tables: dict[str, pd.DataFrame]  # "table1" ... "table6" -> `read_table`
+    claims: pd.DataFrame  # of the text, that can be computed from the tables
+    slips: pd.DataFrame  # what a reader stumbles over, as ``printed``, with a ``remark``
 
 
 def read_paper(folder: Path = PAPER_DIR) -> Paper:
     """Return everything that was typed from the paper."""
     tables = {f"table{number}": read_table(f"table{number}", folder) for number in range(1, 7)}
-    claims = pd.read_csv(Path(folder) / "claims.csv").fillna({"other": ""})
-    return Paper(tables, claims, pd.read_csv(Path(folder) / "slips.csv"))
+    claims = pd.read_csv(folder / "claims.csv").fillna({"other": ""})
+    return Paper(tables, claims, pd.read_csv(folder / "slips.csv"))
 
 
 def read_table(name: str, folder: Path = PAPER_DIR) -> pd.DataFrame:
@@ -51,8 +44,7 @@ def read_table(name: str, folder: Path = PAPER_DIR) -> pd.DataFrame:
     "table1" (per category), "table2" (means), "table3" (scores and scale factors alone), "table4"
     (losses), "table5" (aggregation), "table6" (frame rates, samples per second on an RTX 4090).
     """
-    file = Path(folder) / f"{name}.csv"
-    return pd.read_csv(file, keep_default_na=False, na_values={"value": [""]})
+    return pd.read_csv(folder / f"{name}.csv", keep_default_na=False, na_values={"value": [""]})
 
 
 def as_printed(table: pd.DataFrame, across: str) -> pd.DataFrame:
@@ -66,23 +58,15 @@ def as_printed(table: pd.DataFrame, across: str) -> pd.DataFrame:
 def statements(paper: Paper) -> pd.DataFrame:
     """Return everything in the paper that can be computed from other numbers in it, a row each.
 
-    - Means of Table 1: one does not hold where it is farther from the mean of its categories
-      than half of its last digit (a tie may be rounded either way).
-    - Numbers that two tables print: of Table 1 the means, of Tables 3 to 5 the row of G2SF, each
-      compared with Table 2.
-    - Claims of the text (`Paper.claims`), compared with the tables, to half of a last digit.
+    Means of Table 1; what Tables 1 and 3 to 5 repeat of Table 2; `Paper.claims`. Each ``holds``
+    where it is off by no more than half of the last digit (a tie may be rounded either way).
 
     Returns:
         Columns ``kind`` ("mean", "repeated", "claim"), ``where``, ``method``, ``metric``,
-        ``printed``, ``other`` (what it should be, or what it is compared with), ``other_name``
-        and ``holds``.
-
-    Raises:
-        ValueError: a claim names a number that no table has.
+        ``printed``, ``other`` (what it should be, or is compared with), ``other_name``, ``holds``.
     """
-    wide = paper.tables["table1"].pivot(
-        index=["metric", "method"], columns="category", values="value"
-    )
+    keys = ["metric", "method"]
+    wide = paper.tables["table1"].pivot(index=keys, columns="category", values="value")
     means = pd.DataFrame({"printed": wide.pop("mean"), "other": wide.mean(axis=1)}).reset_index()
     parts = [means.assign(kind="mean", where="Table 1", other_name="computed")]
     for name, ours in REPEATED.items():

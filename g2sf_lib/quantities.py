@@ -28,26 +28,21 @@ RULES = ("nearest", "max", "mean", "min")  # of Table 5
 
 
 class TestCells(Split):
-    """The test scans of a category, as many detectors look at them, one after the other.
-
-    What two detectors share is read or computed once: features, truth, and, while the bank is the
-    same, standardised features and their neighbours.
-    """
+    """The test scans of a category: what the detectors that look at them share is computed once."""
 
     def __init__(self, config: Config):
         super().__init__(config, "test")
-        self._known: tuple[str, int, tuple] | None = None
+        self._known = (None, ())
 
     def seen_by(self, detector: G2SF) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         """Return standardised features, and 2k + 1 neighbours as `query_banks` gives them."""
         num = 2 * detector.config.model.k + 1
-        key = BANK.hash(detector.config)
-        if self._known is None or self._known[:2] != (key, num):
+        key = (BANK.hash(detector.config), num)
+        if self._known[0] != key:
             feat = detector.standardiser(self.feat)
             feat = {mod: feat[mod][:].to(detector.device) for mod in MODALITIES}
-            found = query_banks(detector.banks, feat, num, detector.device)
-            self._known = (key, num, (feat, *found))
-        return self._known[2]
+            self._known = key, (feat, *query_banks(detector.banks, feat, num, detector.device))
+        return self._known[1]
 
 
 def neighbourhoods(detector: G2SF, test: TestCells) -> CellScores:
@@ -57,13 +52,9 @@ def neighbourhoods(detector: G2SF, test: TestCells) -> CellScores:
 
 
 def checked_quantity(name: str, config: Config) -> str:
-    """Return a quantity by its one name: "nearest" is "min_0", "min" is "min_k".
+    """Return a quantity by its one name, of `PARTS`, `RULES` or "min_J", the least of j = 0 ... J.
 
-    It is one of `PARTS` or `RULES`, "fused" being the config's aggregation, or "min_J", the least
-    metric over j = 0 ... J, up to 2k.
-
-    Raises:
-        ConfigError: for any other name.
+    "nearest" is "min_0", "min" is "min_k", and "fused" the config's aggregation; J is up to 2k.
     """
     k = config.model.k
     one_name = config.scoring.aggregate if name == "fused" else name
@@ -80,8 +71,7 @@ def checked_quantity(name: str, config: Config) -> str:
 def cell_quantity(name: str, found: CellScores, config: Config) -> Tensor:
     """Return (n,) a quantity of each cell (Tables 3 and 5).
 
-    Distances and scale factors are those of the nearest neighbourhood, j = 0; "max" and "mean" go
-    over j = 0 ... k, as "min" does.
+    Parts are those of the nearest neighbourhood, j = 0; "max" and "mean" go over j = 0 ... k.
     """
     name = checked_quantity(name, config)
     if name in ("max", "mean"):
@@ -104,14 +94,13 @@ def run_quantities(
 ) -> pd.DataFrame:
     """Measure some quantities on the test scans of the config's category, for its seed.
 
-    The detector is trained where it is not there yet (`experiments.fitted`).
-
     Returns:
         A row a name: ``category``, ``seed``, ``quantity``; metrics as in `benchmark.measure`; of
-        the training ``best_epoch``, ``sigma_pcd`` and ``w_std`` (spread of w over held-out cells,
-        the smaller modality; near 0 where it has collapsed).
+        the training ``best_epoch``, ``sigma_pcd`` and ``w_std``, the spread of w over held-out
+        cells in the modality where it is less (near 0: collapsed).
     """
-    files = {name: _file(config, checked_quantity(name, config)) for name in names}
+    folder = stage_dir(config, "quantities")
+    files = {name: folder / f"{checked_quantity(name, config)}.json" for name in names}
     missing = {path: name for name, path in files.items() if not path.exists()}
     if missing:
         test, detector = test or TestCells(config), fitted(config)
@@ -131,30 +120,20 @@ def run_epochs(config: Config, test: TestCells | None = None) -> pd.DataFrame:
         A row a kept epoch, from 0 (before training): ``category``, ``seed``, ``epoch``,
         ``heldout`` (what training chooses the epoch by), and metrics.
     """
-    epochs = kept_epochs(config.training.epochs)
-    files = {epoch: _file(config, f"epoch_{epoch:04d}") for epoch in epochs}
+    epochs, folder = kept_epochs(config.training.epochs), stage_dir(config, "quantities")
+    files = {epoch: folder / f"epoch_{epoch:04d}.json" for epoch in epochs}
     missing = {epoch: path for epoch, path in files.items() if not path.exists()}
     detector, test = fitted(config), test or TestCells(config)
     for epoch, path in missing.items():
         found = neighbourhoods(at_epoch(config, detector, epoch), test)
-        row = _measured(config, test, cell_quantity("fused", found, config))
-        write_json(path, {"row": row})
+        write_json(path, {"row": _measured(config, test, cell_quantity("fused", found, config))})
     table, heldout = _table(config, "epoch", files), [row["heldout"] for row in detector.history]
     table.insert(3, "heldout", [heldout[epoch] for epoch in epochs])
     return table
 
 
-def _file(config: Config, name: str) -> Path:
-    """Return where the metrics of a quantity are kept."""
-    return stage_dir(config, "quantities") / f"{name}.json"
-
-
 def _table(config: Config, what: str, files: dict[str | int, Path]) -> pd.DataFrame:
-    """Return kept metrics, a row a name.
-
-    Raises:
-        StoredFileError: a file is damaged.
-    """
+    """Return kept metrics, a row a name."""
     rows = []
     for name, path in files.items():
         try:
@@ -168,6 +147,6 @@ def _table(config: Config, what: str, files: dict[str | int, Path]) -> pd.DataFr
 def _measured(config: Config, test: TestCells, cells: Tensor) -> dict[str, float]:
     """Return every metric of one score of the cells of the test scans."""
     maps, image = cell_maps(cells, test, config)
-    rule = config.scoring.silhouette
-    (row,), _ = measure(config, test.truth, maps, {rule: image}, num_resamples=0)
+    of_rule = {config.scoring.silhouette: image}
+    (row,), _ = measure(config, test.truth, maps, of_rule, num_resamples=0)
     return {name: value for name, value in row.items() if name != "silhouette"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import re
 import shlex
 from collections.abc import Sequence
@@ -40,13 +39,6 @@ MARKS = {  # of the README, between which a data set's results stand
 END = "<!-- end of results -->"
 
 
-def defect_groups(config: Config, labels: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Return group -> kinds of defect; of other data sets all kinds that are there are one."""
-    if config.dataset == "procedural":
-        return GROUPS
-    return {"defects": tuple(sorted(set(labels) - {"good"}))}
-
-
 def origin(config: Config, categories: Sequence[str]) -> dict[str, Any]:
     """Return where results come from: data, settings, code, and the command that makes them."""
     place = {"dataset": config.dataset, "data_root": config.data_root}
@@ -68,13 +60,13 @@ def origin(config: Config, categories: Sequence[str]) -> dict[str, Any]:
 
 def rounded(rows: list[dict]) -> list[dict]:
     """Return rows with four digits; what is no number becomes None, which JSON can hold."""
-
-    def short(value: Any) -> Any:
-        if not isinstance(value, float):
-            return value
-        return None if math.isnan(value) else round(value, 4)
-
-    return [{name: short(value) for name, value in row.items()} for row in rows]
+    return [
+        {
+            k: (None if v != v else round(v, 4)) if isinstance(v, float) else v
+            for k, v in row.items()
+        }
+        for row in rows
+    ]
 
 
 def write_summary(content: dict[str, Any], config: Config, name: str = "") -> Path:
@@ -85,14 +77,11 @@ def write_summary(content: dict[str, Any], config: Config, name: str = "") -> Pa
 
 
 def resampled(comparison: Comparison, metric: str) -> Resamples:
-    """Return category -> method -> (NUM_RESAMPLES,) a metric of resampled images, mean over seeds.
-
-    Categories with as many scans were resampled with the same draws, and their kinds of defect
-    follow each other in the same order. So each category's resamples are put in an order of its
-    own; else a mean over categories would vary as if all of them had drawn the same kinds.
-    """
+    """Return category -> method -> (NUM_RESAMPLES,) a metric of resampled images."""
     found = {category: {} for category in comparison.categories}
     for number, (category, scores) in enumerate(comparison.scores.items()):
+        # Categories with as many scans were resampled with the same draws. In an order of their
+        # own, they do not vary in the mean as if all had drawn the same kinds of defect.
         order = np.random.default_rng([2, number]).permutation(NUM_RESAMPLES)
         for method in comparison.methods:
             of_method = [x[metric] for (name, _), x in scores.resampled.items() if name == method]
@@ -126,11 +115,7 @@ def _defect_rows(ours: pd.DataFrame) -> list[dict]:
 
 
 def _group_rows(comparison: Comparison) -> list[dict]:
-    """Return a row a group of defects and method: I-AUROC and its error over images.
-
-    Groups are known of the embedded data set only. A category without defects of a group is left
-    out of its mean.
-    """
+    """Return a row a group of defects and method: I-AUROC and its error over images."""
     rule, rows = comparison.config.scoring.silhouette, []
     groups = GROUPS if comparison.config.dataset == "procedural" else {}
     for (group, kinds), method in itertools.product(groups.items(), comparison.methods):
@@ -157,12 +142,9 @@ def summarise(comparison: Comparison, rates: pd.DataFrame | None = None) -> dict
         ``methods``: a row a method with the mean over categories and seeds of every metric, its
         standard error over images (``<metric>_se``) and the standard deviation over seeds of the
         mean over categories (``<metric>_seed_std``; 0 without randomness, None of one seed).
-        ``per_category``: the same for each category and method.
-        ``defects``, ``groups``: I-AUROC for each kind and group of defects, mean over categories.
-        ``differences``: G2SF minus each method in each metric of `RESAMPLED`, per category and in
-        the mean, of `stats.compare`, corrected for the number of methods.
-        ``pairs``: the same of all pairs, I-AUROC in the mean, corrected for the number of pairs.
-        ``silhouettes``: mean I-AUROC of each method under both silhouette rules.
+        ``per_category``: the same of each category. ``defects``, ``groups``, ``silhouettes``: mean
+        I-AUROC by kind and group of defects, and by silhouette rule. ``differences``: G2SF minus
+        each method, `stats.compare` by category and in the mean. ``pairs``: all pairs, I-AUROC.
     """
     config, table, methods = comparison.config, comparison.table, comparison.methods
     ours = table[table["silhouette"] == config.scoring.silhouette]
@@ -205,9 +187,8 @@ def summarise(comparison: Comparison, rates: pd.DataFrame | None = None) -> dict
 def headline(summary: dict[str, Any]) -> pd.DataFrame:
     """Return a row a method with the metrics of the paper's Table 2, and G2SF minus it, as text.
 
-    I-AUROC with its standard error over images; ``over seeds`` is its standard deviation over
-    training seeds, a dash for methods without randomness. On MVTec 3D-AD the means of the paper's
-    Table 1 over the same categories stand beside it, and AUPRO@30 % is by its protocol.
+    I-AUROC has its standard error over images, ``over seeds`` is its deviation over seeds. On MVTec
+    3D-AD means of the paper's Table 1 stand beside it, and AUPRO@30 % is by its protocol.
     """
     is_of_paper = summary["dataset"] == "mvtec3d"
     shown = {metric: metric for metric in METRIC_NAMES}

@@ -1,7 +1,7 @@
 """How surely one thing stands above another: one paired test, for every table of the book.
 
-Categories are fixed: a claim is made about the categories that were measured. What could have come
-out otherwise are the trainings (seeds) and, where resamples of the images are at hand, the images.
+Categories are fixed. What could have come out otherwise are the trainings (seeds) and, where there
+are resamples, the images.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ def against_good(
 ) -> list[np.ndarray]:
     """Return some score maps (h, w) in units in which every method can be compared by eye.
 
-    0 is the median of the scored pixels (those above 0) of all good scans, 1 the highest value
-    that any of them has; what lies outside is cut. So a pixel at 1 is beyond every good scan.
+    0 is the median of the scored pixels (above 0) of good scans, 1 their highest; it is cut there.
     """
     good = np.stack([m for m, label in zip(maps, labels, strict=True) if label == "good"])
     low, high = np.median(good[good > 0]), good.max()
@@ -68,9 +67,8 @@ def paired(
 
     Differences are those of equal seeds in one category. The error of seeds is pooled: the variance
     of each category's mean, summed and divided by the square of their number, with Satterthwaite's
-    degrees of freedom (up to categories times seeds less one each). The error of images is the
-    deviation of the mean difference over resamples that all methods share; its degrees of freedom
-    are infinitely many. Both are added as squares.
+    degrees of freedom. The error of images is the deviation of the mean difference over resamples
+    that all methods share, with infinitely many. Both are added as squares.
 
     Args:
         rows: columns `key`, ``category``, ``seed`` and `value`, one row a combination. What has
@@ -82,8 +80,8 @@ def paired(
         images: resampled metrics; None: the images are taken as they are.
 
     Returns:
-        ``difference``, ``se`` and two-sided ``p`` (NaN where one seed, and no resample, leaves
-        nothing to tell an error by), ``wins`` (in how many of ``num`` pairs the first is above).
+        ``difference``, ``se`` and two-sided ``p`` (NaN where nothing tells an error), ``wins`` (in
+        how many of ``num`` pairs the first is above).
     """
     wide = rows.pivot_table(index=["category", "seed"], columns=key, values=value, sort=False)
     categories, gaps = wide.index.unique("category"), []
@@ -122,9 +120,8 @@ def compare(
 ) -> pd.DataFrame:
     """Return what becomes of claims that one row stands above another.
 
-    A row a pair: ``higher``, ``lower``, the columns of `paired` with ``p`` corrected by Holm's rule
-    for the number of pairs, ``is_real`` (p below `LEVEL`), and ``verdict``: "holds" or "reversed"
-    where it is, else "open".
+    A row a pair: ``higher``, ``lower``, `paired` with p corrected by Holm's rule, ``is_real`` (p
+    below `LEVEL`), and ``verdict``: "holds" or "reversed" where it is, else "open".
     """
     found = [{"higher": a, "lower": b} | paired(rows, a, b, value, key, images) for a, b in pairs]
     table = pd.DataFrame(found)
@@ -151,9 +148,8 @@ def gaps(
     rows: pd.DataFrame, reference: str, key: str = "variant", metrics: Sequence[str] = ALL_METRICS
 ) -> pd.DataFrame:
     """Return each ``difference`` behind `effects`, a row a metric, variant, category and seed."""
-    place = ["metric", "category", "seed"]
     long = rows.melt([key, "category", "seed"], list(metrics), "metric", "difference")
-    long = long.set_index(place)
+    long = long.set_index(["metric", "category", "seed"])
     is_reference = long[key] == reference
     others = long[~is_reference].copy()
     others["difference"] -= long.loc[is_reference, "difference"].reindex(others.index)
@@ -168,10 +164,9 @@ def metric_columns(rows: pd.DataFrame) -> list[str]:
 def means(
     rows: pd.DataFrame, key: str = "variant", metrics: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """Return a row a variant: mean of every metric (or those named), and ``<metric>_seed_std``.
+    """Return a row a variant: mean of metrics over categories, then seeds; ``<metric>_seed_std``.
 
-    Means are over categories first and seeds then; the deviation is that of the mean over
-    categories from seed to seed (NaN for one seed).
+    The deviation is that of the mean over categories from seed to seed (NaN for one seed).
     """
     metrics = metric_columns(rows) if metrics is None else list(metrics)
     by_seed = rows.groupby([key, "seed"], sort=False)[metrics].mean()
@@ -182,9 +177,8 @@ def means(
 def threshold(normal: np.ndarray, rate: float) -> tuple[float, float]:
     """Return the lowest threshold that promises at most a rate of alarms, and what it promises.
 
-    An alarm is a score above the threshold. If a new score and the n known ones (n,) are drawn
-    alike, it is above the j-th highest of them with probability j / (n + 1); j is the largest whole
-    number that keeps this at or below the rate. Infinity and NaN where n is too small for the rate.
+    A new score is above the j-th highest of n scores drawn alike with probability j / (n + 1); j is
+    the largest that keeps this at or below the rate. Infinity and NaN where n is too small for it.
     """
     allowed = int(rate * (len(normal) + 1) + 1e-9)
     if allowed == 0:

@@ -59,10 +59,12 @@ def mean_table(
 ) -> pd.DataFrame:
     """Return a row a variant, as text: mean over categories and seeds ± deviation over seeds.
 
-    `rows` are one a variant (column `key`), category and seed, with a column a metric; `names` says
-    how variants are shown, and in which order. The row of the paper's table stands above ours where
-    it has one, AUPRO in the columns of its protocol. Metrics are by default `METRIC_NAMES`, AUPRO
-    by both protocols.
+    Args:
+        rows: one a variant (column `key`), category and seed, with a column a metric.
+        key: the column that says what differs.
+        names: how variants are shown, and in which order.
+        printed: the paper's table, whose rows stand above ours, AUPRO by its protocol.
+        metrics: by default `METRIC_NAMES`, AUPRO by both protocols.
     """
     of_paper = {published_column(metric): metric for metric in METRIC_NAMES}
     titles = {column: METRIC_NAMES[metric] for column, metric in of_paper.items()}
@@ -99,9 +101,8 @@ def claims(
 ) -> pd.DataFrame:
     """Return what becomes here of every ordering that a table of the paper prints.
 
-    A row a metric and pair for `verdict_table`, AUPRO by the paper's protocol, and in ``exact`` the
-    verdict by every threshold. What is printed alike has the verdict "tie", without a test; pairs
-    (in any order) of which one is not run, or not printed, are left out.
+    A row a metric and pair that are printed and run, AUPRO by the paper's protocol and, in
+    ``exact``, by every threshold. What is printed alike has the verdict "tie", without a test.
     """
     found = []
     for metric in METRIC_NAMES:
@@ -124,11 +125,7 @@ def claims(
 
 
 def verdict_table(compared: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
-    """Return the rows of `stats.compare` as text: ordering, difference, pairs won, p, verdict.
-
-    A column ``metric``, if any, becomes the index; ``printed_higher`` and ``printed_lower`` of
-    `claims` stand in a column ``paper``.
-    """
+    """Return the rows of `stats.compare` or `claims` as text: ordering, difference, p, verdict."""
     lines = []
     for row in compared.to_dict("records"):
         is_tie, unknown = row["verdict"] == "tie", pd.isna(row["p"])
@@ -169,10 +166,7 @@ def candidate_table(rows: pd.DataFrame, value: str, chosen: str) -> pd.DataFrame
 
 
 def gains(rows: pd.DataFrame, pairs: Mapping[str, tuple[str, str]], key: str) -> pd.DataFrame:
-    """Return `stats.compare` for every metric, with ``verdict`` "better", "worse" or "open".
-
-    `pairs` is ``what`` is asked, in words -> (first, second): how far is the first above?
-    """
+    """Return `stats.compare` of pairs, name -> (first, second), in every metric: "better"?"""
     tables = [
         compare(rows, list(pairs.values()), metric, key).assign(metric=metric, what=list(pairs))
         for metric in METRIC_NAMES

@@ -1,7 +1,6 @@
 """Chapter 12: a toy with two numbers a modality, in which the learned metric can be drawn.
 
-Points of a plane, one plane a modality, are trained on by the code of every chapter. A normal cell
-has a place on a curve, the same in both planes; an anomaly stands off the curve.
+A normal cell has a place on a curve, the same in both planes; an anomaly stands off the curve.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import copy
 import itertools
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -156,10 +155,7 @@ def make_toy(settings: ToySettings) -> Toy:
 def pair_scale_factors(
     metric: Metric, toy: Toy, mod: str, direction: np.ndarray, partner: Tensor
 ) -> np.ndarray:
-    """Return w (B, A) of unit directions (B, A, 2) from each prototype in one plane.
-
-    The other modality lies on its prototype `partner` (B,).
-    """
+    """Return w (B, A) of unit directions (B, A, 2), the other modality on prototypes (B,)."""
     num, angles = direction.shape[:2]
     index = {mod: torch.arange(num).repeat_interleave(angles)}
     index[other(mod)] = partner[index[mod]]
@@ -238,8 +234,7 @@ def scores_at(metric: Metric, toy: Toy, where: dict[str, np.ndarray]):
     return {how: aggregate(ell, how).numpy() for how in AGGREGATIONS}, neighbours
 
 
-@dataclass(frozen=True)
-class ToyState:
+class ToyState(NamedTuple):
     """The metric at the end of an epoch (0: untrained), its balls, and what they come to."""
 
     epoch: int
@@ -248,8 +243,7 @@ class ToyState:
     numbers: dict[str, float]  # sigma, `shape_of_balls`, AUROC of the anomalies trained on
 
 
-@dataclass(frozen=True)
-class ToyTraining:
+class ToyTraining(NamedTuple):
     """One training: the metric and number of the epoch that was kept, and all states."""
 
     metric: Metric
@@ -263,7 +257,7 @@ def train_toy(
 ) -> ToyTraining:
     """Train the metric of a toy by `train_metric`, with L_sep and the terms `losses` of Eq. 10.
 
-    Weights of terms that are off do not count; `keep_states` draws and judges it every epoch.
+    `keep_states` draws and judges the metric every epoch.
     """
     states: list[ToyState] = []
 

@@ -5,7 +5,6 @@ import json
 import shutil
 import threading
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,14 +32,12 @@ from g2sf_lib.experiments import (
     run_data,
     run_features,
     run_lspn,
-    scan_labels,
-    some_scans,
     synthetic_scans,
     training_cells,
 )
 from g2sf_lib.features import foreground_features, save_patches
 from g2sf_lib.memory import MemoryBank
-from g2sf_lib.stages import STAGES, dataset_dir, done_file, recorded, scans_dir, stage_dir
+from g2sf_lib.stages import STAGES, done_file, recorded, scans_dir, stage_dir
 from g2sf_lib.store import StoredFileError, read_tensors
 
 pytestmark = [
@@ -259,17 +256,6 @@ def test_pastes_of_a_variant_are_made_when_they_are_wanted(scans):
     assert set(cells.image.tolist()) <= {0, 1, 2, 3}  # scans with pastes, and no others
 
 
-@pytest.mark.parametrize(
-    ("dataset", "category", "num"), [("eyecandies", "Lollipop", 24), ("mvtec3d", "foam", 8)]
-)
-def test_the_published_number_of_point_sources_is_the_default(monkeypatch, dataset, category, num):
-    config = make_config("paper", dataset=dataset, data_root="/data", category=category)
-    paths = [Path(f"{n}.safetensors") for n in range(60)]
-    monkeypatch.setattr(experiments, "list_prepared", lambda *place: paths)
-    assert len(point_sources(config, ["a", "b"])) == 2 * num
-    assert len(point_sources(changed(config, sources_per_category=3), ["a"])) == 3
-
-
 def test_an_interrupted_training_goes_on_to_the_same_detector(run, monkeypatch):
     run_bank(run)
     run_lspn(run)
@@ -346,15 +332,6 @@ def test_a_record_says_how_a_result_came_about(small_config):
     with pytest.raises(RuntimeError), recorded(small_config, "bank"):
         raise RuntimeError
     assert not done_file(small_config, "bank").exists()  # a failed stage leaves none
-
-
-def test_done_files_lie_where_the_workflow_waits(small_config):
-    root = dataset_dir(small_config)
-    assert done_file(small_config, "data") == root / "scans" / "data.json"
-    assert done_file(small_config, "loss_weights") == root / "loss_weights.json"
-    assert done_file(small_config, "bank") == root / "foam" / "bank.json"
-    third = small_config.replace(seed=3)
-    assert done_file(third, "lspn") == root / "foam" / "seed3" / "lspn.json"
 
 
 def test_data_are_rendered_and_prepared(small_config, tmp_path, monkeypatch):
@@ -463,26 +440,6 @@ def test_the_concatenated_bank_is_built_for_who_wants_it(run, monkeypatch):
     assert contents(folder) == after
     monkeypatch.setattr(experiments, "fit_concat_bank", None)
     assert built_banks(run).banks.keys() == {"pcd", "rgb", "concat"}  # it is there: it is read
-
-
-def test_a_variant_with_another_bank_leaves_the_runs_record_alone(run):
-    run_bank(run)
-    record = done_file(run, "bank")
-    before, banks = record.read_bytes(), contents(stage_dir(run, "bank"))
-    variant = changed(run, bank_fraction=0.15)
-    detector = fitted(variant)
-    assert record.read_bytes() == before and contents(stage_dir(run, "bank")) == banks
-    assert stage_dir(variant, "bank") != stage_dir(run, "bank")
-    assert not done_file(run, "lspn").exists()  # a record is written by a stage alone
-    num = {mod: len(detector.banks[mod].prototypes) for mod in MODALITIES}
-    assert num == {m: len(load_banks(variant).banks[m].prototypes) for m in MODALITIES}
-    assert all(n < len(load_banks(run).banks[mod].prototypes) for mod, n in num.items())
-
-
-def test_scans_are_found_by_number(run):
-    assert scan_labels(run, "test") == ["good"] * 4 + ["dent"] * 2 + ["stain"] * 2
-    names = [scan.name for scan in some_scans(run, "test", [4, 0])]
-    assert names == ["test/dent/000", "test/good/000"]
 
 
 @pytest.mark.parametrize("split", ["test", "synthetic"])

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from g2sf_lib.plots import clouds, features, maps, page, results, scans
+from g2sf_lib.plots import clouds, maps, page, results
 from g2sf_lib.plots.ablations import curve_with_bands, effect_dots
 
 LOW, HIGH = [np.zeros((9, 9)), np.ones((9, 9))], [np.ones((9, 9)), np.full((9, 9), 5.0)]
@@ -78,8 +78,8 @@ def figures():
     two, xy, area = [scan(), scan()], "xy", np.linspace(0, 1, 500)
     scores, classes = [np.arange(9.0)] * 3, [{"a": np.eye(4).ravel() > 0}] * 2
     return {
-        "gallery": (scans.defect_gallery(two, xy), 6),
-        "histograms": (features.score_histograms(scores, scores, "abc"), 3),
+        "gallery": (maps.defect_gallery(two, xy), 6),
+        "histograms": (results.score_histograms(scores, scores, "abc"), 3),
         "scores": (maps.score_maps(two, {"RGB": LOW}, xy), 6),
         "quantities": (maps.quantity_maps(two, {"w": LOW, "s": LOW}, xy), 6),
         "classes": (maps.cell_classes(two, classes, (4, 4), xy), 2),
@@ -112,25 +112,17 @@ def test_height_counts_from_the_farthest_point_in_mm():
     xyz = np.zeros((10, 10, 3), dtype=np.float32)
     xyz[2:] = [0.01, 0.01, 0.450]
     xyz[5, 5, 2] = 0.447
-    height = scans.height_mm(xyz)
+    height = maps.height_mm(xyz)
     assert np.isnan(height[:2]).all()
     assert height[5, 5] == pytest.approx(3.0, abs=1e-3)
     assert height[8, 8] == pytest.approx(0.0, abs=1e-3)
 
 
 def test_relief_shows_a_bump_that_the_shape_hides():
-    relief = panels(scans.defect_gallery([scan(128)], ["bulge"]))[2].images[0].get_array()
-    mask = scan(128).mask[scans.square_around(scan(128).mask)]
+    relief = panels(maps.defect_gallery([scan(128)], ["bulge"]))[2].images[0].get_array()
+    mask = scan(128).mask[maps.square_around(scan(128).mask)]
     assert relief.shape == mask.shape
     assert relief[mask].mean() - relief[~mask].mean() == pytest.approx(1.0, abs=0.2)  # mm, raised
-
-
-def test_a_window_stays_inside_the_image():
-    mask = np.zeros((50, 40), dtype=bool)
-    mask[0:4, 36:40] = True
-    window = scans.square_around(mask, 24)
-    assert mask[window].sum() == 16
-    assert 0 <= window[0].start and window[1].stop <= 40
 
 
 def test_scores_share_one_scale_and_quantities_share_it_over_rows():
@@ -161,15 +153,6 @@ def test_method_dots_draw_each_value_and_the_best_apart():
         plain, best = (bars.lines[0].get_xdata().tolist() for bars in ax.containers)
         assert ax.get_title() == category
         assert plain == sorted(values)[:-1] and best == [values.max()]
-
-
-def test_pro_curves_thin_long_curves_but_keep_their_ends():
-    fpr = np.linspace(0, 1, 100_000)
-    long = panels(results.pro_curves({"every": (fpr, fpr)}, limits=(0.3,)))[0].lines[0]
-    assert len(long.get_xdata()) <= 1000 and long.get_marker() == "None"
-    assert long.get_xdata()[0] == 0 and long.get_xdata()[-1] > 0.3
-    few = results.pro_curves({"published": (fpr[::1000], fpr[::1000])}, limits=(0.3,))
-    assert panels(few)[0].lines[0].get_marker() == "o"
 
 
 # ---------------------------------------------------------------- panels of every method
@@ -281,8 +264,6 @@ def test_show_publishes_an_image_with_alternative_text(monkeypatch):
     assert content["text/plain"] == 'sigma "starts" at <1/2>'
     data = re.search(r"data:image/png;base64,([^\"]+)", content["text/html"])[1]
     assert np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))).std() > 0
-    with pytest.raises(ValueError, match="alt is empty"):
-        page.show(fig, " ")
 
 
 def test_cloud_bundle_needs_nothing_but_the_plotly_of_the_page():
@@ -314,14 +295,6 @@ def test_cloud_thins_but_keeps_extent_and_peak_in_mm():
     assert max(trace.marker.color) == 7.0
     again = clouds.cloud(xyz, "noise", values=values).data[0]
     assert np.array_equal(again.x, trace.x)  # thinned the same way every time
-
-
-def test_cloud_keeps_all_of_a_small_scan_with_its_colours():
-    xyz = np.array([[0, 0, 0], [0.01, 0, 0.4], [0, 0.02, 0.4]])
-    colour = np.array([[9, 9, 9], [255, 0, 16], [0, 128, 255]], dtype=np.uint8)
-    trace = clouds.cloud(xyz, "two points", colour=colour).data[0]
-    assert list(trace.x) == pytest.approx([10, 0])
-    assert list(trace.marker.color) == ["#ff0010", "#0080ff"]
 
 
 def test_a_millimetre_is_as_long_on_every_axis_of_a_cloud():

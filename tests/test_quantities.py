@@ -120,17 +120,6 @@ def test_quantities_by_hand(small_config):
     assert cell_quantity("min", cells, nearer).tolist() == [3, 2]
 
 
-def test_order_and_limits_of_aggregations(run):
-    detector = fitted(run)
-    with torch.no_grad():  # a short training hardly moves w; any network will do
-        detector.metric.lspn.head.weight.normal_(generator=torch.Generator().manual_seed(0))
-    found = neighbourhoods(detector, TestCells(run))
-    least = torch.stack([cell_quantity(f"min_{j}", found, run) for j in range(5)])
-    assert (least.diff(dim=0) <= 0).all() and (least[4] < least[0]).any()
-    lowest, mean, highest = (cell_quantity(how, found, run) for how in ("min", "mean", "max"))
-    assert (lowest <= mean).all() and (mean <= highest).all() and (lowest < highest).any()
-
-
 # ------------------------------------------------------------------ as the detector has them
 
 
@@ -173,21 +162,6 @@ def test_the_fused_score_is_that_of_the_benchmark(run):
             assert row[name] == pytest.approx(theirs.loc[mod, name], abs=1e-6), (mod, name)
 
 
-def test_a_row_says_what_was_measured_and_how_the_training_went(run):
-    table = run_quantities(run, ["w_pcd", "max"])
-    assert table["quantity"].tolist() == ["w_pcd", "max"]
-    assert set(table["category"]) == {"foam"} and set(table["seed"]) == {0}
-    detector, test = fitted(run), TestCells(run)
-    best = detector.history[best_epoch(detector)]
-    assert (table["best_epoch"] == best["epoch"]).all()
-    assert table["sigma_pcd"].tolist() == pytest.approx([best["sigma_pcd"]] * 2)
-    assert table["w_std"].tolist() == [min(best["w_std_pcd"], best["w_std_rgb"])] * 2
-    _, image = cell_maps(cell_quantity("w_pcd", neighbourhoods(detector, test), run), test, run)
-    labels = np.array([label != "good" for label in test.truth[1]])
-    assert table["i_auroc"][0] == pytest.approx(image_auroc(image, labels))
-    assert not [name for name in table if name.endswith("_se") or name == "silhouette"]
-
-
 # ------------------------------------------------------------------ measured once
 
 
@@ -217,15 +191,6 @@ def test_a_damaged_file_is_named_and_a_missing_one_measured_again(run, counted):
             run_quantities(run, ["max"])
 
 
-def test_seeds_and_settings_of_scoring_lie_apart_and_scoring_trains_nothing(run, counted):
-    same = run_quantities(run, ["fused"])
-    other = run_quantities(changed(run, silhouette="count"), ["fused"])
-    assert counted["measured"] == 2 and counted["trained"] == 0
-    assert other["p_auroc"][0] != same["p_auroc"][0]
-    assert run_quantities(changed(run, seed=1), ["fused"])["seed"].tolist() == [1]
-    assert counted["measured"] == 3 and counted["trained"] == 1
-
-
 def test_the_rule_of_the_run_counts_and_not_that_of_the_stored_detector(run):
     """The detector was stored by a run that takes the minimum; its parameters are the same."""
     most = run_quantities(changed(run, aggregate="max"), ["fused", "min"]).set_index("quantity")
@@ -234,19 +199,6 @@ def test_the_rule_of_the_run_counts_and_not_that_of_the_stored_detector(run):
     assert most.loc["fused", metrics].tolist() == plain.loc["max", metrics].tolist()
     assert most.loc["min", metrics].tolist() == plain.loc["fused", metrics].tolist()
     assert plain.loc["max", metrics].tolist() != plain.loc["fused", metrics].tolist()
-
-
-def test_a_loss_weight_changes_what_follows_training_and_nothing_before(run, counted):
-    test = TestCells(run)
-    run_quantities(run, ["fused"], test)
-    assert counted["searched"] == 2  # the test cells, in either bank
-    other = changed(run, alpha=3.0)
-    run_quantities(other, ["fused"], test)
-    assert counted["trained"] == 1 and counted["searched"] == 2
-    for stage in ("features", "bank"):
-        assert stage_dir(run, stage) == stage_dir(other, stage)
-    for stage in ("lspn", "quantities"):
-        assert stage_dir(run, stage) != stage_dir(other, stage)
 
 
 # ------------------------------------------------------------------ what detectors share
@@ -289,14 +241,3 @@ def test_epochs_are_measured_as_they_were(run, counted):
     counts = dict(counted)
     pd.testing.assert_frame_equal(run_epochs(run), table)
     assert counted["measured"] == counts["measured"]
-
-
-def test_epochs_of_another_length_share_nothing_and_a_missing_one_is_measured(run, counted):
-    first = run_epochs(run)
-    (stage_dir(run, "quantities") / "epoch_0003.json").unlink()
-    pd.testing.assert_frame_equal(run_epochs(run), first)
-    assert counted["measured"] == 7
-    longer = run_epochs(changed(run, epochs=6))
-    assert longer["epoch"].tolist() == [0, 1, 2, 3, 4, 6] and counted["trained"] == 1
-    # The randomness of an epoch depends on seed and number only: the courses agree.
-    pd.testing.assert_frame_equal(longer.iloc[:5], first.iloc[:5])

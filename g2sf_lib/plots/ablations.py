@@ -70,8 +70,8 @@ def curve_with_bands(
         values: the columns with the metrics.
         label: what `over` is, in words.
         marked: a number that a dotted line stands at.
-        is_log: whether the number is drawn on a logarithmic axis.
-        is_relative: whether values are shown minus that at `marked`, of their category and seed.
+        is_log: whether the number has a logarithmic axis.
+        is_relative: whether values are shown minus that at `marked`.
         is_shared: whether all panels have one scale.
         unit: what the values are, where the panels' names do not say it.
     """
@@ -80,9 +80,8 @@ def curve_with_bands(
         wide = wide - wide.loc[marked]
     fig, axes = _panels(values, 2.1, sharex=True, sharey=is_shared)
     for ax, value in zip(axes, values, strict=True):
-        by_category, by_seed = (
-            wide[value].T.groupby(level=level).mean().T for level in ("category", "seed")
-        )
+        by_category = wide[value].T.groupby(level="category").mean().T
+        by_seed = wide[value].T.groupby(level="seed").mean().T
         for category, colour, marker in _looks(table):
             look = {"marker": marker, "markersize": 3, "color": colour, "linewidth": 0.8}
             ax.plot(by_category[category], alpha=0.7, label=category, **look)

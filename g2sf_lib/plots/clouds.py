@@ -9,11 +9,8 @@ from g2sf_lib.plots.style import COLOUR_MAP, MM
 
 MAX_CLOUD_POINTS = 8000  # a page with a few clouds stays below a megabyte each
 # Far enough away, and aimed low enough, that the axes' names are inside the frame.
-_CAMERA = {
-    "up": {"x": 0, "y": 1, "z": 0},
-    "eye": {"x": 0.36, "y": -0.95, "z": 1.35},
-    "center": {"x": 0, "y": -0.12, "z": 0},
-}
+_CAMERA = {"up": {"x": 0, "y": 1, "z": 0}, "eye": {"x": 0.36, "y": -0.95, "z": 1.35}}
+_CAMERA |= {"center": {"x": 0, "y": -0.12, "z": 0}}
 
 
 def cloud(

@@ -20,17 +20,14 @@ _PLOTLY_CONFIG |= {"showSendToCloud": False, "plotlyServerURL": ""}
 def show(fig: Figure | go.Figure, alt: str) -> None:
     """Put a figure on the page, with `alt` for a reader who cannot see it.
 
-    A matplotlib figure becomes an image. A plotly figure becomes its JSON, which JupyterLab
-    draws, and for the book a div with the few lines that draw into it by the `Plotly` that the
-    page has loaded once, from its own files.
+    A matplotlib figure becomes an image; a plotly figure its JSON, which JupyterLab draws, and for
+    the book a div with the lines that draw into it by the `Plotly` that the page has loaded.
     """
     display(bundle(fig, alt), raw=True)
 
 
 def bundle(fig: Figure | go.Figure, alt: str) -> dict[str, Any]:
     """Return the MIME bundle that `show` displays: media type -> content."""
-    if not alt.strip():
-        raise ValueError("alt is empty; expected a sentence for readers who cannot see the figure")
     text = html.escape(alt, quote=True)
     if isinstance(fig, Figure):
         png = io.BytesIO()
