@@ -317,7 +317,9 @@ class Config(Settings):
         """Refuse settings that fit one by one, but with which a later stage would fail."""
         data = self.dataset
         if data != "procedural" and self.data_root is None:
-            raise ValueError(f"dataset {data!r} needs data_root, the folder of its categories")
+            raise ValueError(
+                f"dataset {data!r} needs data_root, the folder that holds its categories"
+            )
         known = CATEGORIES.get(data)
         if known and self.category not in known:
             raise ValueError(
