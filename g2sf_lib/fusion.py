@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from g2sf_lib.config import MODALITIES
+from g2sf_lib.config import MODALITIES, Form, ModelConfig
 
 Aggregation = Literal["min", "max", "mean", "nearest"]
-Form = Literal["paper", "official"]
 JOINT_DIRECTION_GAIN = 5.0  # the authors' code multiplies its joint direction by this
 SMALLEST_JOINT = 1e-3  # and divides by the joint distance, or by this where that is smaller
 CELLS_AT_ONCE = 8192  # without gradients: bounds the (cells, K, hidden) of LSPN
@@ -250,6 +249,20 @@ class Metric(nn.Module):
         super().__init__()
         self.lspn, self.sigma = lspn, sigma
         self.register_buffer("s_mean", s_mean)
+
+    @classmethod
+    def untrained(
+        cls,
+        dims: Mapping[str, int],
+        model: ModelConfig,
+        s_mean: Tensor,
+        direction_form: Form,
+        start: Form = "paper",
+    ) -> Metric:
+        """Return a metric with the sizes and inputs that the settings say."""
+        sizes, inputs = (model.hidden, model.embed), (model.prototype_input, model.direction_input)
+        lspn = LSPN(dims, *sizes, model.dropout, start, direction_form, *inputs)
+        return cls(lspn, GlobalScale(), s_mean)
 
     @torch.no_grad()
     def scale_factors(
