@@ -94,10 +94,8 @@ def proximal_bound(s: Tensor, k: int, eta_0: float) -> Tensor:
 
     eta_ij = eta_0 (mean over m of s_ij^m) / (mean over m of s_i0^m), j = 1 ... k.
 
-    Args:
-        s: (N, K, M) normalised distances, K > k.
-        k: number of proximal neighbourhoods.
-        eta_0: 1.2 in the paper; no eta (N, k) is smaller where neighbours are sorted.
+    `s` (N, K, M) are normalised distances, K > k; no eta (N, k) is below eta_0 where they are
+    sorted.
 
     Source: the authors' code; the paper only asks for eta_ij > 1.
     """
@@ -111,10 +109,8 @@ def loss_cns(ell: Tensor, eta: Tensor, reduction: Reduction = "mean") -> Tensor:
     1 / k times sum over i of: sum over 1 <= j <= k of (l_ij - eta_ij l_i0)_+ (proximal
     consistency) plus sum over k + 1 <= j <= 2k of (l_i0 - l_ij)_+ (distal separation).
 
-    Args:
-        ell: (N, 2k + 1) metrics, nearest neighbourhood first.
-        eta: (N, k) of `proximal_bound`.
-        reduction: over cells.
+    `ell` (N, 2k + 1) are metrics, nearest neighbourhood first, and `eta` (N, k) is of
+    `proximal_bound`.
 
     Source: Section 3.5.2.
     """
@@ -132,11 +128,8 @@ def loss_sc(w0: Tensor, is_anomalous: Tensor, reduction: Reduction = "mean") -> 
 
     sum over i and m of (1 - y_i) (w_i0^m - 1)_+ + y_i (e - w_i0^m)
 
-    Args:
-        w0: (N, M) scale factors in the nearest neighbourhood.
-        is_anomalous: (N,) bool, one label for both modalities as in the paper; or (N, M), a
-            label for each, where it is known which of them was changed.
-        reduction: over cells.
+    `w0` (N, M) are scale factors in the nearest neighbourhood; `is_anomalous` is (N,), one label
+    for both modalities as in the paper, or (N, M), a label for each.
 
     Source: Section 3.5.2.
     """

@@ -45,8 +45,7 @@ class CollapseWarning(UserWarning):
 def heldout_images(image: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
     """Return (N,) bool: cells of the images that are held out, one at least, and one kept.
 
-    By image, since neighbouring cells share pixels: a split by cell would judge the network on
-    what it was trained on.
+    By image, since neighbouring cells share pixels, which would be trained on and judged.
     """
     images = torch.unique(image.cpu())
     if len(images) < 2:
@@ -120,13 +119,10 @@ def _scale_factors(
 
 
 def _jittered(metric: Metric, cells: Cells, bank: dict, generator) -> tuple[Cells, dict]:
-    """Return cells and a bank of their own, moved by up to 0.1 of the mean distance.
-
-    As in the authors' code every component of a step is positive.
-    """
+    """Return cells and a bank of their own, moved by up to 0.1 of the mean distance."""
 
     def moved(x: Tensor, reach: Tensor) -> Tensor:
-        step = torch.rand(x.shape, generator=generator).to(x)
+        step = torch.rand(x.shape, generator=generator).to(x)  # positive, as in the authors' code
         length = JITTER * reach * torch.rand(len(x), 1, generator=generator).to(x)
         return x + step / torch.linalg.vector_norm(step, dim=-1, keepdim=True) * length
 
@@ -143,13 +139,10 @@ def _jittered(metric: Metric, cells: Cells, bank: dict, generator) -> tuple[Cell
 
 
 class _Split(NamedTuple):
-    """Numbers of cells: normal and anomalous ones to train on, and held-out ones.
+    """Numbers of the cells that are trained on, and of those that are held out."""
 
-    Of the latter `judged` are those whose losses are taken, as many normal as anomalous.
-    """
-
-    fit: list[Tensor]
-    judged: Tensor
+    fit: list[Tensor]  # normal and anomalous ones
+    judged: Tensor  # held-out ones whose losses are taken, as many normal as anomalous
     heldout: Tensor
 
 
@@ -185,15 +178,8 @@ def _seeded(seed: int, device: torch.device):
 class _Loop:
     """One training: its cells, what they are compared with, and the metric that it changes."""
 
-    def __init__(
-        self,
-        cells: Cells,
-        bank: dict,
-        model: ModelConfig,
-        loss: LossConfig,
-        training: TrainingConfig,
-        seed: int,
-    ):
+    def __init__(self, cells: Cells, bank: dict, model: ModelConfig, loss: LossConfig,
+                 training: TrainingConfig, seed: int):  # fmt: skip
         self.cells, self.bank, self.k, self.seed = cells, bank, model.k, seed
         self.loss, self.training = loss, training
         self.split = _split(cells, training, seed)
@@ -254,11 +240,10 @@ def train_metric(
 ) -> tuple[Metric, list[dict[str, float]]]:
     """Train LSPN and sigma; return the best epoch's metric and one row of history an epoch.
 
-    Batches hold both classes in equal shares, drawn with replacement. After each epoch the
-    held-out cells are scored, and the epoch with the lowest criterion on them is kept; the
-    untrained metric, epoch 0, is a candidate. The randomness of an epoch depends on `seed` and its
-    number only, so a run that was interrupted and goes on from `checkpoint` ends with the same
-    bytes as one that was not.
+    Batches hold both classes in equal shares, drawn with replacement. The epoch with the lowest
+    criterion on held-out cells is kept; the untrained metric, epoch 0, is a candidate. The
+    randomness of an epoch depends on `seed` and its number only, so a run that goes on from
+    `checkpoint` ends with the same bytes as one that was not interrupted.
 
     Args:
         cells: labelled training cells; their device is where the training runs.
@@ -325,9 +310,8 @@ def train_metric(
 def heldout_auroc(score: Tensor, cells: Cells) -> float:
     """Return how well image scores tell pasted scans from the same scans untouched (AUROC).
 
-    A scan scores as its largest normal cell; with a paste on it, as the larger of that and of
-    the paste's largest cell. So a metric that calls a good cell anomalous is seen to do so. NaN
-    where there are no normal cells, or no pasted ones.
+    A scan scores as its largest normal cell; with a paste on it, as the larger of that and of the
+    paste's largest cell, so that false alarms are seen. NaN where either kind is absent.
     """
 
     def largest(of: Tensor, among: Tensor, num: int) -> Tensor:
@@ -395,8 +379,7 @@ def _warn_if_collapsed(best: dict[str, float], last: dict[str, float], loss: Los
             break
     else:
         return
-    level = {mod: (row[f"w_normal_{mod}"] + row[f"w_synthetic_{mod}"]) / 2 for mod in flat}
-    if max(level.values()) > 2:
+    if max(row[f"w_normal_{mod}"] + row[f"w_synthetic_{mod}"] for mod in flat) > 4:
         cause = (
             f"every w is near e: L_cma (mu = {loss.mu:g}) and L_sc (gamma = {loss.gamma:g}) "
             "outweigh the discrimination loss; lower mu"
