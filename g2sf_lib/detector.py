@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from g2sf_lib.cells import Cells, counted_cells, labelled_cells, labelled_scans, pasted_patches
 from g2sf_lib.config import (
@@ -25,7 +26,7 @@ from g2sf_lib.config import (
 )
 from g2sf_lib.datasets import Sample, check_normal, check_points
 from g2sf_lib.features import FeatureExtractor, PackedPatches, Patches, foreground_features, pack
-from g2sf_lib.fusion import LSPN, GlobalScale, Metric, aggregate
+from g2sf_lib.fusion import Metric, aggregate
 from g2sf_lib.memory import MemoryBank, Rows, Standardiser, bank_size
 from g2sf_lib.store import read_described, write_described
 from g2sf_lib.synthesis import synthesise_set
@@ -34,35 +35,21 @@ from g2sf_lib.training import train_metric
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a detector says of one scan.
+    """What a detector says of one scan: larger is more anomalous, and background is 0."""
 
-    Attributes:
-        score_map: (map_size, map_size) float32, not negative; larger is more anomalous;
-            0 on background.
-        image_score: the largest cell score.
-    """
-
-    score_map: np.ndarray
-    image_score: float
+    score_map: np.ndarray  # (map_size, map_size) float32, not negative
+    image_score: float  # the largest cell score
 
 
 @dataclass(frozen=True)
 class CellScores:
-    """What G2SF computes of n cells in K of their nearest neighbourhoods, from s to the score.
+    """What G2SF computes of n cells in K of their nearest neighbourhoods, from s to the score."""
 
-    Attributes:
-        s: (n, K, M) distances divided by the normal mean.
-        w: (n, K, M) scale factors.
-        ell: (n, K) metrics.
-        cell_score: (n,) aggregated over the k + 1 nearest neighbourhoods (Eq. 11).
-        w1_score: (n,) the same with w = 1 and the trained sigma, the control.
-    """
-
-    s: Tensor
-    w: Tensor
-    ell: Tensor
-    cell_score: Tensor
-    w1_score: Tensor
+    s: Tensor  # (n, K, M) distances divided by the normal mean
+    w: Tensor  # (n, K, M) scale factors
+    ell: Tensor  # (n, K) metrics
+    cell_score: Tensor  # (n,) aggregated over the k + 1 nearest neighbourhoods (Eq. 11)
+    w1_score: Tensor  # (n,) the same with w = 1 and the trained sigma, the control
 
     def take(self, rows: Tensor) -> CellScores:
         """Return what is known of some cells: their numbers, or a bool per cell."""
@@ -70,17 +57,11 @@ class CellScores:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device that "auto", "cpu" or "cuda" means here.
-
-    Raises:
-        ValueError: for "cuda" where torch sees none.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "device is 'cuda', but torch sees no CUDA device; expected 'auto' or 'cpu'"
-        )
-    use_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if use_cuda else "cpu")
+    """Return the device that "auto", "cpu" or "cuda" means here."""
+    has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
+        raise ValueError("device 'cuda', but torch sees no CUDA device; expected 'auto' or 'cpu'")
+    return torch.device("cuda" if name != "cpu" and has_cuda else "cpu")
 
 
 def to_prediction(
@@ -94,10 +75,8 @@ def to_prediction(
     cells = torch.zeros(len(patches.foreground))
     cells[patches.foreground.cpu()] = cell_score.detach().float().cpu()
     cells[~counted_cells(patches, scoring.silhouette).cpu()] = 0.0
-    size = (scoring.map_size, scoring.map_size)
-    score_map = torch.nn.functional.interpolate(
-        cells.view(1, 1, *patches.grid), size, mode="bilinear", align_corners=False
-    )[0, 0].numpy()
+    cell_map, size = cells.view(1, 1, *patches.grid), (scoring.map_size, scoring.map_size)
+    score_map = interpolate(cell_map, size, mode="bilinear", align_corners=False)[0, 0].numpy()
     if scoring.quantise and score_map.max() > 0:
         top = score_map.max()
         score_map = np.floor(score_map / top * 255).astype(np.float32) / 255 * top
@@ -113,17 +92,9 @@ def fit_banks(
     device: torch.device | None = None,
 ) -> dict[str, MemoryBank]:
     """Return a bank a modality from standardised features of normal foreground cells."""
-    return {
-        mod: MemoryBank.fit(
-            feat[mod],
-            bank.bank_fraction,
-            bank.coreset,
-            bank.projection_eps,
-            progress=progress,
-            device=device,
-        )
-        for mod in MODALITIES
-    }
+    how = (bank.bank_fraction, bank.coreset, bank.projection_eps)
+    shown = {"progress": progress, "device": device}
+    return {mod: MemoryBank.fit(feat[mod], *how, **shown) for mod in MODALITIES}
 
 
 def query_banks(
@@ -136,19 +107,13 @@ def query_banks(
 
     They lie where the features do; `device` says where the search runs, if elsewhere.
     """
-    found = {mod: banks[mod].query(feat[mod], num, device) for mod in MODALITIES}
-    return {mod: found[mod][0] for mod in MODALITIES}, torch.stack(
-        [found[mod][1] for mod in MODALITIES], dim=-1
-    )
+    found = [banks[mod].query(feat[mod], num, device) for mod in MODALITIES]
+    index, s = zip(*found, strict=True)
+    return dict(zip(MODALITIES, index, strict=True)), torch.stack(s, dim=-1)
 
 
 class G2SF:
-    """Geometry-guided score fusion behind `fit` and `predict`.
-
-    Args:
-        config: settings; the sections data and preprocess are not read here, because
-            samples come in preprocessed.
-    """
+    """Geometry-guided score fusion behind `fit` and `predict`; samples come in preprocessed."""
 
     def __init__(self, config: Config | None = None):
         self.config = config if config is not None else make_config()
@@ -178,15 +143,8 @@ class G2SF:
         config, extract = self.config, self.extract
         normal = [pack(extract(sample)) for sample in samples]
         self.fit_bank(normal, progress)
-        synthetic = synthesise_set(
-            samples,
-            samples,
-            samples,
-            config.synthesis.num_synthetic,
-            config.category,
-            config.synthesis,
-            config.seed,
-        )
+        how = (config.synthesis.num_synthetic, config.category, config.synthesis, config.seed)
+        synthetic = synthesise_set(samples, samples, samples, *how)
         pasted, labels = zip(*(pasted_patches(s, extract, config) for s in synthetic), strict=True)
         return self.fit_metric(normal, pasted, labels, progress)
 
@@ -223,18 +181,10 @@ class G2SF:
         after_epoch: Callable[[int, Metric], None] | None = None,
     ) -> G2SF:
         """Train LSPN and sigma on labelled cells whose neighbours are at hand."""
-        config = self.config
-        self.metric, self.history = train_metric(
-            cells.to(self.device),
-            self.prototypes(),
-            config.model,
-            config.loss,
-            config.training,
-            config.seed,
-            checkpoint,
-            progress,
-            after_epoch,
-        )
+        c, given = self.config, (cells.to(self.device), self.prototypes())
+        settings = (c.model, c.loss, c.training, c.seed)
+        watched = (checkpoint, progress, after_epoch)
+        self.metric, self.history = train_metric(*given, *settings, *watched)
         return self
 
     def prototypes(self) -> dict[str, Tensor]:
@@ -266,11 +216,7 @@ class G2SF:
         return CellScores(s / self.metric.s_mean, w, ell, score, w1_score)
 
     def predict(self, sample: Sample) -> Prediction:
-        """Return score map and image score of one preprocessed scan.
-
-        Raises:
-            ScanError: for points that are none; see `check_points`.
-        """
+        """Return score map and image score of one preprocessed scan, or raise a ScanError."""
         check_points(sample.xyz, sample.name)
         return self.predict_patches(self.extract(sample))
 
@@ -280,17 +226,9 @@ class G2SF:
         return to_prediction(scores.cell_score, patches, self.config.scoring)
 
     def save(self, directory: Path | str) -> None:
-        """Write a fitted detector: ``detector.safetensors`` and ``detector.json``.
-
-        Raises:
-            ValueError: when the detector is not fitted.
-        """
+        """Write a fitted detector: ``detector.safetensors`` and ``detector.json``."""
         if self.metric is None:
             raise ValueError("G2SF.save: the detector is not fitted; call fit first")
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        tensors = dict(self.metric.state_dict())
-        tensors |= bank_tensors(self.banks)
         describe = {
             "config": flat_settings(self.config),
             "standardiser": dataclasses.asdict(self.standardiser),
@@ -298,30 +236,20 @@ class G2SF:
             "dims": self.metric.lspn.dims,
             "history": self.history,
         }
-        write_described(directory / "detector.json", describe, tensors)
+        tensors = self.metric.state_dict() | bank_tensors(self.banks)
+        write_described(Path(directory) / "detector.json", describe, tensors)
 
     @classmethod
     def load(cls, directory: Path | str, device: str = "auto") -> G2SF:
         """Return a saved detector.
 
         Raises:
-            StoredFileError: naming the file that is missing, truncated or changed, or
-                whose format version is another.
+            StoredFileError: naming the file that is missing, damaged or of another version.
         """
-        directory = Path(directory)
-        known, tensors = read_described(directory / "detector.json")
+        known, tensors = read_described(Path(directory) / "detector.json")
         detector = cls(make_config(**(known["config"] | {"device": device})))
-        model = detector.config.model
-        lspn = LSPN(
-            known["dims"],
-            model.hidden,
-            model.embed,
-            model.dropout,
-            direction_form=known["direction_form"],
-            prototype_input=model.prototype_input,
-            direction_input=model.direction_input,
-        )
-        detector.metric = Metric(lspn, GlobalScale(), tensors["s_mean"])
+        given = (known["dims"], detector.config.model, tensors["s_mean"], known["direction_form"])
+        detector.metric = Metric.untrained(*given)
         learned = {n: t for n, t in tensors.items() if not n.startswith("bank.")}
         detector.metric.load_state_dict(learned)
         detector.metric.to(detector.device).eval()

@@ -1,9 +1,8 @@
 """The core of G2SF: encode, predict scale factors, measure, aggregate (Eq. 1, 2, 3, 11).
 
-A cell i is described by one feature a modality. Around each of its nearest prototypes it
-is a direction and a distance (Eq. 1); LSPN reads prototypes and directions and says how
-far is far in that direction (Eq. 2); the metric adds the scaled distances (Eq. 3); the
-score is the least metric over the neighbourhoods (Eq. 11).
+Seen from each of its nearest prototypes a cell i is a direction and a distance (Eq. 1); LSPN reads
+prototypes and directions and says how far is far in that direction (Eq. 2); the metric adds the
+scaled distances (Eq. 3); the score is the least metric over the neighbourhoods (Eq. 11).
 
 Shapes: N cells, K neighbourhoods a cell, M = 2 modalities in the order ("pcd", "rgb").
 """
@@ -17,10 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from g2sf_lib.config import MODALITIES
+from g2sf_lib.config import MODALITIES, Form, ModelConfig
 
 Aggregation = Literal["min", "max", "mean", "nearest"]
-Form = Literal["paper", "official"]
 JOINT_DIRECTION_GAIN = 5.0  # the authors' code multiplies its joint direction by this
 SMALLEST_JOINT = 1e-3  # and divides by the joint distance, or by this where that is smaller
 CELLS_AT_ONCE = 8192  # without gradients: bounds the (cells, K, hidden) of LSPN
@@ -67,11 +65,9 @@ class LSPN(nn.Module):
         hidden: units of each branch's first layer.
         embed: length of each branch's code.
         dropout: probability of dropping a unit in training.
-        start: of the last layer, "paper" or "official".
-        direction_form: "paper" for Eq. 1; "official" for directions that are normalised over both
-            modalities together and multiplied by 5.
-        prototype_input, direction_input: what `from_bank` shows the network of them, as in
-            `ModelConfig`: "given", "zeros", or of directions "random".
+        start: of the last layer.
+        direction_form: "official": normalised over both modalities together, and times 5.
+        prototype_input, direction_input: what `from_bank` shows the network, as in `ModelConfig`.
 
     Source: Eq. 2 and Figure 4; layer sizes and the official forms from the authors' code.
     """
@@ -102,8 +98,8 @@ class LSPN(nn.Module):
 
     def forward(self, proto: Mapping[str, Tensor], d: Mapping[str, Tensor]) -> Tensor:
         """Return w (N, K, M) for prototypes and directions, mod -> (N, K, D_mod) each."""
-        together = [torch.cat([part[mod] for mod in MODALITIES], dim=-1) for part in (proto, d)]
-        return self._decode(self.proto_in(together[0]), self.direction_in(together[1]))
+        proto, d = (torch.cat([part[mod] for mod in MODALITIES], dim=-1) for part in (proto, d))
+        return self._decode(self.proto_in(proto), self.direction_in(d))
 
     def from_bank(
         self,
@@ -123,11 +119,7 @@ class LSPN(nn.Module):
             bank: mod -> (B_mod, D_mod) prototypes, or objects that hold them as `prototypes`.
             index: mod -> (N, K) rows of the bank, or a stack (N, K, M).
             s: mod -> (N, K) distances in the units of the features, or a stack (N, K, M).
-            generator: draws random directions, where they take the place of the true ones; None:
-                the same ones on every call.
-
-        Returns:
-            w: (N, K, M) in [1/e, e].
+            generator: draws random directions; None: the same ones on every call.
         """
         draw = generator or torch.Generator().manual_seed(0)
         parts, start = [], 0
@@ -150,10 +142,8 @@ class LSPN(nn.Module):
             elif self.inputs[1] == "random":
                 direction_part = _random_directions(weight, direction_part.shape[:2], draw)
             parts.append((proto_part, direction_part))
-        proto_hidden, direction_hidden = (pcd.add_(rgb) for pcd, rgb in zip(*parts, strict=True))
-        return self._decode(
-            proto_hidden.add_(self.proto_in.bias), direction_hidden.add_(self.direction_in.bias)
-        )
+        proto, d = (pcd.add_(rgb) for pcd, rgb in zip(*parts, strict=True))
+        return self._decode(proto.add_(self.proto_in.bias), d.add_(self.direction_in.bias))
 
     def _inverse(self, s: Mapping[str, Tensor] | Tensor, mod: str) -> Tensor:
         """Return (N, K), by what a difference is multiplied to be a direction."""
@@ -163,26 +153,17 @@ class LSPN(nn.Module):
         return torch.where(_of(s, mod) > 0, 1.0 / _of(s, mod), 0.0)
 
     def _decode(self, proto_hidden: Tensor, direction_hidden: Tensor) -> Tensor:
-        """Return w (N, K, M) from the first layers' outputs, which are overwritten.
-
-        They are the largest tensors of training, so ReLU works in place.
-        """
-        code = torch.cat(
-            [
-                self.proto_out(self.dropout(proto_hidden.relu_())),
-                self.direction_out(self.dropout(direction_hidden.relu_())),
-            ],
-            dim=-1,
-        )
-        mixed = self.dropout(torch.relu(self.mix(code)))
-        return torch.exp(torch.tanh(self.head(mixed)))
+        """Return w (N, K, M) from the first layers' outputs, which are overwritten."""
+        proto_code = self.proto_out(self.dropout(proto_hidden.relu_()))
+        direction_code = self.direction_out(self.dropout(direction_hidden.relu_()))
+        mixed = self.mix(torch.cat([proto_code, direction_code], dim=-1))
+        return torch.exp(torch.tanh(self.head(self.dropout(torch.relu(mixed)))))
 
 
 class GlobalScale(nn.Module):
     """The trainable influence sigma of each modality (Eq. 3).
 
-    sigma^m = (tanh(sigma_raw^m) + 1) / 2, divided by the sum over modalities. `sigma_raw`
-    starts at zero, so both modalities start at 1/2.
+    sigma^m = (tanh(sigma_raw^m) + 1) / 2, divided by the sum over modalities; 1/2 at first.
 
     Source: Section 3.4; the parameterisation is that of the authors' code.
     """
@@ -202,12 +183,8 @@ def local_metric(w: Tensor, s: Tensor, sigma: Tensor) -> Tensor:
 
     Args:
         w: (N, K, M) scale factors; all ones give the weighted sum of distances.
-        s: (N, K, M) distances, divided by their mean over normal cells so that the
-            modalities can be compared.
+        s: (N, K, M) distances, divided by their mean over normal cells.
         sigma: (M,) influence of each modality.
-
-    Returns:
-        ell: (N, K), not negative; zero where all distances are zero.
     """
     return (w * s * sigma).sum(-1)
 
@@ -221,29 +198,20 @@ def aggregate(ell: Tensor, how: Aggregation = "min") -> Tensor:
 
     Returns:
         cell_score: (N,); min <= mean <= max.
-
-    Raises:
-        ValueError: for any other `how`.
     """
-    if how == "min":
-        return ell.amin(-1)
-    if how == "max":
-        return ell.amax(-1)
-    if how == "mean":
-        return ell.mean(-1)
     if how == "nearest":
         return ell[..., 0]
-    raise ValueError(f"aggregate: how is {how!r}; expected 'min', 'max', 'mean' or 'nearest'")
+    ways = {"min": ell.amin, "max": ell.amax, "mean": ell.mean}
+    if how not in ways:
+        raise ValueError(f"aggregate: how is {how!r}; expected 'min', 'max', 'mean' or 'nearest'")
+    return ways[how](-1)
 
 
 class Metric(nn.Module):
     """What is learned, in production: LSPN, sigma, and the unit of each modality's distance.
 
-    Args:
-        lspn: the network of Eq. 2.
-        sigma: the global scale of Eq. 3.
-        s_mean: (M,) mean distance of normal training cells to their nearest prototype; or its
-            standard deviation, as `TrainingConfig.normaliser` says.
+    `s_mean` (M,) is the mean distance of normal training cells to their nearest prototype, or its
+    standard deviation, as `TrainingConfig.normaliser` says.
     """
 
     def __init__(self, lspn: LSPN, sigma: GlobalScale, s_mean: Tensor):
@@ -251,26 +219,27 @@ class Metric(nn.Module):
         self.lspn, self.sigma = lspn, sigma
         self.register_buffer("s_mean", s_mean)
 
+    @classmethod
+    def untrained(
+        cls, dims: dict, model: ModelConfig, s_mean: Tensor, directions: Form, start: Form = "paper"
+    ) -> Metric:
+        """Return a metric of that size and those inputs."""
+        sizes, inputs = (model.hidden, model.embed), (model.prototype_input, model.direction_input)
+        lspn = LSPN(dims, *sizes, model.dropout, start, directions, *inputs)
+        return cls(lspn, GlobalScale(), s_mean)
+
     @torch.no_grad()
     def scale_factors(
-        self,
-        feat: Mapping[str, Tensor],
-        bank: Mapping[str, Tensor],
-        index: Mapping[str, Tensor],
-        s: Tensor,
+        self, feat: Mapping[str, Tensor], bank: Mapping, index: Mapping[str, Tensor], s: Tensor
     ) -> Tensor:
         """Return w (N, K, M) in evaluation mode, a few thousand cells at a time."""
         self.eval()
-        device = self.s_mean.device
-        parts = [
-            self.lspn.from_bank(
-                {mod: feat[mod][rows].to(device) for mod in MODALITIES},
-                bank,
-                {mod: index[mod][rows].to(device) for mod in MODALITIES},
-                s[rows].to(device),
+        device, parts = self.s_mean.device, []
+        for rows in torch.arange(len(s)).split(CELLS_AT_ONCE):
+            some, near = (
+                {mod: of[mod][rows].to(device) for mod in MODALITIES} for of in (feat, index)
             )
-            for rows in torch.arange(len(s)).split(CELLS_AT_ONCE)
-        ]
+            parts.append(self.lspn.from_bank(some, bank, near, s[rows].to(device)))
         return torch.cat(parts) if parts else s.new_ones(s.shape)
 
     def ell(self, w: Tensor, s: Tensor) -> Tensor:
@@ -278,17 +247,11 @@ class Metric(nn.Module):
         return local_metric(w, s / self.s_mean, self.sigma())
 
 
-# ---------------------------------------------------------------- beside the equations
-
-
 class ByteDropout(nn.Module):
     """Dropout that draws one random byte a unit, with a probability rounded to 1/256.
 
     Otherwise as `nn.Dropout`, whose draws take a large part of a training step on a CPU;
     ``benchmarks/bench_fusion.py`` times both.
-
-    Args:
-        p: probability of dropping a unit in training, below 1.
     """
 
     def __init__(self, p: float):

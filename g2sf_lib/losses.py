@@ -1,7 +1,8 @@
 """The loss terms of Eq. 4-9, one pure function each, and their sum (Eq. 10).
 
-``reduction="sum"`` is the paper's formula to the letter; ``"mean"`` divides it by the
-number of cells N, so that the weights of Eq. 10 do not depend on the batch size.
+``reduction="sum"`` is the paper's formula to the letter; ``"mean"`` divides it by the number of
+cells N, so that the weights of Eq. 10 do not depend on the batch size. ``form="official"`` is that
+of the authors' code (facts.md, section 5). `ell0` is (N,), the metric in the nearest neighbourhood.
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from g2sf_lib.config import MODALITIES
+from g2sf_lib.config import MODALITIES, Form
 
 Reduction = Literal["mean", "sum"]
-Form = Literal["paper", "official"]
 SMALLEST = 1e-6  # keeps 1 / l finite where an anomalous cell lies on its prototype
 OFFICIAL_EPS = 1e-5  # what the authors' code adds to l squared for that
 
@@ -41,16 +41,16 @@ def loss_sep(
     sum over i of (1 - y_i) l_i0 + y_i (1 / l_i0 - 1 / m_0)_+
 
     Args:
-        ell0: (N,) metric in the nearest neighbourhood.
+        ell0: (N,) metrics.
         is_anomalous: (N,) bool.
         bound: m_0: beyond it an anomalous cell is far enough.
-        reduction: "mean" or "sum".
+        reduction: over cells.
         form: "official" puts p = l squared for l, and weights normal terms by p squared and
             anomalous ones by 1 / p squared, clamped to [0.33, 3]; gradients flow through the
             weights. The bound is not squared with l.
         weighted: False leaves these weights out, as the authors' held-out criterion does.
 
-    Source: Section 3.5.1; the official form is that of the authors' code (facts.md, section 5).
+    Source: Section 3.5.1.
     """
     y = is_anomalous.to(ell0)
     if form == "official":
@@ -73,15 +73,10 @@ def loss_mar(
     1 / m_u times sum over i of (1 - y_i) (l_i0 - m_l)_+ + y_i (m_u - l_i0)_+, with m_l the
     smallest l_i0 of anomalous and m_u the largest of normal cells of the batch. Both are
     bounds, not targets: no gradient flows through them. Zero when the classes do not
-    overlap, or when one of them is absent.
+    overlap, or when one of them is absent. The official form puts l squared for l, and lets
+    gradients flow through m_l and m_u.
 
-    Args:
-        ell0: (N,) metric in the nearest neighbourhood.
-        is_anomalous: (N,) bool.
-        reduction: "mean" or "sum".
-        form: "official" puts l squared for l, and lets gradients flow through m_l and m_u.
-
-    Source: Section 3.5.1; the official form is that of the authors' code (facts.md, section 5).
+    Source: Section 3.5.1.
     """
     if not is_anomalous.any() or is_anomalous.all():
         return (0.0 * ell0).sum()
@@ -99,13 +94,8 @@ def proximal_bound(s: Tensor, k: int, eta_0: float) -> Tensor:
 
     eta_ij = eta_0 (mean over m of s_ij^m) / (mean over m of s_i0^m), j = 1 ... k.
 
-    Args:
-        s: (N, K, M) normalised distances, K > k.
-        k: number of proximal neighbourhoods.
-        eta_0: 1.2 in the paper.
-
-    Returns:
-        eta: (N, k), at least eta_0 where neighbours are sorted.
+    `s` (N, K, M) are normalised distances, K > k; no eta (N, k) is below eta_0 where they are
+    sorted.
 
     Source: the authors' code; the paper only asks for eta_ij > 1.
     """
@@ -119,13 +109,8 @@ def loss_cns(ell: Tensor, eta: Tensor, reduction: Reduction = "mean") -> Tensor:
     1 / k times sum over i of: sum over 1 <= j <= k of (l_ij - eta_ij l_i0)_+ (proximal
     consistency) plus sum over k + 1 <= j <= 2k of (l_i0 - l_ij)_+ (distal separation).
 
-    Args:
-        ell: (N, 2k + 1) metrics, nearest neighbourhood first.
-        eta: (N, k) of `proximal_bound`.
-        reduction: "mean" or "sum", over cells.
-
-    Raises:
-        ValueError: when the number of neighbourhoods is not 2k + 1.
+    `ell` (N, 2k + 1) are metrics, nearest neighbourhood first, and `eta` (N, k) is of
+    `proximal_bound`.
 
     Source: Section 3.5.2.
     """
@@ -143,11 +128,8 @@ def loss_sc(w0: Tensor, is_anomalous: Tensor, reduction: Reduction = "mean") -> 
 
     sum over i and m of (1 - y_i) (w_i0^m - 1)_+ + y_i (e - w_i0^m)
 
-    Args:
-        w0: (N, M) scale factors in the nearest neighbourhood.
-        is_anomalous: (N,) bool, one label for both modalities as in the paper; or (N, M), a
-            label for each, where it is known which of them was changed.
-        reduction: "mean" or "sum", over cells.
+    `w0` (N, M) are scale factors in the nearest neighbourhood; `is_anomalous` is (N,), one label
+    for both modalities as in the paper, or (N, M), a label for each.
 
     Source: Section 3.5.2.
     """
@@ -158,12 +140,10 @@ def loss_sc(w0: Tensor, is_anomalous: Tensor, reduction: Reduction = "mean") -> 
 def loss_cma(w_neg: Tensor, reduction: Reduction = "mean", form: Form = "paper") -> Tensor:
     """Return the crossmodal alignment loss (Eq. 9): sum over i and m of (e - w~_i0^m).
 
-    Args:
-        w_neg: (N, M) scale factors of the negatives of Eq. 8.
-        reduction: "mean" or "sum", over cells.
-        form: "official" takes the mean over modalities instead of the sum.
+    w_neg (N, M) are scale factors of the negatives of Eq. 8. The official form takes the mean over
+    modalities instead of the sum.
 
-    Source: Section 3.5.2; the official form is that of the authors' code.
+    Source: Section 3.5.2.
     """
     away = math.e - w_neg
     return _reduce(away.mean(1) if form == "official" else away.sum(1), reduction)
@@ -174,13 +154,8 @@ def total_loss(
 ) -> Tensor:
     """Return L_sep + alpha L_mar + beta L_cns + gamma L_sc + mu L_cma (Eq. 10).
 
-    Args:
-        terms: "sep", "mar", "cns", "sc", "cma" -> scalar; one that weighs 0 is left out, so that
-            no gradient is computed of it.
-        alpha: weight of L_mar.
-        beta: of L_cns.
-        gamma: of L_sc.
-        mu: of L_cma.
+    `terms` is "sep", "mar", "cns", "sc", "cma" -> scalar; one that weighs 0 is left out, so that no
+    gradient is computed of it.
     """
     weights = {"sep": 1.0, "mar": alpha, "cns": beta, "sc": gamma, "cma": mu}
     return sum(weight * terms[name] for name, weight in weights.items() if weight)
@@ -197,13 +172,8 @@ def negative_pairs(
       cell, in the other half its prototype is; each modality has a permutation of its own, and
       the direction is that from the prototype to the feature that met.
 
-    Args:
-        num: N, cells of the batch.
-        generator: draws permutations and halves.
-        form: which negatives.
-
     Returns:
-        feature_of, prototype_of: mod -> (N,) numbers of cells.
+        feature_of, prototype_of: mod -> (N,) numbers of cells of the batch.
 
     Source: Section 3.5.2; facts.md, section 5.
     """

@@ -16,7 +16,7 @@ import resource
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,22 +29,13 @@ PACKAGES = ("torch", "timm", "open3d", "faiss-cpu", "FrEIA", "scikit-learn", "nu
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a run, declared here or, of a method that is trained, with the method.
+    """One step of a run, declared here or, of a method that is trained, with the method."""
 
-    Attributes:
-        name: of its folders.
-        needs: stages whose output it reads.
-        sections: of the config that it reads itself.
-        code: modules that its output depends on, as in `store.code_hash`; those of the stages
-            that it needs are not repeated.
-        is_seeded: whether it reads the seed.
-    """
-
-    name: str
-    needs: tuple[Stage, ...] = ()
-    sections: tuple[str, ...] = ()
-    code: tuple[str, ...] = ()
-    is_seeded: bool = False
+    name: str  # of its folders
+    needs: tuple[Stage, ...] = ()  # whose output it reads
+    sections: tuple[str, ...] = ()  # of the config that it reads itself
+    code: tuple[str, ...] = ()  # as in `store.code_hash`, without that of the stages it needs
+    is_seeded: bool = False  # whether it reads the seed
 
     def chain(self) -> tuple[Stage, ...]:
         """Return the stages that this one builds on, the first first, and itself."""
@@ -74,41 +65,22 @@ SCORING_CODE = ("evaluation.py", "benchmark.py", "baselines/scans.py")
 DATA = Stage("data", (), ("data", "preprocess"), ("datasets",))
 FEATURES = Stage("features", (DATA,), ("features",), ("features",))
 # Features of synthetic anomalies, on training and on validation scans.
+_OF_PASTES = [f"experiments.py:{n}" for n in ("SYNTHETIC_SEED", "synthetic_scans", "point_sources")]
 PASTES = Stage(
     "pastes",
     (FEATURES,),
     ("synthesis",),
-    (
-        "synthesis.py",
-        "experiments.py:SYNTHETIC_SEED",
-        "experiments.py:synthetic_scans",
-        "experiments.py:point_sources",
-        "cells.py:pasted_patches",
-    ),
+    ("synthesis.py", *_OF_PASTES, "cells.py:pasted_patches"),
 )
-BANK = Stage(
-    "bank",
-    (FEATURES,),
-    ("bank",),
-    ("memory.py", "baselines/banks.py", "detector.py:fit_banks"),
-)
+_OF_BANK = ("memory.py", "baselines/banks.py", "detector.py:fit_banks")
+BANK = Stage("bank", (FEATURES,), ("bank",), _OF_BANK)
 CELLS = Stage("cells", (BANK, PASTES), ("cells",), ("cells.py", "experiments.py:training_cells"))
-LSPN = Stage(
-    "lspn",
-    (CELLS,),
-    ("model", "loss", "training"),
-    ("fusion.py", "losses.py", "training.py", "detector.py:G2SF"),
-    is_seeded=True,
-)
+_OF_LSPN = ("fusion.py", "losses.py", "training.py", "detector.py:G2SF")
+LSPN = Stage("lspn", (CELLS,), ("model", "loss", "training"), _OF_LSPN, is_seeded=True)
 SCORES = Stage("scores", (LSPN,), ("scoring",), (*SCORING_CODE, "baselines/ours.py"))  # of G2SF
 # Parts and variants of G2SF, each taken as a score of its own.
 QUANTITIES = Stage("quantities", (LSPN,), ("scoring",), (*SCORING_CODE, "quantities.py"))
-STAGES = {
-    stage.name: stage for stage in (DATA, FEATURES, PASTES, BANK, CELLS, LSPN, SCORES, QUANTITIES)
-}
-
-
-# ---------------------------------------------------------------- where things lie
+STAGES = {s.name: s for s in (DATA, FEATURES, PASTES, BANK, CELLS, LSPN, SCORES, QUANTITIES)}
 
 
 def raw_dir(config: Config) -> Path:
@@ -180,19 +152,13 @@ def done_file(config: Config, name: str) -> Path:
     return folder / f"seed{config.seed}/lspn.json" if name == "lspn" else folder / f"{name}.json"
 
 
-# ---------------------------------------------------------------- how a result came about
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def package_versions() -> dict[str, str | None]:
     """Return the versions that results depend on; None for what is not installed."""
-    return {name: _version(name) for name in PACKAGES}
+    found: dict[str, str | None] = dict.fromkeys(PACKAGES)
+    for name in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def git_commit() -> str | None:
@@ -208,19 +174,17 @@ def recorded(config: Config, name: str, stage: Stage | None = None) -> Iterator[
     result: dict = {}
     started = time.perf_counter()
     yield result
-    write_json(
-        done_file(config, name),
-        {
-            "stage": name,
-            "config_hash": (stage or STAGES[name]).hash(config),
-            "config": flat_settings(config),
-            "git_commit": git_commit(),
-            "packages": package_versions(),
-            "python": platform.python_version(),
-            "seed": config.seed,
-            "device": config.device,
-            "wall_s": round(time.perf_counter() - started, 2),
-            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-            "result": result,
-        },
-    )
+    record = {
+        "stage": name,
+        "config_hash": (stage or STAGES[name]).hash(config),
+        "config": flat_settings(config),
+        "git_commit": git_commit(),
+        "packages": package_versions(),
+        "python": platform.python_version(),
+        "seed": config.seed,
+        "device": config.device,
+        "wall_s": round(time.perf_counter() - started, 2),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "result": result,
+    }
+    write_json(done_file(config, name), record)

@@ -42,25 +42,25 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file; they are mapped, and read when used.
-
-    Raises:
-        StoredFileError: naming the file, where it is missing or damaged.
-    """
+    """Return the tensors of a safetensors file; they are mapped, and read when used."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise StoredFileError(
-            f"{path}: cannot be read ({error}); delete it and run again"
-        ) from error
+        message = f"{path}: cannot be read ({error}); delete it and run again"
+        raise StoredFileError(message) from error
 
 
 def _sha_of_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha_of(described: dict) -> str:
+    """Return the SHA-256 of a description's content, whatever its layout."""
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def write_described(description: Path, content: dict, tensors: dict[str, Tensor]) -> None:
@@ -71,11 +71,6 @@ def write_described(description: Path, content: dict, tensors: dict[str, Tensor]
     described = {"format_version": FORMAT_VERSION, "sha256": _sha_of_file(path)} | content
     described = json.loads(json.dumps(described))  # as it will be read: keys are strings
     write_json(description, described | {"description_sha256": _sha_of(described)})
-
-
-def _sha_of(described: dict) -> str:
-    """Return the SHA-256 of a description's content, whatever its layout."""
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def read_described(description: Path) -> tuple[dict, dict[str, Tensor]]:
@@ -98,36 +93,29 @@ def read_described(description: Path) -> tuple[dict, dict[str, Tensor]]:
     if version != FORMAT_VERSION:
         raise StoredFileError(f"{description}: format version {version}; expected {FORMAT_VERSION}")
     if _sha_of(content) != sha_here:
-        raise StoredFileError(
-            f"{description}: changed since it was written: its SHA-256 is another"
-        )
+        raise StoredFileError(f"{description}: changed since it was written: another SHA-256")
     found = _sha_of_file(path)
     if found != sha:
-        raise StoredFileError(
-            f"{path}: truncated or changed: SHA-256 {found[:12]}..., expected {sha[:12]}..."
-        )
+        said = f"SHA-256 {found[:12]}..., expected {sha[:12]}..."
+        raise StoredFileError(f"{path}: truncated or changed: {said}")
     return content, read_tensors(path)
-
-
-# ---------------------------------------------------------------- what a result depends on
 
 
 @functools.cache
 def _code(part: str) -> str:
-    """Return code as it was when this process first asked, for that is what it runs.
-
-    Comments are no part of it, and docstrings are taken out.
-    """
+    """Return code as it was when this process first asked, for that is what it runs."""
     name, _, wanted = part.partition(":")
     path, nodes = Path(__file__).parent / name, []
     for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
         tree = ast.parse(file.read_text())
         for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and node.body:
-                first = node.body[0]
-                if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                    node.body = node.body[1:] or [ast.Pass()]
-        nodes += [node for node in tree.body if not wanted or wanted in _names(node)]
+            has_docstring = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            if has_docstring and ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:] or [ast.Pass()]
+        for node in tree.body:  # all of them, or what defines the name that is wanted
+            defined = getattr(node, "targets", [node])
+            names = {getattr(one, "id", getattr(one, "name", "")) for one in defined}
+            nodes += [node] if not wanted or wanted in names else []
     if not nodes:
         raise ValueError(f"code_hash: {path} has no {wanted!r}")
     return "\n".join(map(ast.unparse, nodes))
@@ -141,13 +129,6 @@ def code_hash(parts: Sequence[str]) -> str:
             functions and constants of a file (``experiments.py:synthetic_scans``).
     """
     return hashlib.sha256("\n".join(map(_code, parts)).encode()).hexdigest()[:12]
-
-
-def _names(node: ast.stmt) -> set[str]:
-    """Return the names that a statement of a module defines."""
-    if isinstance(node, ast.Assign):
-        return {target.id for target in node.targets if isinstance(target, ast.Name)}
-    return {getattr(node, "name", "")}
 
 
 @contextmanager

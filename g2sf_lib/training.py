@@ -8,8 +8,8 @@ import math
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from sklearn.metrics import roc_auc_score
@@ -19,15 +19,7 @@ from tqdm.auto import tqdm
 from g2sf_lib.cells import Cells
 from g2sf_lib.checkpoint import read_checkpoint, write_checkpoint
 from g2sf_lib.config import MODALITIES, LossConfig, ModelConfig, TrainingConfig
-from g2sf_lib.fusion import (
-    CELLS_AT_ONCE,
-    LSPN,
-    GlobalScale,
-    Metric,
-    aggregate,
-    encode,
-    local_metric,
-)
+from g2sf_lib.fusion import CELLS_AT_ONCE, Metric, aggregate, encode, local_metric
 from g2sf_lib.losses import (
     loss_cma,
     loss_cns,
@@ -53,25 +45,19 @@ class CollapseWarning(UserWarning):
 def heldout_images(image: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
     """Return (N,) bool: cells of the images that are held out, one at least, and one kept.
 
-    By image, since neighbouring cells share pixels: a split by cell would judge the network on
-    what it was trained on.
-
-    Raises:
-        ValueError: when there are fewer than two images.
+    By image, since neighbouring cells share pixels, which would be trained on and judged.
     """
     images = torch.unique(image.cpu())
     if len(images) < 2:
-        raise ValueError(
-            f"heldout_images: {len(images)} image; expected at least 2 to hold one out"
-        )
+        raise ValueError(f"heldout_images: {len(images)} image; expected at least 2 images")
     num = min(max(round(fraction * len(images)), 1), len(images) - 1)
     held = images[torch.randperm(len(images), generator=generator)[:num]]
     return torch.isin(image, held.to(image.device))
 
 
-def _form(loss: LossConfig, name: str) -> str:
+def _form(loss: LossConfig, of: str) -> str:
     """Return which form a switch of the losses stands for."""
-    return getattr(loss, name) or loss.form
+    return getattr(loss, f"{of}_form") or loss.form
 
 
 def loss_terms(
@@ -89,30 +75,27 @@ def loss_terms(
     Args:
         metric: its mode (dropout) is left as it is.
         cells: a batch; where nothing is trained, as many as there are.
-        bank: mod -> prototypes.
+        bank: mod -> `MemoryBank` or (B, D_mod) prototypes.
         m0: bound of L_sep.
         k: number of proximal neighbourhoods.
         loss: forms and eta_0.
-        generator: draws the negatives of Eq. 8.
+        generator: draws the negatives of Eq. 8, and the jitter.
         is_training: False: without jitter, without the official weights of L_sep, in parts.
     """
-    if is_training and _form(loss, "jitter_form") == "official":
+    if is_training and _form(loss, "jitter") == "official":
         cells, bank = _jittered(metric, cells, bank, generator)
     rows = torch.arange(len(cells), device=cells.s.device)
     parts = [rows] if is_training else rows.split(CELLS_AT_ONCE)
     found = [_scale_factors(metric, cells, part, bank, loss, generator) for part in parts]
     w, w_neg = (torch.cat(some) for some in zip(*found, strict=True))
     s = cells.s / metric.s_mean
-    ell = local_metric(w, s, metric.sigma())
-    is_anomalous = cells.is_anomalous
-    sep_form, mar_form = _form(loss, "sep_form"), _form(loss, "mar_form")
-    label = cells.changed if loss.label_of == "modality" else is_anomalous
+    ell, y = local_metric(w, s, metric.sigma()), cells.is_anomalous
     return {
-        "sep": loss_sep(ell[:, 0], is_anomalous, m0, form=sep_form, weighted=is_training),
-        "mar": loss_mar(ell[:, 0], is_anomalous, form=mar_form),
+        "sep": loss_sep(ell[:, 0], y, m0, form=_form(loss, "sep"), weighted=is_training),
+        "mar": loss_mar(ell[:, 0], y, form=_form(loss, "mar")),
         "cns": loss_cns(ell, proximal_bound(s, k, loss.eta_0)),
-        "sc": loss_sc(w[:, 0], label),
-        "cma": loss_cma(w_neg, form=_form(loss, "cma_form")),
+        "sc": loss_sc(w[:, 0], cells.changed if loss.label_of == "modality" else y),
+        "cma": loss_cma(w_neg, form=_form(loss, "cma")),
     }, w
 
 
@@ -123,11 +106,11 @@ def _scale_factors(
     if len(rows) < len(cells):
         cells = cells.take(rows)
     w = metric.lspn.from_bank(cells.feat, bank, cells.index, cells.s, generator)
-    pairs = negative_pairs(len(cells), generator, _form(loss, "cma_form"))
+    feature_of, prototype_of = negative_pairs(len(cells), generator, _form(loss, "cma"))
     feat, index, distances = {}, {}, []
-    for mod, feature_of, prototype_of in ((m, pairs[0][m], pairs[1][m]) for m in MODALITIES):
-        feat[mod] = cells.feat[mod][feature_of.to(cells.s.device)]
-        index[mod] = cells.index[mod][prototype_of.to(cells.s.device), :1]
+    for mod in MODALITIES:
+        feat[mod] = cells.feat[mod][feature_of[mod].to(cells.s.device)]
+        index[mod] = cells.index[mod][prototype_of[mod].to(cells.s.device), :1]
         prototypes = getattr(bank[mod], "prototypes", bank[mod])
         nearest = prototypes[index[mod].to(prototypes.device)].to(feat[mod])
         distances.append(encode(feat[mod], nearest)[1])
@@ -136,13 +119,10 @@ def _scale_factors(
 
 
 def _jittered(metric: Metric, cells: Cells, bank: dict, generator) -> tuple[Cells, dict]:
-    """Return cells and a bank of their own, moved by up to 0.1 of the mean distance.
-
-    As in the authors' code every component of a step is positive.
-    """
+    """Return cells and a bank of their own, moved by up to 0.1 of the mean distance."""
 
     def moved(x: Tensor, reach: Tensor) -> Tensor:
-        step = torch.rand(x.shape, generator=generator).to(x)
+        step = torch.rand(x.shape, generator=generator).to(x)  # positive, as in the authors' code
         length = JITTER * reach * torch.rand(len(x), 1, generator=generator).to(x)
         return x + step / torch.linalg.vector_norm(step, dim=-1, keepdim=True) * length
 
@@ -158,74 +138,93 @@ def _jittered(metric: Metric, cells: Cells, bank: dict, generator) -> tuple[Cell
     return dataclasses.replace(cells, feat=feat, index=index, s=s), own_bank
 
 
-@dataclass(frozen=True)
-class _Split:
-    """Which cells are trained on and which judge, as numbers.
+class _Split(NamedTuple):
+    """Numbers of the cells that are trained on, and of those that are held out."""
 
-    Attributes:
-        fit: normal and anomalous ones to train on; only a batch is ever read.
-        judged: held-out ones whose losses are taken, as many normal as anomalous.
-        heldout: all held-out ones, whose scans are told apart.
-    """
-
-    fit: tuple[Tensor, Tensor]
-    judged: Tensor
+    fit: list[Tensor]  # normal and anomalous ones
+    judged: Tensor  # held-out ones whose losses are taken, as many normal as anomalous
     heldout: Tensor
 
 
 def _split(cells: Cells, training: TrainingConfig, seed: int) -> _Split:
-    """Draw what is held out.
-
-    Raises:
-        ValueError: when one of the classes is absent, of all cells or of a side.
-    """
-    if not cells.is_anomalous.any() or cells.is_anomalous.all():
-        raise ValueError(
-            "train_metric: cells of one class only; expected normal and anomalous cells"
-        )
+    """Draw what is held out."""
+    y = cells.is_anomalous
+    if not y.any() or y.all():
+        raise ValueError("train_metric: cells of one class only; expected normal and anomalous")
     draw = torch.Generator().manual_seed(seed)
     # Held out by cell, each cell counts as an image of its own.
     units = {"cell": torch.arange(len(cells)), "image": cells.image, "target": cells.target}
     is_heldout = heldout_images(units[training.heldout_by], training.heldout_fraction, draw)
-    is_heldout = is_heldout.to(cells.s.device)
-    judged = _balanced(cells.is_anomalous, is_heldout, draw)
-    fit = tuple(
-        torch.nonzero(~is_heldout & (cells.is_anomalous == side))[:, 0] for side in (False, True)
+    is_heldout = is_heldout.to(y.device)
+    fit, heldout = (
+        [torch.nonzero(among & (y == side))[:, 0] for side in (False, True)]
+        for among in (~is_heldout, is_heldout)
     )
-    if not len(fit[1]) or not len(judged):
+    num = min(*map(len, heldout), MOST_JUDGED)
+    if not len(fit[1]) or not num:
         raise ValueError("train_metric: a side of the held-out split has no anomalous cell")
-    return _Split(fit, judged, torch.nonzero(is_heldout)[:, 0])
+    judged = [x[torch.randperm(len(x), generator=draw)[:num].to(x.device)] for x in heldout]
+    return _Split(fit, torch.cat(judged), torch.nonzero(is_heldout)[:, 0])
 
 
-def _untrained(
-    cells: Cells,
-    fit: tuple[Tensor, Tensor],
-    model: ModelConfig,
-    loss: LossConfig,
-    training: TrainingConfig,
-    seed: int,
-) -> tuple[Metric, float]:
-    """Return the metric before training, and m_0, twice the largest distance of a paste."""
-    nearest = cells.s[fit[0], 0]
-    s_mean = nearest.mean(0)
-    if training.normaliser == "std":
-        # Modalities in proportion to their spread, and normal cells at 1 on average as before.
-        s_mean = nearest.std(0) * (s_mean / nearest.std(0)).mean()
-    device = cells.s.device
-    with _seeded(seed, device):
-        lspn = LSPN(
-            {mod: cells.feat[mod].shape[1] for mod in MODALITIES},
-            model.hidden,
-            model.embed,
-            model.dropout,
-            _form(loss, "start_form"),
-            _form(loss, "direction_form"),
-            model.prototype_input,
-            model.direction_input,
-        ).to(device)
-    metric = Metric(lspn, GlobalScale().to(device), s_mean)
-    metric.sigma.requires_grad_(model.sigma_rule == "learned")
-    return metric, 2.0 * float((cells.s[fit[1], 0] / s_mean).max())
+@contextmanager
+def _seeded(seed: int, device: torch.device):
+    """Seed torch's global generator, which dropout and initial weights read, for a while."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+class _Loop:
+    """One training: its cells, what they are compared with, and the metric that it changes."""
+
+    def __init__(self, cells: Cells, bank: dict, model: ModelConfig, loss: LossConfig,
+                 training: TrainingConfig, seed: int):  # fmt: skip
+        self.cells, self.bank, self.k, self.seed = cells, bank, model.k, seed
+        self.loss, self.training = loss, training
+        self.split = _split(cells, training, seed)
+        normal, pasted = (cells.s[rows, 0] for rows in self.split.fit)
+        s_mean = normal.mean(0)
+        if training.normaliser == "std":
+            # Modalities in proportion to their spread, and normal cells at 1 on average as before.
+            s_mean = normal.std(0) * (s_mean / normal.std(0)).mean()
+        dims = {mod: cells.feat[mod].shape[1] for mod in MODALITIES}
+        forms = _form(loss, "direction"), _form(loss, "start")
+        with _seeded(seed, s_mean.device):
+            self.metric = Metric.untrained(dims, model, s_mean, *forms).to(s_mean.device)
+        self.metric.sigma.requires_grad_(model.sigma_rule == "learned")
+        self.m0 = 2.0 * float((pasted / s_mean).max())  # twice the largest distance of a paste
+        rates = {"lspn": training.learning_rate, "sigma": training.sigma_learning_rate}
+        self.optimiser = torch.optim.Adam(
+            [{"params": getattr(self.metric, n).parameters(), "lr": r} for n, r in rates.items()],
+            weight_decay=training.weight_decay,
+        )
+
+    def terms(self, rows: Tensor, draw: torch.Generator, is_training: bool) -> tuple:
+        """Return what `loss_terms` says of some cells."""
+        cells, given = self.cells.take(rows), (self.bank, self.m0, self.k, self.loss, draw)
+        return loss_terms(self.metric, cells, *given, is_training=is_training)
+
+    def train_epoch(self, draw: torch.Generator) -> dict[str, float]:
+        """Train one epoch; return the mean of every term."""
+        loss, training, fit = self.loss, self.training, self.split.fit
+        num_fit = sum(map(len, fit))
+        batch_size = min(training.batch_size, max(int(training.max_batch_share * num_fit), 2))
+        num_steps, totals = num_fit // batch_size, dict.fromkeys(TERMS, 0.0)
+        self.metric.train()
+        for _ in range(num_steps):
+            half = [s[torch.randint(len(s), (batch_size // 2,), generator=draw)] for s in fit]
+            terms, _ = self.terms(torch.cat(half), draw, is_training=True)
+            total = total_loss(terms, loss.alpha, loss.beta, loss.gamma, loss.mu)
+            if training.l1:
+                weights = (w for n, w in self.metric.lspn.named_parameters() if "weight" in n)
+                total = total + training.l1 * sum(w.abs().sum() for w in weights)
+            self.optimiser.zero_grad()
+            total.backward()
+            self.optimiser.step()
+            for name in TERMS:
+                totals[name] += float(terms[name].detach()) / num_steps
+        return totals
 
 
 def train_metric(
@@ -241,21 +240,20 @@ def train_metric(
 ) -> tuple[Metric, list[dict[str, float]]]:
     """Train LSPN and sigma; return the best epoch's metric and one row of history an epoch.
 
-    Batches hold both classes in equal shares, drawn with replacement. After each epoch the
-    held-out cells are scored, and the epoch with the lowest criterion on them is kept; the
-    untrained metric, epoch 0, is a candidate. The randomness of an epoch depends on `seed` and its
-    number only, so a run that was interrupted and goes on from `checkpoint` ends with the same
-    bytes as one that was not.
+    Batches hold both classes in equal shares, drawn with replacement. The epoch with the lowest
+    criterion on held-out cells is kept; the untrained metric, epoch 0, is a candidate. The
+    randomness of an epoch depends on `seed` and its number only, so a run that goes on from
+    `checkpoint` ends with the same bytes as one that was not interrupted.
 
     Args:
         cells: labelled training cells; their device is where the training runs.
         bank: mod -> `MemoryBank` or (B, D_mod) prototypes.
         model: sizes of LSPN, and k.
         loss: weights of Eq. 10, and forms.
-        training: optimiser, epochs, batches, held-out fraction.
+        training: optimiser, epochs, batches, what is held out.
         seed: of the split, weights, dropout, batches and negatives.
         checkpoint: written after every epoch, and read at the start; None: nothing is written.
-        progress: whether a progress bar is shown.
+        progress: whether a bar is shown.
         after_epoch: called with 0 and the untrained metric, then with each epoch and the metric at
             its end; not for epochs that `checkpoint` already has.
 
@@ -265,31 +263,20 @@ def train_metric(
             (``sep`` ... ``cma``), and what `_observe` sees on held-out cells.
 
     Raises:
-        ValueError: when one of the classes is absent.
         FloatingPointError: when the held-out loss is no longer finite.
-        StoredFileError: when the checkpoint is damaged.
-
-    Warns:
-        CollapseWarning: when w hardly differs between held-out cells.
 
     Source: Section 3.5; optimiser and selection from the authors' code, except that scans, not
     cells, are held out, that false alarms are looked at, and that held-out losses are balanced.
     """
-    split = _split(cells, training, seed)
-    metric, m0 = _untrained(cells, split.fit, model, loss, training, seed)
-    groups = ((metric.lspn, training.learning_rate), (metric.sigma, training.sigma_learning_rate))
-    optimiser = torch.optim.Adam(
-        [{"params": part.parameters(), "lr": rate} for part, rate in groups],
-        weight_decay=training.weight_decay,
-    )
-    judge = (cells, split, bank, m0, model.k, loss, training, seed)
+    loop = _Loop(cells, bank, model, loss, training, seed)
+    metric, optimiser = loop.metric, loop.optimiser
     run = _fingerprint(cells, model, loss, training, seed)
     history: list[dict[str, float]] = []
     best: dict[str, Tensor] = {}
 
     def end_epoch(row: dict[str, float]) -> None:
         nonlocal best
-        row |= {"epoch": len(history)} | _observe(metric, *judge)
+        row |= {"epoch": len(history)} | _observe(loop)
         if after_epoch is not None:
             after_epoch(len(history), metric)
         history.append(row)
@@ -303,19 +290,16 @@ def train_metric(
         if checkpoint is not None and row["epoch"]:
             write_checkpoint(checkpoint, run, {"history": history}, metric, optimiser, best)
 
-    known = None if checkpoint is None else read_checkpoint(checkpoint, run, metric, optimiser)
-    if known is None:
-        end_epoch({})
-    else:
+    if known := checkpoint and read_checkpoint(checkpoint, run, metric, optimiser):
         history, best = known[0]["history"], known[1]
-    epochs = range(len(history), training.epochs + 1)
-    bar = tqdm(epochs, total=training.epochs, initial=len(history) - 1, desc="training",
-               disable=not progress)  # fmt: skip
+    else:
+        end_epoch({})
+    first, last = len(history), training.epochs
+    bar = tqdm(range(first, last + 1), "training", last, initial=first - 1, disable=not progress)
     for epoch in bar:
-        with _seeded(_epoch_seed(seed, epoch), cells.s.device):
-            draw = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
-            end_epoch(_train_epoch(metric, optimiser, cells, split, bank, m0, model.k, loss,
-                                   training, draw))  # fmt: skip
+        own_seed = 1_000_003 * (seed + 1) + epoch  # differs between epochs and between runs
+        with _seeded(own_seed, cells.s.device):
+            end_epoch(loop.train_epoch(torch.Generator().manual_seed(own_seed)))
         bar.set_postfix(heldout=f"{history[-1]['heldout']:.4f}")
     metric.load_state_dict(best)
     metric.eval()
@@ -323,69 +307,11 @@ def train_metric(
     return metric, history
 
 
-def _train_epoch(
-    metric: Metric,
-    optimiser: torch.optim.Optimizer,
-    cells: Cells,
-    split: _Split,
-    bank: dict,
-    m0: float,
-    k: int,
-    loss: LossConfig,
-    training: TrainingConfig,
-    draw: torch.Generator,
-) -> dict[str, float]:
-    """Train one epoch; return the mean of every term."""
-    num_fit = sum(map(len, split.fit))
-    batch_size = min(training.batch_size, max(int(training.max_batch_share * num_fit), 2))
-    num_steps, totals = num_fit // batch_size, dict.fromkeys(TERMS, 0.0)
-    metric.train()
-    for _ in range(num_steps):
-        half = [s[torch.randint(len(s), (batch_size // 2,), generator=draw)] for s in split.fit]
-        terms, _ = loss_terms(metric, cells.take(torch.cat(half)), bank, m0, k, loss, draw)
-        total = total_loss(terms, loss.alpha, loss.beta, loss.gamma, loss.mu)
-        if training.l1:
-            total = total + training.l1 * _l1(metric.lspn)
-        optimiser.zero_grad()
-        total.backward()
-        optimiser.step()
-        for name in TERMS:
-            totals[name] += float(terms[name].detach()) / num_steps
-    return totals
-
-
-def _epoch_seed(seed: int, epoch: int) -> int:
-    """Return a seed that differs between epochs and between runs."""
-    return 1_000_003 * (seed + 1) + epoch
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device):
-    """Seed torch's global generator, which dropout and initial weights read, for a while."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
-def _l1(lspn: LSPN) -> Tensor:
-    """Return the sum of absolute weights of the linear layers, biases left out."""
-    return sum(weight.abs().sum() for name, weight in lspn.named_parameters() if "weight" in name)
-
-
-def _balanced(is_anomalous: Tensor, among: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the numbers of as many anomalous cells as normal ones, `MOST_JUDGED` at most."""
-    sides = [torch.nonzero(among & (is_anomalous == side))[:, 0] for side in (False, True)]
-    num = min(*map(len, sides), MOST_JUDGED)
-    drawn = [torch.randperm(len(side), generator=generator)[:num] for side in sides]
-    return torch.cat([side[rows.to(side.device)] for side, rows in zip(sides, drawn, strict=True)])
-
-
 def heldout_auroc(score: Tensor, cells: Cells) -> float:
     """Return how well image scores tell pasted scans from the same scans untouched (AUROC).
 
-    A scan scores as its largest normal cell; with a paste on it, as the larger of that and of
-    the paste's largest cell. So a metric that calls a good cell anomalous is seen to do so. NaN
-    where there are no normal cells, or no pasted ones.
+    A scan scores as its largest normal cell; with a paste on it, as the larger of that and of the
+    paste's largest cell, so that false alarms are seen. NaN where either kind is absent.
     """
 
     def largest(of: Tensor, among: Tensor, num: int) -> Tensor:
@@ -402,50 +328,39 @@ def heldout_auroc(score: Tensor, cells: Cells) -> float:
     untouched, pasted = (x[torch.isfinite(x)].cpu() for x in (untouched, pasted))
     if not len(untouched) or not len(pasted):
         return float("nan")
-    truth = torch.cat([torch.zeros(len(untouched)), torch.ones(len(pasted))])
+    truth = [0] * len(untouched) + [1] * len(pasted)
     return float(roc_auc_score(truth, torch.cat([untouched, pasted])))
 
 
 @torch.no_grad()
-def _observe(
-    metric: Metric,
-    cells: Cells,
-    split: _Split,
-    bank: dict,
-    m0: float,
-    k: int,
-    loss: LossConfig,
-    training: TrainingConfig,
-    seed: int,
-) -> dict[str, float]:
-    """Return the held-out part of a row of history; the cells are judged without jitter.
+def _observe(loop: _Loop) -> dict[str, float]:
+    """Return the held-out part of a row of history.
 
     ``w_ends`` is the share of normal held-out cells whose w is beyond `NEAR_AN_END` of its range
     in both modalities; ``w_correlation`` that of both modalities' log w over all of them.
     """
-    metric.eval()
-    draw = torch.Generator().manual_seed(seed)
-    judged = cells.take(split.judged)
-    terms, w = loss_terms(metric, judged, bank, m0, k, loss, draw, is_training=False)
+    metric, cells, heldout = loop.metric.eval(), loop.cells, loop.split.heldout
+    draw = torch.Generator().manual_seed(loop.seed)
+    terms, w = loop.terms(loop.split.judged, draw, is_training=False)
     row = {f"heldout_{name}": float(terms[name]) for name in TERMS}
-    near, score = slice(0, k + 1), []
-    for rows in split.heldout.split(CELLS_AT_ONCE):
+    near, score = slice(0, loop.k + 1), []
+    for rows in heldout.split(CELLS_AT_ONCE):
         index = {mod: cells.index[mod][rows][:, near] for mod in MODALITIES}
         s = cells.s[rows][:, near]
         feat = {mod: cells.feat[mod][rows] for mod in MODALITIES}
-        score.append(aggregate(metric.ell(metric.scale_factors(feat, bank, index, s), s)))
-    row["heldout_auroc"] = heldout_auroc(torch.cat(score), cells.without_features(split.heldout))
-    row["heldout"] = row["heldout_sep"] + loss.alpha * row["heldout_mar"]
-    if training.criterion == "images":
+        score.append(aggregate(metric.ell(metric.scale_factors(feat, loop.bank, index, s), s)))
+    row["heldout_auroc"] = heldout_auroc(torch.cat(score), cells.without_features(heldout))
+    row["heldout"] = row["heldout_sep"] + loop.loss.alpha * row["heldout_mar"]
+    if loop.training.criterion == "images":
         row["heldout"] = 1.0 - row["heldout_auroc"]
-    log_w, is_anomalous = w[:, 0].log(), judged.is_anomalous
+    log_w, y = w[:, 0].log(), cells.is_anomalous[loop.split.judged]
     for m, mod in enumerate(MODALITIES):
         row[f"sigma_{mod}"] = float(metric.sigma()[m])
-        for side, rows in (("normal", ~is_anomalous), ("synthetic", is_anomalous)):
+        for side, rows in (("normal", ~y), ("synthetic", y)):
             row[f"w_{side}_{mod}"] = float(w[rows, 0, m].mean())
             row[f"w_std_{side}_{mod}"] = float(w[rows, 0, m].std())
         row[f"w_std_{mod}"] = float(w[:, 0, m].std())
-    row["w_ends"] = float((log_w[~is_anomalous].abs() > NEAR_AN_END).all(1).float().mean())
+    row["w_ends"] = float((log_w[~y].abs() > NEAR_AN_END).all(1).float().mean())
     spread = log_w.std(0)
     joint = ((log_w - log_w.mean(0)).prod(1).mean() / spread.prod().clamp_min(1e-12)).item()
     row["w_correlation"] = joint if float(spread.min()) > 1e-6 else 0.0
@@ -458,19 +373,13 @@ def best_row(history: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _warn_if_collapsed(best: dict[str, float], last: dict[str, float], loss: LossConfig) -> None:
-    """Warn when w is a constant in the epoch that was kept or by the last, with the likely cause.
-
-    The last one counts too: where w ends as a constant, an early epoch is kept, which is
-    hardly trained.
-    """
+    """Warn when w is a constant by the last epoch (an early one is kept then), or in that kept."""
     for row in (last, best):
-        flat = [mod for mod in MODALITIES if row[f"w_std_{mod}"] < COLLAPSED]
-        if flat:
+        if flat := [mod for mod in MODALITIES if row[f"w_std_{mod}"] < COLLAPSED]:
             break
     else:
         return
-    level = {mod: (row[f"w_normal_{mod}"] + row[f"w_synthetic_{mod}"]) / 2 for mod in flat}
-    if max(level.values()) > 2:
+    if max(row[f"w_normal_{mod}"] + row[f"w_synthetic_{mod}"] for mod in flat) > 4:
         cause = (
             f"every w is near e: L_cma (mu = {loss.mu:g}) and L_sc (gamma = {loss.gamma:g}) "
             "outweigh the discrimination loss; lower mu"

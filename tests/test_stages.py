@@ -10,51 +10,29 @@ from g2sf_lib import store
 from g2sf_lib.baselines import METHODS
 from g2sf_lib.config import Settings, leaf_fields, make_config
 from g2sf_lib.stages import STAGES as OWN
-from g2sf_lib.stages import (
-    dataset_dir,
-    folder_name,
-    raw_dir,
-    results_file,
-    run_name,
-    scans_dir,
-    stage_dir,
-)
+from g2sf_lib.stages import dataset_dir, folder_name, raw_dir, results_file, run_name, stage_dir
 
 LEAVES = leaf_fields()
 LIBRARY = Path(module.__file__).parent
-STAGES = OWN | {
-    "cfm": METHODS["cfm"].stage,
-    "ast": METHODS["ast"].stage,
-    "bank_scores": METHODS["m3dm"].score_stage,
-    "cfm_scores": METHODS["cfm"].score_stage,
-    "ast_scores": METHODS["ast"].score_stage,
-}
+STAGES = OWN | {"bank_scores": METHODS["m3dm"].score_stage}
+STAGES |= {name: METHODS[name].stage for name in ("cfm", "ast")}
+STAGES |= {f"{name}_scores": METHODS[name].score_stage for name in ("cfm", "ast")}
 SCORES = ("scores", "quantities", "bank_scores", "cfm_scores", "ast_scores")
 OF_METRIC = ("lspn", "scores", "quantities")  # LSPN, and what is computed with it
 AFTER_BANK = ("lspn", "cfm", "ast", *SCORES)
 AFTER_DATA = tuple(stage for stage in STAGES if stage != "data")
 # section, or leaf of the run itself -> the stages whose hash depends on it
-DEPENDS = {
-    "data": STAGES,
-    "preprocess": STAGES,
-    "features": AFTER_DATA,
+DEPENDS = dict.fromkeys(("data", "preprocess", "dataset", "data_root"), STAGES) | {
+    **dict.fromkeys(("features", "category"), AFTER_DATA),
     "synthesis": ("pastes", "cells", *OF_METRIC),
     "bank": ("bank", "cells", *AFTER_BANK),
     "cells": ("cells", *OF_METRIC),
-    "model": OF_METRIC,
-    "loss": OF_METRIC,
-    "training": OF_METRIC,
-    "cfm": ("cfm", "cfm_scores"),
-    "ast": ("ast", "ast_scores"),
+    **dict.fromkeys(("model", "loss", "training"), OF_METRIC),
+    **{name: (name, f"{name}_scores") for name in ("cfm", "ast")},
     "rules": ("bank_scores",),
     "scoring": SCORES,
-    "dataset": STAGES,
-    "data_root": STAGES,
-    "category": AFTER_DATA,
     "seed": AFTER_BANK,
-    "device": (),
-    "runs_root": (),
-    "profile": (),
+    **dict.fromkeys(("device", "runs_root", "profile"), ()),
 }
 
 
@@ -129,10 +107,9 @@ def edited(monkeypatch):
 
     def edit(path, change):
         store._code.cache_clear()
+        keep = lambda text: text  # noqa: E731
         monkeypatch.setattr(
-            Path,
-            "read_text",
-            lambda self, *a: change(real(self, *a)) if self == path else real(self, *a),
+            Path, "read_text", lambda self: (change if self == path else keep)(real(self))
         )
 
     yield edit
@@ -145,7 +122,7 @@ def test_the_hash_changes_with_the_code_of_a_stage_and_not_with_comments(edited,
     config, before = make_config(), hashes(make_config())
 
     def is_changed(text):
-        edited(LIBRARY / path, lambda old: text(old))
+        edited(LIBRARY / path, text)
         after = hashes(config)
         return {stage for stage in STAGES if before[stage] != after[stage]}
 
@@ -165,22 +142,12 @@ def test_the_code_that_stages_name_is_there():
         store.code_hash(["fusion.py:nowhere"])
 
 
-def test_folders_keep_profiles_data_sets_categories_and_settings_apart():
+def test_folders_keep_profiles_categories_and_settings_apart():
     base = make_config("smoke", runs_root="runs")
-    assert dataset_dir(base) == Path("runs/smoke/procedural")
-    assert scans_dir(base).parent == dataset_dir(base)
-    assert stage_dir(base, "lspn").parent == dataset_dir(base) / "foam"
-    folders = {
-        stage_dir(config, "lspn")
-        for config in (
-            base,
-            base.replace(seed=1),
-            base.replace(category="rope"),
-            make_config("demo", runs_root="runs"),
-            make_config("smoke", runs_root="runs", alpha=9.0),
-        )
-    }
-    assert len(folders) == 5
+    assert stage_dir(base, "lspn").parent == Path("runs/smoke/procedural/foam")
+    others = [base.replace(**one) for one in ({"seed": 1}, {"category": "rope"})]
+    others += [make_config(runs_root="runs"), make_config("smoke", runs_root="runs", alpha=9.0)]
+    assert len({stage_dir(config, "lspn") for config in (base, *others)}) == 5
 
 
 def test_raw_data_lie_apart_by_how_they_are_rendered():
@@ -190,31 +157,15 @@ def test_raw_data_lie_apart_by_how_they_are_rendered():
     assert raw_dir(base) == raw_dir(make_config("smoke", epochs=9, category="rope"))
 
 
-@pytest.fixture
-def at_home(tmp_path, monkeypatch):
-    """A home folder, and in it the folder that programs run in."""
-    here = tmp_path / "clone"
-    (here / "scans").mkdir(parents=True)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(here)
-    return tmp_path
-
-
-def spellings(home: Path) -> dict[str, tuple[str, ...]]:
-    inside = ("scans", "scans/", "./scans", ".//scans/.", "~/clone/scans", "../clone/scans")
-    return {
-        "scans": (*inside, f"{home}/clone/scans/"),
-        f"{home}/scans": ("~/scans", "~/scans/", "../scans", f"{home}/./scans", f"{home}//scans"),
-        ".": (".", "./", f"{home}/clone"),
-    }
-
-
 @pytest.mark.parametrize("name", ["data_root", "runs_root", "rgb_weights", "pcd_weights"])
-def test_hashes_and_folders_are_the_same_for_all_spellings(at_home, name):
-    for given in spellings(at_home).values():
+def test_hashes_and_folders_are_the_same_for_all_spellings(tmp_path, monkeypatch, name):
+    """Which spellings are one is shown in test_config.py."""
+    (tmp_path / "clone/scans").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "clone")
+    for spellings in (("scans", "./scans/", "~/clone/scans"), ("../scans", f"{tmp_path}/scans")):
         place = {"dataset": "folder", "data_root": "x", "category": "nut"}
-        configs = [make_config(**(place | {name: text})) for text in given]
-        assert len(set(configs)) == 1
+        configs = [make_config(**(place | {name: text})) for text in spellings]
         for stage in ("data", "features", "lspn"):
             assert len({stage_dir(config, stage) for config in configs}) == 1
 
@@ -254,11 +205,3 @@ def test_names_of_folders_are_safe_and_apart():
     names = [folder_name(name) for name in odd]
     assert len(set(names)) == len(odd)
     assert all(re.fullmatch(r"[\w-]{1,47}", name) for name in names)
-
-
-def test_results_name_where_points_were_pasted_from():
-    """Pastes of a run on some categories are not those of a run on all; features are."""
-    alone = make_config(pasted_from='["foam"]')
-    assert STAGES["data"].hash(alone) == STAGES["data"].hash(make_config())
-    assert STAGES["features"].hash(alone) == STAGES["features"].hash(make_config())
-    assert STAGES["pastes"].hash(alone) != STAGES["pastes"].hash(make_config())
