@@ -296,8 +296,14 @@ class MemoryBank:
         return index
 
     @cached_property
-    def _on_gpu(self) -> Tensor:
-        return self.prototypes.cuda()
+    def _on_gpu(self):
+        """The prototypes on the GPU, and their faiss index there; None where faiss has none."""
+        import faiss
+
+        index = None
+        if hasattr(faiss, "StandardGpuResources"):
+            index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self._index)
+        return self.prototypes.cuda(), index
 
     def query_without(
         self, feat: Tensor | Rows, k: int, own: Tensor, device: torch.device | None = None
@@ -320,8 +326,8 @@ class MemoryBank:
         """Return the k nearest prototypes of (N, D) features, nearest first, exactly.
 
         Their rows (N, k) and Euclidean distances (N, k), ascending, are on the device of the
-        features. They are found by brute force, by faiss on a CPU and torch on a GPU, on `device`
-        or where the features are; the distances are recomputed from the differences, because both
+        features. faiss finds them by brute force (on a GPU that it was not built for, torch does),
+        on `device` or where the features are; the distances are recomputed from the differences, because both
         expand the square and give a prototype a distance to itself that is not zero.
         """
         if k > len(self.prototypes):
@@ -337,11 +343,13 @@ class MemoryBank:
 
     def _query_block(self, block: Tensor, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
         feat = block.detach().to(device)
-        prototypes = self._on_gpu if feat.is_cuda else self.prototypes.to(feat)
-        if feat.is_cuda:
+        on_cpu = (self.prototypes.to(feat), self._index)
+        prototypes, search = self._on_gpu if feat.is_cuda else on_cpu
+        if search is None:
             index = nearest(feat, prototypes, k)
         else:
-            index = torch.from_numpy(self._index.search(feat.contiguous().numpy(), k)[1])
+            index = torch.from_numpy(search.search(feat.cpu().contiguous().numpy(), k)[1])
+            index = index.to(feat.device)
         pairs = zip(feat.split(_ROWS_AT_ONCE), index.split(_ROWS_AT_ONCE), strict=True)
         norms = [torch.linalg.vector_norm(f[:, None] - prototypes[i], dim=-1) for f, i in pairs]
         distance, order = torch.cat(norms).sort(dim=1, stable=True)
