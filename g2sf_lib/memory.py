@@ -327,8 +327,8 @@ class MemoryBank:
 
         Their rows (N, k) and Euclidean distances (N, k), ascending, are on the device of the
         features. faiss finds them by brute force (on a GPU that it was not built for, torch does),
-        on `device` or where the features are; the distances are recomputed from the differences, because both
-        expand the square and give a prototype a distance to itself that is not zero.
+        on `device` or where the features are; the distances are recomputed from the differences,
+        because both expand the square and give a prototype a distance to itself that is not zero.
         """
         if k > len(self.prototypes):
             raise ValueError(
@@ -343,8 +343,8 @@ class MemoryBank:
 
     def _query_block(self, block: Tensor, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
         feat = block.detach().to(device)
-        on_cpu = (self.prototypes.to(feat), self._index)
-        prototypes, search = self._on_gpu if feat.is_cuda else on_cpu
+        is_here = not feat.is_cuda
+        prototypes, search = (self.prototypes.to(feat), self._index) if is_here else self._on_gpu
         if search is None:
             index = nearest(feat, prototypes, k)
         else:
