@@ -110,23 +110,32 @@ class FeatureExtractor:
         """Return the features of a preprocessed scan, zero where a cell is background.
 
         `wanted` is (cells,) bool, on the CPU: the only cells whose features are needed, the others
-        count as background. A ScanError where the scan has too few points.
+        count as background; None: all. Where the networks allow it, others cost nothing. A
+        ScanError where the scan has too few points for the point features.
         """
-        if self._net is None:
-            from g2sf_lib.features.fpfh import fpfh_patches
-
-            pcd, foreground = fpfh_patches(sample.xyz, self.config, sample.name, wanted)
-        else:
-            from g2sf_lib.features.pointmae import pointmae_patches
-
-            pcd, foreground = pointmae_patches(sample.xyz, self.config, self._net, sample.name)
-            if wanted is not None:
-                foreground = foreground & wanted.to(foreground.device)
-        foreground = foreground.to(self.device)
-        feat = {"pcd": pcd.to(self.device), "rgb": self._rgb([sample.rgb], wanted)[0]}
+        pcd, foreground = self.points(sample, wanted)
+        feat = {"pcd": pcd, "rgb": self.colour(sample, wanted)}
         feat = {mod: torch.where(foreground[:, None], feat[mod], 0.0) for mod in MODALITIES}
         grid = (self.config.grid_size, self.config.grid_size)
         return Patches(feat, grid, foreground, self._rgb.shared)
+
+    def points(self, sample: Sample, wanted: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return (cells, D_pcd) point features and (cells,) bool, which cells hold the object."""
+        if self._net is None:
+            from g2sf_lib.features.fpfh import fpfh_patches
+
+            feat, foreground = fpfh_patches(sample.xyz, self.config, sample.name, wanted)
+        else:
+            from g2sf_lib.features.pointmae import pointmae_patches
+
+            feat, foreground = pointmae_patches(sample.xyz, self.config, self._net, sample.name)
+            if wanted is not None:
+                foreground = foreground & wanted.to(foreground.device)
+        return feat.to(self.device), foreground.to(self.device)
+
+    def colour(self, sample: Sample, wanted: Tensor | None = None) -> Tensor:
+        """Return (cells, D_rgb) RGB features, background included."""
+        return self._rgb([sample.rgb], wanted)[0]
 
 
 def half_precision(device: torch.device) -> torch.autocast:
