@@ -451,8 +451,8 @@ def test_odd_names_reach_the_notebooks_as_they_are(odd_run):
         assert read["data_root"] == str(root)
         seen.setdefault(path.stem, []).append(read)
     assert set(seen["00_data"][0]["categories"]) == set(ODD_NAMES)
-    for chapter in ("01_feature_extraction", "03_lspn_training_seed1"):
-        assert {read["category"] for read in seen[chapter]} == set(ODD_NAMES)
+    for name in ("01_feature_extraction", "03_lspn_training_seed1"):
+        assert {read["category"] for read in seen[name]} == set(ODD_NAMES)
     assert {read["rgb_model"] for read in seen["01_feature_extraction"]} == {"001"}
     assert {read["learning_rate"] for read in seen["03_lspn_training_seed0"]} == {1e-4}
     assert "Nothing to be done" in run_in(tree, *given, f"--chapter={chapter}", "-n")
