@@ -23,7 +23,7 @@ FLOORS = (
     ("timing", "tuning", "quantities", "distributions"),
     ("results",),
     ("ablations",),
-    ("distributions", "toy"),
+    ("toy",),
 )
 BESIDE = ("plots",)  # arrays in, Figure out
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
