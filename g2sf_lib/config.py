@@ -166,7 +166,7 @@ class BankConfig(Settings):
 
     bank_fraction: float = setting(0.1, "facts.md, section 3", low=0, high=1)
     coreset: Literal["greedy", "approximate", "random"] = setting(
-        "greedy", "greedy beats random by 0.05; approximate is for large sets on a CPU"
+        "greedy", "greedy covers what random leaves out; approximate is for large sets on a CPU"
     )
     projection_eps: float | None = setting(
         None,
