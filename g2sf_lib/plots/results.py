@@ -80,7 +80,7 @@ def score_histograms(
     for ax, good, bad, name in zip(axes, normal, anomalous, names, strict=True):
         good, bad = np.asarray(good).ravel(), np.asarray(bad).ravel()
         low = float(min(good.min(), bad.min()))
-        high = float(max(np.percentile(good, 99.9), np.percentile(bad, 99), low + 1e-9))
+        high = float(max(np.percentile(good, 99.9), np.percentile(bad, 99), 1.1 * low, 1e-9))
         for kind, values in (("normal", good), ("anomalous", bad)):
             colour, line = style.OF_CLASS[kind]
             shared = {"bins": np.linspace(low, high, 50), "density": True, "color": colour}
